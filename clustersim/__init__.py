@@ -1,0 +1,41 @@
+"""clustersim: GPU clusters that run mixture-of-experts models, simulated from router decisions to seconds.
+
+What the command line does is here as functions; they are imported when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clustersim.cluster import Cluster, load_cluster
+    from clustersim.network.pairs import transfer
+    from clustersim.network.sharing import flow_times
+    from clustersim.results.store import scan
+    from clustersim.simulation import Result, simulate
+    from clustersim.types import InputError, TransferResult
+    from clustersim.workload.trace import read_trace
+
+__version__ = "0.1.0"
+__all__ = [
+    "Cluster", "InputError", "Result", "TransferResult", "flow_times", "load_cluster", "read_trace", "scan", "simulate",
+    "transfer",
+]  # fmt: skip
+
+_HOME = {
+    "Cluster": "cluster", "load_cluster": "cluster", "transfer": "network.pairs", "flow_times": "network.sharing",
+    "scan": "results.store", "Result": "simulation", "simulate": "simulation", "InputError": "types",
+    "TransferResult": "types", "read_trace": "workload.trace",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'clustersim' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"clustersim.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

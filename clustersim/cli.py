@@ -1,0 +1,249 @@
+"""The commands. Each imports what it needs when it runs, so that help costs nothing; nobody else prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clustersim.places import group_folder, options
+
+if TYPE_CHECKING:
+    from clustersim.simulation import Result
+
+GROUPS = {                      # group -> what is chosen by it
+    "model": "the shape of the model",
+    "topology": "the machine",
+    "trace": "where router decisions come from",
+    "workload": "what the GPUs are given",
+    "capacity": "how much an expert takes",
+    "placement": "where experts live",
+    "exchange": "how tokens travel",
+    "network": "how links are shared",
+    "compute": "how long GPUs compute",
+    "experiment": "a study (write +experiment=NAME)",
+}
+NOT_BUILT = ("report", "compare", "inspect", "convert", "fit", "validate", "calibrate")
+USAGE = """\
+clustersim: a cluster that runs a mixture-of-experts model, simulated from router decisions to seconds
+
+  clustersim [KEY=VALUE ...]        one run; a table per layer, a summary, and a folder of results
+  clustersim -m KEY=A,B,C ...       a sweep: one run for every combination, compared in one table
+  clustersim +experiment=NAME       a study
+  clustersim --cfg [KEY=VALUE ...]  the whole config of a run, without running it
+  clustersim list [GROUP]           all options, one line each
+  clustersim capture tiny           train a small model in PyTorch and record its router (KEY=VALUE: out, device, seed, steps, scores)
+
+examples
+  clustersim capacity.factor=1.25 placement.replica=nearest
+  clustersim -m capacity.factor=1.0,1.25,1.5,2.0
+  clustersim model=deepseek_v3 topology=h800_sxm trace=sampled exchange=direct network=bound
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code: 0, 2 for bad input (one line on stderr), 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if any(a in ("-h", "--help") for a in arguments):
+        print(_help())
+        return 0
+    if "--version" in arguments:
+        from clustersim import __version__
+
+        print(__version__)
+        return 0
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("interrupted; finished runs are kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:             # the reader of a pipe has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError) as error:
+        from clustersim.types import InputError
+
+        if not isinstance(error, InputError | OSError):
+            raise
+        print(f"clustersim: {error}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    from clustersim.pick import did_you_mean
+    from clustersim.types import InputError
+
+    commands: dict[str, Callable[[list[str]], int]] = {"list": _list, "capture": _capture, "run": _run}
+    first = arguments[0] if arguments else ""
+    if first in commands:
+        return commands[first](arguments[1:])
+    if first in NOT_BUILT:
+        raise InputError(f"{first}: this command is not built yet")
+    if first and "=" not in first and first[0] not in "-+~":
+        raise InputError(f"{first}: there is no such command{did_you_mean(first, (*commands, *NOT_BUILT))} (see clustersim --help)")
+    return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    from clustersim.types import InputError
+
+    flags = [a for a in arguments if a.startswith("-")]
+    overrides = [a for a in arguments if not a.startswith("-")]
+    if unknown := [a for a in flags if a not in ("-m", "--multirun", "--cfg")]:
+        raise InputError(f"{unknown[0]}: there is no such flag (-m sweeps, --cfg shows the config, --help explains)")
+    from clustersim import config
+
+    if "--cfg" in flags:
+        import yaml
+
+        print(yaml.safe_dump(dict(config.compose([o for o in overrides if o != "job"]).config), sort_keys=False), end="")
+        return 0
+    if {"-m", "--multirun"} & set(flags) or config.is_sweep(overrides):
+        return _sweep(overrides)
+    from rich.console import Console
+
+    from clustersim.results import terminal
+
+    with _progress() as progress:
+        result = _simulate(overrides, progress)
+        folder = result.save()
+    console = Console(highlight=False)
+    console.print(terminal.layer_table(result.tables["layers"]))
+    console.print(terminal.summary(result.summary, result.notes))
+    console.print(f"results in {folder}", soft_wrap=True)
+    return 0
+
+
+def _sweep(overrides: list[str]) -> int:
+    """Every job of a sweep, one after the other. A job that fails is reported at the end; the others go on."""
+    from rich.console import Console
+
+    from clustersim.config import sweep
+    from clustersim.results import terminal
+    from clustersim.types import InputError
+
+    jobs = list(sweep(overrides))
+    done: list[tuple[list[str], dict[str, Any]]] = []
+    failed: list[tuple[list[str], str]] = []
+    folder = None
+    with _progress() as progress:
+        for number, job in enumerate(jobs):
+            try:
+                result = _simulate(
+                    job, lambda fraction, what, n=number: progress((n + fraction) / len(jobs), f"job {n + 1} of {len(jobs)}: {what}")
+                )
+            except InputError as error:
+                failed.append((job, str(error)))
+                continue
+            folder = result.save().parent
+            done.append((job, result.summary))
+    console = Console(highlight=False)
+    if done:
+        console.print(terminal.comparison(done))
+        console.print(f"{len(done)} runs in {folder}", soft_wrap=True)
+    for job, reason in failed:
+        print(f"clustersim: failed: {' '.join(job)}: {reason}", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _simulate(overrides: list[str], progress: Callable[[float, str], None]) -> Result:
+    from clustersim.simulation import simulate
+
+    return simulate(overrides, progress=progress)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[float, str], None]]:
+    """What to tell of progress: one bar on a terminal's stderr, after two seconds; that it compiles, to any stderr."""
+    import time
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False)
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True)
+    task = bar.add_task("", total=1.0)
+    began = time.monotonic()
+    told: set[str] = set()
+
+    def tell(fraction: float, what: str) -> None:
+        bar.update(task, completed=fraction, description=what)
+        if "compiling" in what and what not in told:
+            told.add(what)
+            console.print(f"{what.partition(': ')[2] or what} (about 15 s) ...", soft_wrap=True)
+        if console.is_terminal and not bar.live.is_started and time.monotonic() - began > 2:
+            bar.start()
+
+    try:
+        yield tell
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def _list(arguments: list[str]) -> int:
+    from clustersim.pick import did_you_mean
+    from clustersim.types import InputError
+
+    for group in arguments:
+        if group not in GROUPS:
+            raise InputError(f"list {group}: there is no such group{did_you_mean(group, GROUPS)} (known: {', '.join(GROUPS)})")
+    for group in arguments or GROUPS:
+        print(f"{group}: {GROUPS[group]}")
+        for name, line in options(group_folder(group)).items():
+            print(f"  {name:<18} {line}")
+    return 0
+
+
+def _capture(arguments: list[str]) -> int:
+    from clustersim.types import InputError
+
+    if not arguments or arguments[0] != "tiny":
+        what = arguments[0] if arguments else ""
+        raise InputError(f"capture {what}: only `capture tiny` is built so far")
+    given: dict[str, Any] = {"out": "tiny_trace"}
+    kinds: dict[str, Callable[[str, str], Any]] = {
+        "out": lambda key, text: text, "device": lambda key, text: text, "seed": _whole, "steps": _whole, "scores": _flag,
+    }  # fmt: skip
+    for text in arguments[1:]:
+        key, equals, value = text.partition("=")
+        if not equals or key not in kinds:
+            raise InputError(f"{text}: capture tiny takes {', '.join(f'{k}=...' for k in kinds)}")
+        given[key] = kinds[key](key, value)
+    from clustersim.capture.tiny import capture_tiny
+
+    with _progress() as progress:
+        facts = capture_tiny(Path(given.pop("out")), progress=progress, **given)
+    print(f"{facts['tokens']:,} tokens in {facts['path']}, made in {facts['seconds']:.0f} s")
+    print(f"replay it: clustersim trace=file trace.path={facts['path']}")
+    return 0
+
+
+def _whole(key: str, text: str) -> int:
+    from clustersim.types import InputError
+
+    if not text.isdecimal():
+        raise InputError(f"{key}={text}: must be a whole number")
+    return int(text)
+
+
+def _flag(key: str, text: str) -> bool:
+    from clustersim.types import InputError
+
+    if text not in ("true", "false"):
+        raise InputError(f"{key}={text}: must be true or false")
+    return text == "true"
+
+
+def _help() -> str:
+    width = max(len(group) for group in GROUPS)
+    lines = [f"  {group:<{width}}  {', '.join(options(group_folder(group)))}" for group in GROUPS]
+    keys = "any key of the config can be set: workload.tokens_per_gpu=1024 topology.nodes=16 seed=1 (clustersim --cfg lists them)"
+    return "\n".join([USAGE, "groups and their options (the defaults: clustersim --cfg)", *lines, "", keys])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

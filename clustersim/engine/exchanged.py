@@ -1,0 +1,72 @@
+"""What is kept of an exchange that is over: who waited, who was busy, what the links carried. Pure NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clustersim.network.fabric import Exchange
+from clustersim.types import Floats, Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Exchanged:
+    """One exchange, summed up. Seconds and bytes."""
+
+    wait_s: Floats          # [gpus] between entering and going on, with none of the GPU's own transfers in progress
+    busy_s: Floats          # [gpus] with at least one of them in progress
+    link_bytes: Floats      # [links]
+    sent: Floats            # [gpus] bytes that left, forwarded ones included
+    received: Floats        # [gpus]
+    span_s: float           # from the first GPU's entry to the last finish
+    bound_s: float          # the same at best, given who entered when
+    link: int               # the link that took longest by itself; -1 nothing travelled
+
+
+def account(exchange: Exchange, resumed: Floats) -> Exchanged:
+    """Sum up an exchange that is over; `resumed` [gpus] is when each GPU's compute went on."""
+    transfers, entered = exchange.transfers, exchange.entered
+    n = entered.size
+    gpu = np.concatenate((transfers.src, transfers.dst))
+    start, finish = np.tile(exchange.start, 2), np.tile(exchange.finish, 2)
+    busy = covered(gpu, start, finish, n)
+    live = covered(gpu, np.maximum(start, entered[gpu]), np.minimum(finish, resumed[gpu]), n)
+    carried = exchange.link_bytes()
+    hops = np.repeat(transfers.nbytes, np.diff(exchange.routes.start)) * exchange.routes.weights
+    assert np.isclose(carried.sum(), hops.sum(), rtol=1e-9, atol=0), "bytes over links are not bytes asked times hops"
+    first = float(entered.min())
+    bound, link = exchange.bound()
+    last = float(exchange.finish.max()) if transfers.n else first
+    result = Exchanged(
+        wait_s=np.maximum(0.0, resumed - entered - live),
+        busy_s=busy,
+        link_bytes=carried,
+        sent=np.bincount(transfers.src, transfers.nbytes, n),
+        received=np.bincount(transfers.dst, transfers.nbytes, n),
+        span_s=last - first,
+        bound_s=bound - first if transfers.n else 0.0,
+        link=int((carried / exchange.fabric.capacity).argmax()) if transfers.n else link,
+    )
+    assert result.span_s >= result.bound_s * (1 - 1e-9) - 1e-15, "an exchange was faster than its busiest link"
+    return result
+
+
+def covered(owner: Ints, start: Floats, finish: Floats, n: int) -> Floats:
+    """How much of the time line the intervals [start, finish] of each owner cover together, float [n]. Empty ones count 0."""
+    real = finish > start
+    owner, start, finish = owner[real], start[real], finish[real]
+    if not owner.size:
+        return np.zeros(n)
+    origin = start.min()
+    if finish.min() == finish.max():                # all end together: no need to sort
+        earliest = np.full(n, finish[0])
+        np.minimum.at(earliest, owner, start)
+        return finish[0] - earliest
+    order = np.lexsort((start, owner))
+    owner, start, finish = owner[order], start[order] - origin, finish[order] - origin
+    stride = finish.max() * 2                       # puts the owners behind each other on one line
+    reached = np.maximum.accumulate(finish + owner * stride) - owner * stride
+    new = np.append(True, owner[1:] != owner[:-1])
+    before = np.where(new, start, np.append(0.0, reached[:-1]))
+    return np.bincount(owner, np.maximum(0.0, finish - np.maximum(start, before)), n)

@@ -1,0 +1,144 @@
+"""GPUs as SimPy processes: what one does in a forward pass, and what is written down of it. Draws no random number.
+
+A GPU has a compute stream and a communication stream. It enters an exchange when its compute is ready and its
+communication stream is free; compute goes on when its last inbound byte has arrived, the communication stream is free
+when its last outbound byte has left too. There is no barrier: who waits for whom follows from the transfers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simpy
+
+from clustersim.cluster import Cluster
+from clustersim.engine.exchanged import Exchanged, account
+from clustersim.network.fabric import Bound, Exchange, Fluid
+from clustersim.types import Floats, Transfers
+
+BEGUN, ATTENDED, DISPATCHED, COMPUTED, COMBINED, ENDED = range(6)       # the marks of a GPU in a layer
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class LayerWork:
+    """What the GPUs have to do in one layer. A dense layer has no exchanges: its FFN is `other_s`."""
+
+    attention_s: Floats                 # [gpus] attention and router
+    expert_s: Floats                    # [gpus] routed experts
+    other_s: Floats                     # [gpus] shared experts or the dense FFN, after the routed experts
+    dispatch: Transfers | None
+    combine: Transfers | None
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Played:
+    """A forward pass as it happened, in seconds from its start."""
+
+    marks: Floats                       # [layers, 6, gpus] when each GPU passed BEGUN ... ENDED
+    exchanges: list[tuple[Exchanged, Exchanged] | None]         # per layer dispatch and combine; None dense
+    step_s: float                       # when the last GPU ended
+    solves: int                         # rate computations of the network
+    events: int                         # events of the loop
+
+
+def play(
+    cluster: Cluster,
+    network: Callable[..., Fluid | Bound],
+    n_layers: int,
+    work_of: Callable[[int], LayerWork],
+    progress: Callable[[int], None] = lambda layer: None,
+) -> Played:
+    """Run one forward pass on all GPUs.
+
+    Args:
+        network: `network(env, cluster)` gives the network.
+        work_of: the work of a layer; asked once per layer, when the first GPU gets there.
+        progress: told the number of each layer that the last GPU has left.
+    """
+    env = simpy.Environment()
+    stage = _Stage(env, cluster, network(env, cluster), n_layers, work_of, progress)
+    for me in range(cluster.n_gpus):
+        env.process(_forward(env, stage, me))
+    events = 0
+    while env.peek() < np.inf:
+        env.step()
+        events += 1
+    marks = stage.marks
+    assert not np.isnan(marks).any(), "a GPU never came to the end: it waits for bytes that nobody sends"
+    assert (np.diff(marks, axis=1) >= 0).all(), "time ran backwards"
+    return Played(
+        marks=marks,
+        exchanges=[stage.account_of.get(layer) for layer in range(n_layers)],
+        step_s=float(marks[-1, ENDED].max()),
+        solves=stage.network.solves,
+        events=events,
+    )
+
+
+def _forward(env: simpy.Environment, stage: _Stage, me: int) -> Generator[simpy.Event, Any, None]:
+    """One forward pass on GPU `me`."""
+    sending = env.event().succeed()                 # fires when the communication stream is free
+    for layer in range(stage.n_layers):
+        work, mark = stage.work(layer), stage.marks[layer]
+        mark[BEGUN, me] = env.now
+        yield env.timeout(work.attention_s[me])
+        mark[ATTENDED:, me] = env.now
+        if work.dispatch is not None:
+            dispatch, combine = stage.exchanges(layer)
+            yield sending
+            yield dispatch.enter(me)
+            mark[DISPATCHED:, me] = env.now
+            yield env.timeout(work.expert_s[me])
+            mark[COMPUTED:, me] = env.now
+            yield dispatch.done[me]
+            yield combine.enter(me)
+            mark[COMBINED:, me] = env.now
+            sending = combine.done[me]
+        if work.other_s[me] > 0:
+            yield env.timeout(work.other_s[me])
+        mark[ENDED, me] = env.now
+        stage.leave(layer)
+
+
+class _Stage:
+    """What the GPUs share: the network, the work of the layers in progress, and the marks."""
+
+    def __init__(
+        self, env: simpy.Environment, cluster: Cluster, network: Fluid | Bound, n_layers: int,
+        work_of: Callable[[int], LayerWork], progress: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        self.env, self.cluster, self.network, self.n_layers = env, cluster, network, n_layers
+        self.marks = np.full((n_layers, 6, cluster.n_gpus), np.nan)
+        self.account_of: dict[int, tuple[Exchanged, Exchanged]] = {}
+        self._work_of, self._progress = work_of, progress
+        self._work: dict[int, LayerWork] = {}
+        self._open: dict[int, tuple[Exchange, Exchange]] = {}
+        self._left: dict[int, int] = {}
+
+    def work(self, layer: int) -> LayerWork:
+        if layer not in self._work:
+            self._work[layer] = self._work_of(layer)
+        return self._work[layer]
+
+    def exchanges(self, layer: int) -> tuple[Exchange, Exchange]:
+        if layer not in self._open:
+            work = self._work[layer]
+            assert work.dispatch is not None
+            assert work.combine is not None
+            self._open[layer] = self.network.exchange(work.dispatch), self.network.exchange(work.combine)
+        return self._open[layer]
+
+    def leave(self, layer: int) -> None:
+        """The last GPU to leave a layer puts out the light: the exchanges are summed up and their flows forgotten."""
+        self._left[layer] = self._left.get(layer, 0) + 1
+        if self._left[layer] < self.cluster.n_gpus:
+            return
+        del self._work[layer]
+        if layer in self._open:
+            dispatch, combine = self._open.pop(layer)
+            mark = self.marks[layer]
+            self.account_of[layer] = account(dispatch, mark[DISPATCHED]), account(combine, mark[COMBINED])
+        self._progress(layer)

@@ -1,0 +1,29 @@
+"""Exchanges in one hop, straight from the token's GPU to the expert's. No clock, no links."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clustersim.exchange.copies import Gpus, TokenBytes, count_copies, destinations
+from clustersim.types import Placement, Routing, Transfers, independent
+
+
+def direct(phase: str, routing: Routing, placement: Placement, cluster: Gpus, model: TokenBytes) -> Transfers:
+    """One copy per token and kept expert, and nothing but the token in it.
+
+    The all-to-all of Megatron-LM, FastMoE and Hugging Face: two experts on one GPU get the token twice, and return it
+    twice, un-summed. Choices whose expert lives on the token's own GPU do not travel.
+
+    Args:
+        phase: "dispatch" or "combine"; combine is the transpose, in the model's combine bytes.
+
+    Returns:
+        One transfer per pair of GPUs with something to send, by source of the token, then expert GPU.
+    """
+    copies = count_copies(routing.source, destinations(routing, placement, cluster), cluster.n_gpus, cluster.n_gpus)
+    np.fill_diagonal(copies, 0)
+    home, away = np.nonzero(copies)
+    n_copies = copies[home, away].astype(np.float64)
+    if phase == "dispatch":
+        return independent(home, away, n_copies * model.dispatch_token_bytes)
+    return independent(away, home, n_copies * model.combine_token_bytes)

@@ -1,0 +1,256 @@
+"""The part of a mixture-of-experts model that decides bytes and FLOPs. Shapes only: no weights, no clock, no cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clustersim.pick import did_you_mean
+from clustersim.types import InputError, Ints
+
+_KEYS_OF = {
+    "gqa": ("kv_heads", "head_dim", "sliding_window", "full_every"),
+    "mla": ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+}
+_MAY_BE_NULL = ("sliding_window", "full_every", "q_lora_rank")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """One attention block: grouped-query (`gqa`; multi-head where kv_heads = heads) or multi-head latent (`mla`)."""
+
+    kind: str                                # gqa | mla
+    heads: int
+    # gqa
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    sliding_window: int | None = None        # tokens a windowed layer looks at, itself included; null: none is windowed
+    full_every: int | None = None            # of n layers in a row the last sees everything; null: all are windowed
+    # mla (DeepSeek-V2, arXiv 2405.04434)
+    q_lora_rank: int | None = None           # null: queries are projected in one step
+    kv_lora_rank: int | None = None
+    qk_nope_head_dim: int | None = None
+    qk_rope_head_dim: int | None = None
+    v_head_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KEYS_OF:
+            raise InputError(f"model.attention.kind = {self.kind!r}: must be gqa or mla{did_you_mean(str(self.kind), _KEYS_OF)}")
+        _positive_int("model.attention.heads", self.heads)
+        for kind, keys in _KEYS_OF.items():
+            for key in keys:
+                value = getattr(self, key)
+                if kind != self.kind and value is not None:
+                    raise InputError(f"model.attention.{key} = {value!r}: belongs to kind {kind}, not {self.kind}")
+                if kind == self.kind and not (value is None and key in _MAY_BE_NULL):
+                    _positive_int(f"model.attention.{key}", value)
+        if self.kind == "gqa" and self.heads % _int(self.kv_heads):
+            raise InputError(f"model.attention.kv_heads = {self.kv_heads}: must divide heads = {self.heads}")
+        if self.full_every is not None and self.sliding_window is None:
+            raise InputError(f"model.attention.full_every = {self.full_every}: needs sliding_window, which the other layers have")
+
+    def params(self, hidden: int) -> int:
+        """Weights of the projections of one layer; biases, norms and sinks left out (below 0.1 % of any model here)."""
+        if self.kind == "gqa":
+            return hidden * _int(self.head_dim) * (2 * self.heads + 2 * _int(self.kv_heads))
+        rank, nope, rope, value = self._latent
+        query = self.heads * (nope + rope)
+        queries = hidden * query if self.q_lora_rank is None else self.q_lora_rank * (hidden + query)
+        return queries + hidden * (rank + rope) + rank * self.heads * (nope + value) + self.heads * value * hidden
+
+    @property
+    def score_flops(self) -> int:
+        """FLOPs per pair of a query token and a token it looks at, all heads: query · key, then weight · value.
+
+        MLA in its prefill form, where the latents of the batch are expanded to keys and values once per token
+        (that expansion is among the projections).
+        """
+        if self.kind == "gqa":
+            return 4 * self.heads * _int(self.head_dim)
+        _, nope, rope, value = self._latent
+        return 2 * self.heads * (nope + rope + value)
+
+    @property
+    def kv_values(self) -> int:
+        """Values the KV cache keeps per token and layer: keys and values, or MLA's latent and its rotary key."""
+        if self.kind == "gqa":
+            return 2 * _int(self.kv_heads) * _int(self.head_dim)
+        rank, _, rope, _ = self._latent
+        return rank + rope
+
+    def windowed(self, layer: int) -> bool:
+        """Whether `layer` (from 0, dense ones counted) looks only at the last `sliding_window` tokens."""
+        return self.sliding_window is not None and (self.full_every is None or (layer + 1) % self.full_every != 0)
+
+    def layer_context(self, context: Ints, layer: int) -> Ints:
+        """int [tokens], tokens each token looks at in `layer`, given those before it and itself (`context`, int [tokens])."""
+        return np.minimum(context, _int(self.sliding_window)) if self.windowed(layer) else context
+
+    @property
+    def _latent(self) -> tuple[int, int, int, int]:
+        return _int(self.kv_lora_rank), _int(self.qk_nope_head_dim), _int(self.qk_rope_head_dim), _int(self.v_head_dim)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A mixture-of-experts transformer: `n_dense_layers` dense layers, then MoE layers; every FFN is gated (three matrices).
+
+    Parameter counts leave out norms and biases (below 0.1 % of any model here).
+    """
+
+    name: str
+    n_layers: int
+    n_dense_layers: int = 0             # the first ones (`first_k_dense_replace`)
+    n_experts: int                      # routed experts per layer
+    top_k: int
+    n_shared_experts: int = 0           # never leave their GPU
+    hidden: int                         # activations per token
+    expert_ffn: int                     # intermediate size of one routed expert
+    shared_ffn: int = 0                 # intermediate size of the shared experts together
+    dense_ffn: int = 0                  # intermediate size of the FFN of a dense layer
+    vocab: int
+    tied_embeddings: bool = False       # one table serves as embedding and unembedding
+    attention: Attention
+    dispatch_bytes: float = 2.0         # on the wire per activation: BF16 = 2, FP8 with a 4-byte scale per 128 = 1 + 4/128
+    combine_bytes: float = 2.0
+    expert_weight_bytes: float = 2.0    # in memory per parameter of a routed or shared expert: BF16 = 2, FP8 = 1, MXFP4 = 4.25/8
+    weight_bytes: float = 2.0           # in memory per other parameter
+    activation_bytes: float = 2.0       # in memory per activation
+    gemm: str = "bf16"                  # the peak rate of its GEMMs: bf16 | fp8
+
+    def __post_init__(self) -> None:
+        for key in ("n_layers", "n_experts", "top_k", "hidden", "expert_ffn", "vocab"):
+            _positive_int(f"model.{key}", getattr(self, key))
+        for key in ("n_dense_layers", "n_shared_experts", "shared_ffn", "dense_ffn"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise InputError(f"model.{key} = {value!r}: must be a whole number from 0 up")
+        for key in ("dispatch_bytes", "combine_bytes", "expert_weight_bytes", "weight_bytes", "activation_bytes"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise InputError(f"model.{key} = {value!r}: must be a number of bytes above 0, for example 2 (BF16)")
+        if self.n_dense_layers >= self.n_layers:
+            raise InputError(
+                f"model.n_dense_layers = {self.n_dense_layers}: leaves no MoE layer of n_layers = {self.n_layers}"
+            )
+        if self.top_k > self.n_experts:
+            raise InputError(
+                f"model.top_k = {self.top_k}: asks for more experts than n_experts = {self.n_experts}; "
+                "each token picks distinct experts"
+            )
+        if (self.n_shared_experts > 0) != (self.shared_ffn > 0):
+            raise InputError(
+                f"model.shared_ffn = {self.shared_ffn}: must be above 0 exactly when there are shared experts "
+                f"(n_shared_experts = {self.n_shared_experts})"
+            )
+        if self.n_dense_layers and not self.dense_ffn:
+            raise InputError(f"model.dense_ffn = 0: the {self.n_dense_layers} dense layers need an intermediate size")
+        if not isinstance(self.tied_embeddings, bool):
+            raise InputError(f"model.tied_embeddings = {self.tied_embeddings!r}: must be true or false")
+        if self.gemm not in ("bf16", "fp8"):
+            raise InputError(f"model.gemm = {self.gemm!r}: must be bf16 or fp8{did_you_mean(str(self.gemm), ('bf16', 'fp8'))}")
+
+    @property
+    def n_moe_layers(self) -> int:
+        return self.n_layers - self.n_dense_layers
+
+    @property
+    def dispatch_token_bytes(self) -> float:
+        """Bytes of one token on its way to an expert, scales included."""
+        return self.hidden * self.dispatch_bytes
+
+    @property
+    def combine_token_bytes(self) -> float:
+        """Bytes of one token on its way back."""
+        return self.hidden * self.combine_bytes
+
+    @property
+    def attention_params(self) -> int:
+        """Weights of the attention of one layer."""
+        return self.attention.params(self.hidden)
+
+    @property
+    def score_flops(self) -> int:
+        """Attention FLOPs per (query token, token it looks at) in one layer, all heads."""
+        return self.attention.score_flops
+
+    @property
+    def expert_params(self) -> int:
+        """Weights of one routed expert: gate, up and down."""
+        return 3 * self.hidden * self.expert_ffn
+
+    @property
+    def shared_params(self) -> int:
+        """Weights of the shared experts of one MoE layer, together."""
+        return 3 * self.hidden * self.shared_ffn
+
+    @property
+    def dense_params(self) -> int:
+        """Weights of the FFN of one dense layer."""
+        return 3 * self.hidden * self.dense_ffn
+
+    @property
+    def router_params(self) -> int:
+        """Weights of the router of one MoE layer."""
+        return self.hidden * self.n_experts
+
+    @property
+    def embedding_params(self) -> int:
+        """Weights of the token embedding; the unembedding has as many, or is the same table (`tied_embeddings`)."""
+        return self.vocab * self.hidden
+
+    @property
+    def total_params(self) -> int:
+        """All weights; the multi-token-prediction module of DeepSeek-V3 is no part of the model here."""
+        return self._params(self.n_experts)
+
+    @property
+    def active_params(self) -> int:
+        """Weights that serve one token: all but the experts it does not go to. Both embedding tables count."""
+        return self._params(self.top_k)
+
+    def _params(self, experts: int) -> int:
+        tables = self.embedding_params * (1 if self.tied_embeddings else 2)
+        moe_layer = experts * self.expert_params + self.shared_params + self.router_params
+        ffns = self.n_dense_layers * self.dense_params + self.n_moe_layers * moe_layer
+        return tables + self.n_layers * self.attention_params + ffns
+
+
+def model_from(config: Mapping[str, Any]) -> Model:
+    """The model a config describes: keys are the fields of `Model`, `attention` holds those of `Attention`.
+
+    Raises:
+        InputError: an unknown key (with the nearest known one), a missing key, or a value that cannot be.
+    """
+    values = _known(config, Model, "model")
+    attention = values["attention"]
+    if not isinstance(attention, Mapping):
+        raise InputError(f"model.attention = {attention!r}: must be a group of keys with a kind (gqa or mla)")
+    return Model(**(values | {"attention": Attention(**_known(attention, Attention, "model.attention"))}))
+
+
+def _known(config: Mapping[str, Any], kind: type, key: str) -> dict[str, Any]:
+    """`config` as a dict, once its keys are known fields of the dataclass `kind` and none is missing."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name in config:
+        if name not in fields:
+            raise InputError(f"{key}.{name}: there is no such key; known: {', '.join(fields)}{did_you_mean(str(name), fields)}")
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and name not in config:
+            raise InputError(f"{key}.{name}: is missing")
+    return dict(config)
+
+
+def _int(value: int | None) -> int:
+    assert value is not None, "checked when the attention was made"
+    return value
+
+
+def _positive_int(key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{key} = {value!r}: must be a whole number above 0")

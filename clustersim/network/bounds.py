@@ -1,0 +1,69 @@
+"""What no schedule can beat: every link, by itself, working through its bytes as they become available. Pure NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clustersim.types import Floats, Routes, Transfers
+
+
+def busiest_link_end(capacity: Floats, routes: Routes, nbytes: Floats, release: Floats) -> tuple[float, int]:
+    """The latest time at which some link has, at best, carried its bytes; and that link.
+
+    Each link alone is a single machine with release dates: flow i of `nbytes[i]` bytes may start at `release[i]`, so
+    the link ends no earlier than max over i of release_i + (bytes of all flows not released before i) / capacity.
+    The last flow then still needs the latency of its way.
+
+    Args:
+        capacity: bytes/s [links].
+        routes: of the flows.
+        nbytes, release: bytes and seconds [flows].
+
+    Returns:
+        Seconds and a link id; (0, -1) without flows.
+    """
+    if not nbytes.size:
+        return 0.0, -1
+    hops = np.diff(routes.start)
+    flow = np.repeat(np.arange(nbytes.size), hops)
+    order = np.lexsort((release[flow], routes.links))
+    link, flow = routes.links[order], flow[order]
+    seconds = nbytes[flow] * routes.weights[order] / capacity[link]
+    last = np.flatnonzero(np.append(link[1:] != link[:-1], True))       # of each link
+    first = np.concatenate(([0], last[:-1] + 1))
+    from_here = np.cumsum(seconds[::-1])[::-1]
+    beyond = np.append(from_here, 0.0)[np.repeat(last + 1, last - first + 1)]
+    ends = np.maximum.reduceat(release[flow] + from_here - beyond, first)
+    ends += np.minimum.reduceat(routes.latency[flow], first)
+    busiest = int(ends.argmax())
+    return float(ends[busiest]), int(link[first[busiest]])
+
+
+def link_bytes(routes: Routes, nbytes: Floats, n_links: int) -> Floats:
+    """Bytes each link carries, [links]."""
+    per_hop = np.repeat(nbytes, np.diff(routes.start)) * routes.weights
+    return np.bincount(routes.links, per_hop, n_links)
+
+
+def chained(transfers: Transfers, own: Floats, release: Floats) -> tuple[Floats, Floats]:
+    """Latency from the first hop on, and earliest start, of transfers that may follow others.
+
+    Args:
+        own: seconds of latency of each transfer's own way.
+        release: seconds at which each transfer's source lets it go.
+
+    Returns:
+        (latency, release): a follower's latency adds the longest of those it follows, and it is released no earlier.
+    """
+    latency, earliest = own.copy(), release.copy()
+    children = np.flatnonzero(np.diff(transfers.after_start))
+    parents_of = np.repeat(np.arange(transfers.n), np.diff(transfers.after_start))
+    while children.size:                # one round per hop of the longest chain
+        before = latency.copy(), earliest.copy()
+        inherited = np.zeros(transfers.n)
+        np.maximum.at(inherited, parents_of, latency[transfers.after])
+        latency[children] = own[children] + inherited[children]
+        np.maximum.at(earliest, parents_of, earliest[transfers.after])
+        if (before[0] == latency).all() and (before[1] == earliest).all():
+            break
+    return latency, earliest

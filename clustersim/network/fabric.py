@@ -1,0 +1,229 @@
+"""The network on the event loop: exchanges as rendezvous, one pending wake-up for all flows together.
+
+A GPU enters an exchange when it is ready, and its transfers may start then. It hears of two things: its last inbound
+byte has arrived, and its last outbound byte has left too.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+import numpy as np
+import simpy
+
+from clustersim.cluster import Cluster
+from clustersim.network import sharing
+from clustersim.network.bounds import busiest_link_end, chained, link_bytes
+from clustersim.network.sharing import need_exact
+from clustersim.types import Floats, Ints, Routes, Transfers
+
+
+@dataclass(eq=False)
+class Exchange:
+    """One exchange: what travels, and what became of it. Times in seconds of the event loop; NaN before they are known."""
+
+    transfers: Transfers
+    routes: Routes                  # latency counted from the first transfer of a chain
+    fabric: Fluid | Bound
+    entered: Floats                 # [gpus]
+    arrived: list[simpy.Event]      # [gpus] last inbound byte is in
+    done: list[simpy.Event]         # [gpus] and the last outbound byte has left
+    start: Floats                   # [transfers]
+    finish: Floats                  # [transfers]
+    base: int = -1                  # its first counter in the solver: inbound [gpus], then outbound [gpus]; -1 not in it
+    open_counters: int = 0          # those that have not reached zero
+    told: Ints = field(init=False)  # [gpus] 0 nothing, 1 inbound complete, 2 outbound too
+
+    def __post_init__(self) -> None:
+        self.told = np.zeros(self.entered.size, np.int64)
+
+    def enter(self, me: int) -> simpy.Event:
+        """GPU `me` is ready. The event fires when its last inbound byte has arrived."""
+        assert np.isnan(self.entered[me]), f"GPU {me} enters an exchange twice"
+        self.entered[me] = self.fabric.env.now
+        self.fabric.arrive(self, me)
+        return self.arrived[me]
+
+    def bound(self) -> tuple[float, int]:
+        """When the busiest link could have been through at the earliest, given who entered when; and that link."""
+        released = self.entered[self.transfers.src] + self.transfers.release
+        _, earliest = chained(self.transfers, self.routes.latency, released)
+        return busiest_link_end(self.fabric.capacity, self.routes, self.transfers.nbytes, earliest)
+
+    def link_bytes(self) -> Floats:
+        """Bytes on each link, [links]."""
+        return link_bytes(self.routes, self.transfers.nbytes, self.fabric.capacity.size)
+
+
+def _open(fabric: Fluid | Bound, transfers: Transfers, cluster: Cluster) -> Exchange:
+    routes = cluster.routes(transfers.src, transfers.dst)
+    latency, _ = chained(transfers, routes.latency, transfers.release)
+    n = cluster.n_gpus
+    return Exchange(
+        transfers=transfers,
+        routes=Routes(start=routes.start, links=routes.links, weights=routes.weights, latency=latency),
+        fabric=fabric,
+        entered=np.full(n, np.nan),
+        arrived=[fabric.env.event() for _ in range(n)],
+        done=[fabric.env.event() for _ in range(n)],
+        start=np.full(transfers.n, np.nan),
+        finish=np.full(transfers.n, np.nan),
+    )
+
+
+class Bound:
+    """All GPUs leave together, when the busiest link could be through. Exchanges in progress do not contend."""
+
+    def __init__(self, env: simpy.Environment, cluster: Cluster) -> None:
+        self.env, self.cluster, self.capacity, self.solves = env, cluster, cluster.capacity, 0
+
+    def exchange(self, transfers: Transfers) -> Exchange:
+        return _open(self, transfers, self.cluster)
+
+    def arrive(self, exchange: Exchange, me: int) -> None:
+        if np.isnan(exchange.entered).any():
+            return
+        end, _ = exchange.bound()
+        end = max(end, self.env.now)
+        exchange.start[:] = exchange.entered[exchange.transfers.src] + exchange.transfers.release
+        exchange.finish[:] = end
+        self.solves += 1
+
+        def leave(_: simpy.Event) -> None:
+            for event in (*exchange.arrived, *exchange.done):
+                event.succeed()
+
+        self.env.timeout(end - self.env.now).callbacks.append(leave)
+
+
+class Fluid:
+    """Max-min fair sharing of all links by all exchanges in progress, exact, with per-GPU finish times.
+
+    Flow completions are walked inside the solver; the event loop sees arrivals and ranks that are through. The solver
+    never runs past the next event of the loop, because that event may bring new flows.
+    """
+
+    def __init__(self, env: simpy.Environment, cluster: Cluster) -> None:
+        self.env, self.cluster, self.capacity, self.solves = env, cluster, cluster.capacity, 0
+        self._state = sharing.empty(self.capacity)
+        self._exchanges: list[Exchange] = []            # those in the solver, in the order of their counters
+        self._of = np.zeros(0, np.int64)                # [flows] place in that list of each flow of the solver
+        self._row = np.zeros(0, np.int64)               # [flows] its row in that exchange
+        self._arrivals: list[tuple[Exchange, int]] = []
+        self._due: list[tuple[float, int, simpy.Event]] = []        # (time, tie-breaker, event to fire)
+        self._n_due = 0
+        self._alarm = 0                                 # number of the latest wake-up; earlier ones are stale
+
+    def exchange(self, transfers: Transfers) -> Exchange:
+        return _open(self, transfers, self.cluster)
+
+    def arrive(self, exchange: Exchange, me: int) -> None:
+        self._arrivals.append((exchange, me))
+        self._wake_at(self.env.now)
+
+    def _wake_at(self, time: float) -> None:
+        self._alarm += 1
+        alarm = self._alarm
+        timeout = self.env.timeout(max(0.0, time - self.env.now))
+        timeout.callbacks.append(lambda _: self._wake() if alarm == self._alarm else None)
+
+    def _wake(self) -> None:
+        self._admit()
+        near = self.env.now * (1 + 1e-14)
+        while self._due and self._due[0][0] <= near:
+            heapq.heappop(self._due)[2].succeed()
+        following = self._run_ahead()
+        if self._due:
+            following = min(following, self._due[0][0])
+        if following < np.inf:
+            self._wake_at(following)
+
+    def _admit(self) -> None:
+        """Put the flows of the GPUs that have arrived into the solver; one look at the whole crowd of an instant."""
+        arrivals, self._arrivals = self._arrivals, []
+        for exchange in dict.fromkeys(exchange for exchange, _ in arrivals):
+            if exchange.base < 0:
+                self._add(exchange)
+            crowd = [me for other, me in arrivals if other is exchange]
+            flows = np.flatnonzero(self._of == self._exchanges.index(exchange))
+            flows = flows[np.isin(exchange.transfers.src[self._row[flows]], crowd)]
+            sharing.enter(self._state, flows, self.env.now + exchange.transfers.release[self._row[flows]])
+            for me in crowd:
+                self._tell(exchange, me)
+
+    def _run_ahead(self) -> float:
+        """Play the solver up to the next event of the loop; the time of the solver's next event."""
+        while True:
+            following = sharing.run(self._state, min(self.env.peek(), self._due[0][0] if self._due else np.inf))
+            ended = sharing.take_ended(self._state)
+            if not ended.size:
+                return following
+            for counter in ended:
+                exchange = self._exchanges[counter // (2 * self.cluster.n_gpus)]
+                exchange.open_counters -= 1
+                if exchange.open_counters == 0:
+                    self._harvest(exchange)
+                self._tell(exchange, int(counter) % self.cluster.n_gpus)
+
+    def _tell(self, exchange: Exchange, me: int) -> None:
+        """Have fired, in time, what GPU `me` waits for in an exchange: inbound complete, and outbound too."""
+        now, n = self.env.now, self.cluster.n_gpus
+        if np.isnan(exchange.entered[me]):
+            return
+        inbox, outbox = self._state.counters[exchange.base + me], self._state.counters[exchange.base + n + me]
+        if inbox["waiting"] == 0 and exchange.told[me] == 0:
+            exchange.told[me] = 1
+            self._fire(exchange.arrived[me], max(now, float(inbox["last"])))
+        if inbox["waiting"] == 0 and outbox["waiting"] == 0 and exchange.told[me] == 1:
+            exchange.told[me] = 2
+            self._fire(exchange.done[me], max(now, float(inbox["last"]), float(outbox["last"])))
+
+    def _fire(self, event: simpy.Event, time: float) -> None:
+        self._n_due += 1
+        heapq.heappush(self._due, (time, self._n_due, event))
+
+    def _add(self, exchange: Exchange) -> None:
+        """Bring an exchange into the solver, and let go of what is through."""
+        n, transfers = self.cluster.n_gpus, exchange.transfers
+        for other in self._exchanges:
+            self._harvest(other)
+        stay = [i for i, other in enumerate(self._exchanges) if other.open_counters or (other.told < 2).any()]
+        flows = np.setdiff1d(np.arange(self._of.size), sharing.drained(self._state))
+        counters = (np.array(stay, np.int64)[:, None] * 2 * n + np.arange(2 * n)).ravel()
+        self._state = sharing.keep(self._state, flows, counters)
+        self._of, self._row = np.searchsorted(stay, self._of[flows]), self._row[flows]
+        self._exchanges = [self._exchanges[i] for i in stay] + [exchange]
+        for i, other in enumerate(self._exchanges):
+            other.base = 2 * n * i
+        self._state = sharing.extend(
+            self._state, exchange.routes, transfers, inbox=exchange.base + transfers.dst,
+            outbox=exchange.base + n + transfers.src, n_counters=exchange.base + 2 * n,
+        )  # fmt: skip
+        exchange.open_counters = np.unique(transfers.dst).size + np.unique(transfers.src).size
+        self._of = np.concatenate((self._of, np.full(transfers.n, len(self._exchanges) - 1)))
+        self._row = np.concatenate((self._row, np.arange(transfers.n)))
+
+    def _harvest(self, exchange: Exchange) -> None:
+        """Write down when the flows of an exchange that have drained began and ended."""
+        through = sharing.drained(self._state)
+        through = through[self._of[through] == self._exchanges.index(exchange)]
+        flows, rows = self._state.flows[through], self._row[through]
+        exchange.start[rows] = flows["start"]
+        exchange.finish[rows] = flows["drain"] + flows["latency"]
+        self.solves = sharing.solves(self._state)
+
+
+def bound(env: simpy.Environment, cluster: Cluster) -> Bound:
+    """The release-date bound of the busiest link; every GPU leaves then, and exchanges do not contend. For wide sweeps."""
+    return Bound(env, cluster)
+
+
+def fluid(env: simpy.Environment, cluster: Cluster, *, resolution: float = 0.0) -> Fluid:
+    """Max-min fair sharing with per-GPU finish times; `resolution` 0 is exact.
+
+    Raises:
+        InputError: another resolution.
+    """
+    need_exact(resolution)
+    return Fluid(env, cluster)

@@ -1,0 +1,64 @@
+"""One exchange given as a byte matrix, outside the event loop."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from clustersim.cluster import Cluster
+from clustersim.network import sharing
+from clustersim.network.bounds import busiest_link_end, link_bytes
+from clustersim.types import InputError, TransferResult, independent
+
+
+def transfer(
+    cluster: Cluster, nbytes: ArrayLike, network: str = "fluid", resolution: float = 0.0, release: ArrayLike = 0.0
+) -> TransferResult:
+    """How long it takes to send nbytes[i, j] bytes from GPU i to GPU j, all pairs over the links at once.
+
+    Args:
+        nbytes: float [gpus, gpus], not negative. What a GPU keeps (the diagonal) takes no time and loads no link.
+        network: "fluid" (max-min fair sharing) or "bound" (every pair ends when the busiest link could be through).
+        resolution: 0, the exact solution.
+        release: seconds, one for all or float [gpus]: when each source starts.
+
+    Raises:
+        InputError: a matrix of the wrong size, a negative or non-finite number, an unknown network.
+    """
+    n = cluster.n_gpus
+    sizes = np.asarray(nbytes, np.float64)
+    if sizes.shape != (n, n):
+        raise InputError(f"nbytes: the shape is {sizes.shape}; the cluster has {n} GPUs, so it must be ({n}, {n})")
+    starts = np.asarray(release, np.float64)
+    if starts.shape not in ((), (n,)):
+        raise InputError(f"release: the shape is {starts.shape}; it must be one number or ({n},)")
+    for name, values in (("nbytes", sizes), ("release", starts)):
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            raise InputError(f"{name}: must be finite and not negative")
+    if network not in ("fluid", "bound"):
+        raise InputError(f"network={network}: must be fluid or bound")
+    sharing.need_exact(resolution)
+    starts = np.broadcast_to(starts, (n,))
+    src, dst = np.nonzero(sizes * ~np.eye(n, dtype=bool))
+    transfers, routes = independent(src, dst, sizes[src, dst]), cluster.routes(src, dst)
+    bound, _ = busiest_link_end(cluster.capacity, routes, transfers.nbytes, starts[src])
+    solves = 1
+    finish = np.full((n, n), np.nan)
+    own = np.flatnonzero(np.diagonal(sizes))
+    finish[own, own] = starts[own]
+    if network == "bound":
+        finish[src, dst] = bound
+    elif src.size:
+        zero = np.zeros(src.size, np.int64)
+        state = sharing.extend(sharing.empty(cluster.capacity), routes, transfers, inbox=zero, outbox=zero, n_counters=1)
+        sharing.solve_all(state, starts[src])
+        finish[src, dst] = state.flows["drain"] + routes.latency
+        solves = sharing.solves(state)
+    sent = finish[np.isfinite(finish)]
+    return TransferResult(
+        finish=finish,
+        makespan=float(sent.max()) if sent.size else 0.0,
+        link_bytes=link_bytes(routes, transfers.nbytes, len(cluster.links)),
+        solves=solves,
+        bound=bound,
+    )

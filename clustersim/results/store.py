@@ -1,0 +1,80 @@
+"""Results as files: one folder per run, Parquet tables with their schema and config in the footer, nothing ever half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from clustersim.types import InputError
+
+TABLES = ("summary", "layers", "gpus", "links", "experts")
+SCHEMA_VERSION = 1
+
+
+def write_run(folder: Path, tables: Mapping[str, pl.DataFrame], run: Mapping[str, Any]) -> None:
+    """Write the tables, `run.json` and, last, `status.json` into `folder`; what stood there is replaced file by file.
+
+    Each file is written under a temporary name, fsynced and renamed. While files are being replaced `status.json` is
+    absent, so that a folder with state `done` is whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "status.json").unlink(missing_ok=True)
+    config = json.dumps(run["config"], sort_keys=True)
+    for name, table in tables.items():
+        footer = {"clustersim.schema": f"{name}/{SCHEMA_VERSION}", "clustersim.version": run["version"], "clustersim.config": config}
+        with _Replacing(folder / f"{name}.parquet") as temporary:
+            table.write_parquet(temporary, compression="zstd", metadata=footer)
+    _write_json(folder / "run.json", run)
+    _write_json(folder / "status.json", {"state": "done"})
+
+
+def write_failure(folder: Path, reason: str) -> None:
+    """Leave word of a job that failed, where its results would be; results of an earlier run are kept, but no longer `done`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "status.json", {"state": "failed", "reason": reason})
+
+
+def scan(folder: str | Path, table: str = "summary") -> pl.LazyFrame:
+    """One table of every finished run under `folder`, as one frame; column `run_id` says which run a row is of.
+
+    Runs may differ in columns: what a run does not have is null.
+
+    Raises:
+        InputError: no such table, or no finished run.
+    """
+    if table not in TABLES:
+        raise InputError(f"table={table}: there is no such table (known: {', '.join(TABLES)})")
+    runs = [path.parent for path in sorted(Path(folder).rglob("status.json")) if json.loads(path.read_text())["state"] == "done"]
+    if not runs:
+        raise InputError(f"{folder}: holds no finished run")
+    frames = [pl.scan_parquet(run / f"{table}.parquet").with_columns(run_id=pl.lit(run.name)) for run in runs]
+    return pl.concat(frames, how="diagonal_relaxed")
+
+
+class _Replacing:
+    """A temporary name beside `path`; what was written there becomes `path` when all went well, else it is removed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.temporary.unlink(missing_ok=True)
+            return
+        with self.temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        self.temporary.replace(self.path)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with _Replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,181 @@
+"""From a forward pass as it happened to the tables that are kept, with their identities asserted. Columns carry their units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from clustersim.cluster import Cluster
+from clustersim.engine.gpu import ATTENDED, BEGUN, COMBINED, COMPUTED, DISPATCHED, ENDED, Played
+from clustersim.types import Floats, Ints
+
+PARTS = ("attention_s", "dispatch_s", "expert_s", "combine_s", "other_s", "idle_s")     # of a GPU's time; they sum to the step
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class LayerCounts:
+    """What the router and the capacity rule did in one MoE layer, in tokens."""
+
+    asked: Ints                 # [experts] choices before the capacity rule
+    kept: Ints                  # [experts] after it
+    replicas: Ints              # [experts] slots that hold the expert
+    gpu_tokens: Ints            # [gpus] kept choices that its experts compute
+    fully_dropped: int          # tokens that lost all their choices
+    room: int | None            # choices that the capacity allows in all; None dropless
+
+
+def gpus_table(played: Played, counts: Sequence[LayerCounts | None]) -> pl.DataFrame:
+    """Per layer and GPU: the parts of the compute stream's time, and what the communication stream did beside it."""
+    n_layers, _, n = played.marks.shape
+    marks = played.marks
+    idle = np.zeros((n_layers, n))
+    idle[-1] = played.step_s - marks[-1, ENDED]             # at the end of the step, for the last GPU
+    parts = {
+        "attention_s": marks[:, ATTENDED] - marks[:, BEGUN],
+        "dispatch_s": marks[:, DISPATCHED] - marks[:, ATTENDED],
+        "expert_s": marks[:, COMPUTED] - marks[:, DISPATCHED],
+        "combine_s": marks[:, COMBINED] - marks[:, COMPUTED],
+        "other_s": marks[:, ENDED] - marks[:, COMBINED],
+        "idle_s": idle,
+    }
+    total = np.sum([part.sum(axis=0) for part in parts.values()], axis=0)
+    assert np.allclose(total, played.step_s, rtol=1e-9, atol=0), "the parts of a GPU's time do not sum to the step"
+    zero = np.zeros(n)
+
+    def of_exchanges(name: str) -> Floats:
+        return np.array([zero if both is None else sum(getattr(one, name) for one in both) for both in played.exchanges])
+
+    return pl.DataFrame(
+        {
+            "step": np.zeros(n_layers * n, np.uint32),
+            "layer": np.repeat(np.arange(n_layers, dtype=np.uint16), n),
+            "gpu": np.tile(np.arange(n, dtype=np.uint32), n_layers),
+            **{name: part.ravel() for name, part in parts.items()},
+            "wait_s": of_exchanges("wait_s").ravel(),
+            "comm_busy_s": of_exchanges("busy_s").ravel(),
+            "sent_bytes": of_exchanges("sent").ravel(),
+            "received_bytes": of_exchanges("received").ravel(),
+            "expert_tokens": np.array([zero if c is None else c.gpu_tokens for c in counts], np.int64).ravel(),
+        }
+    )
+
+
+def links_table(played: Played, cluster: Cluster) -> pl.DataFrame:
+    """Per MoE layer and link: bytes of dispatch and combine, and the seconds they take the link by itself."""
+    layers = [layer for layer, both in enumerate(played.exchanges) if both is not None]
+    n = len(cluster.links)
+    both = [pair for pair in played.exchanges if pair is not None]
+    dispatch = np.array([pair[0].link_bytes for pair in both]).reshape(-1, n)
+    combine = np.array([pair[1].link_bytes for pair in both]).reshape(-1, n)
+    return pl.DataFrame(
+        {
+            "step": np.zeros(len(layers) * n, np.uint32),
+            "layer": np.repeat(np.array(layers, np.uint16), n),
+            "link": np.tile(np.arange(n, dtype=np.uint32), len(layers)),
+            "kind": [link.kind for link in cluster.links] * len(layers),
+            "name": [link.name for link in cluster.links] * len(layers),
+            "capacity_bytes_per_s": np.tile(cluster.capacity, len(layers)),
+            "dispatch_bytes": dispatch.ravel(),
+            "combine_bytes": combine.ravel(),
+            "busy_s": ((dispatch + combine) / cluster.capacity).ravel(),
+        }
+    )
+
+
+def experts_table(counts: Sequence[LayerCounts | None]) -> pl.DataFrame:
+    """Per MoE layer and logical expert: choices asked, kept and dropped, in tokens."""
+    layers = [(layer, c) for layer, c in enumerate(counts) if c is not None]
+    return pl.concat(
+        pl.DataFrame(
+            {
+                "step": np.zeros(c.asked.size, np.uint32),
+                "layer": np.full(c.asked.size, layer, np.uint16),
+                "expert": np.arange(c.asked.size, dtype=np.uint32),
+                "asked": c.asked,
+                "kept": c.kept,
+                "dropped": c.asked - c.kept,
+                "replicas": c.replicas,
+            }
+        )
+        for layer, c in layers
+    )
+
+
+def layers_table(played: Played, gpus: pl.DataFrame, cluster: Cluster, counts: Sequence[LayerCounts | None]) -> pl.DataFrame:
+    """Per layer: mean and largest of the GPUs' times, and what the layer says about routing and network."""
+    compute = pl.col("attention_s") + pl.col("expert_s") + pl.col("other_s")
+    times = {
+        "dispatch_s": pl.col("dispatch_s"), "compute_s": compute, "combine_s": pl.col("combine_s"), "wait_s": pl.col("wait_s"),
+        "exposed_comm_s": pl.col("dispatch_s") + pl.col("combine_s") + pl.col("idle_s"),
+    }  # fmt: skip
+    means = [expression.mean().alias(name) for name, expression in times.items()]
+    largest = [expression.max().alias(name.removesuffix("_s") + "_max_s") for name, expression in times.items()]
+    table = gpus.group_by("step", "layer", maintain_order=True).agg(*means, *largest)
+    rows = [_layer_row(pair, c, cluster) for pair, c in zip(played.exchanges, counts, strict=True)]
+    return table.hstack(pl.DataFrame(rows, schema=_LAYER_COLUMNS))
+
+
+_LAYER_COLUMNS = {
+    "imbalance": pl.Float64, "dropped": pl.Int64, "capacity_used": pl.Float64, "nvlink_bytes": pl.Float64,
+    "nic_bytes": pl.Float64, "over_bound": pl.Float64, "bottleneck": pl.String, "bottleneck_busy_s": pl.Float64,
+}  # fmt: skip
+
+
+def _layer_row(pair: Any, counts: LayerCounts | None, cluster: Cluster) -> dict[str, Any]:
+    if pair is None or counts is None:              # a dense layer
+        return dict.fromkeys(_LAYER_COLUMNS)
+    carried = pair[0].link_bytes + pair[1].link_bytes
+    busy = carried / cluster.capacity
+    mean = counts.gpu_tokens.mean()
+    bound = pair[0].bound_s + pair[1].bound_s
+    return {
+        "imbalance": float(counts.gpu_tokens.max() / mean) if mean else None,
+        "dropped": int((counts.asked - counts.kept).sum()),
+        "capacity_used": float(counts.kept.sum() / counts.room) if counts.room else None,
+        "nvlink_bytes": _entering(carried, cluster, "nvlink_up"),
+        "nic_bytes": _entering(carried, cluster, "nic_up"),
+        "over_bound": (pair[0].span_s + pair[1].span_s) / bound if bound > 0 else None,
+        "bottleneck": cluster.links[int(busy.argmax())].name if bound > 0 else None,
+        "bottleneck_busy_s": float(busy.max()),
+    }
+
+
+def _entering(carried: Floats, cluster: Cluster, kind: str) -> float:
+    """Bytes on the links of one kind. On the way up every byte on NVLink, or on the network, is counted once."""
+    return float(carried[[link.id for link in cluster.links if link.kind == kind]].sum())
+
+
+def summary_row(
+    played: Played, tables: Mapping[str, pl.DataFrame], counts: Sequence[LayerCounts | None], n_tokens: int, n_gpus: int
+) -> dict[str, Any]:
+    """The run in one row of numbers; without `seconds_saved_by_dropping`, which needs a second run."""
+    gpus, layers, links = tables["gpus"], tables["layers"], tables["links"]
+    real = [c for c in counts if c is not None]
+    asked, kept = sum(int(c.asked.sum()) for c in real), sum(int(c.kept.sum()) for c in real)
+    compute = float(gpus.select(pl.sum("attention_s") + pl.sum("expert_s") + pl.sum("other_s")).item()) / n_gpus
+    busy = links.group_by("link", "name", maintain_order=True).agg(pl.sum("busy_s")).sort("busy_s", "link", descending=[True, False])
+    exchanges = [one for pair in played.exchanges if pair is not None for one in pair]
+    bound = sum(one.bound_s for one in exchanges)
+    return {
+        "step_s": played.step_s,
+        "compute_s": compute,
+        "exposed_comm_s": played.step_s - compute,
+        "wait_s": float(gpus["wait_s"].sum()) / n_gpus,
+        "tokens": n_tokens,
+        "tokens_per_s": n_tokens / played.step_s if played.step_s else None,
+        "tokens_per_s_per_gpu": n_tokens / played.step_s / n_gpus if played.step_s else None,
+        "drop_rate": (asked - kept) / asked if asked else 0.0,
+        "fully_dropped": sum(c.fully_dropped for c in real) / (n_tokens * len(real)),
+        "imbalance": layers["imbalance"].mean(),
+        "over_bound": sum(one.span_s for one in exchanges) / bound if bound > 0 else None,
+        "bottleneck": busy["name"][0] if bound > 0 else None,
+        "bottleneck_busy_s": float(busy["busy_s"][0]) if bound > 0 else 0.0,
+        "nvlink_bytes": float(layers["nvlink_bytes"].sum()),
+        "nic_bytes": float(layers["nic_bytes"].sum()),
+        "solves": played.solves,
+        "events": played.events,
+    }

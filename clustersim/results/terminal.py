@@ -1,0 +1,90 @@
+"""What a person reads at the end of a run or a sweep: tables that fit 80 columns. Builds them, does not print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from clustersim.units import format_bytes, format_seconds
+
+
+def layer_table(layers: pl.DataFrame) -> Table:
+    """One line per layer. Times are means over the GPUs; the busiest link is the one that takes longest by itself."""
+    table = Table(
+        box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
+        caption="times: mean over the GPUs; load: tokens of the busiest GPU / mean; T/bound: time / busiest link's",
+    )  # fmt: skip
+    for heading in ("layer", "dispatch", "compute", "combine", "wait", "load", "dropped", "T/bound"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("busiest link", no_wrap=True)
+    for row in layers.iter_rows(named=True):
+        times = [format_seconds(row[key]) for key in ("dispatch_s", "compute_s", "combine_s", "wait_s")]
+        if row["dropped"] is None:
+            table.add_row(str(row["layer"]), "", times[1], "", "", "", "", "", "dense")
+            continue
+        table.add_row(
+            str(row["layer"]), *times, _number(row["imbalance"], 2), f"{row['dropped']:,}", _number(row["over_bound"], 3),
+            row["bottleneck"] or "none",
+        )  # fmt: skip
+    return table
+
+
+def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
+    """The run in a dozen lines."""
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(style="bold")
+    table.add_column()
+    step = row["step_s"]
+    share = f"{100 * row['exposed_comm_s'] / step:.0f} % of the step" if step else "no time passed"
+    gap = f"T/bound {_number(row['over_bound'], 3)} (1 = as fast as the busiest link allows)"
+    capacity = "dropless" if row["capacity_factor"] is None else f"factor {row['capacity_factor']:g}"
+    lines = {
+        "run": f"{row['model']} on {row['gpus']} GPUs of {row['topology']}, trace {row['trace']}, "
+        f"{row['tokens_per_gpu']:,} tokens per GPU",
+        "choices": f"placement {row['placement']} ({row['slots']} slots, {row['replica']}), exchange {row['exchange']}, "
+        f"network {row['network']}, capacity {capacity}",
+        "step": f"{format_seconds(step)}: {_number(row['tokens_per_s'], 0)} tokens/s, "
+        f"{_number(row['tokens_per_s_per_gpu'], 0)} per GPU",
+        "compute": f"{format_seconds(row['compute_s'])} per GPU",
+        "exposed communication": f"{format_seconds(row['exposed_comm_s'])} per GPU, {share}",
+        "of it waiting for others": f"{format_seconds(row['wait_s'])} per GPU",
+        "bottleneck": f"{row['bottleneck'] or 'none'}, busy {format_seconds(row['bottleneck_busy_s'])} of the step; {gap}",
+        "on the wires": f"NVLink {format_bytes(row['nvlink_bytes'])}, NIC {format_bytes(row['nic_bytes'])}",
+        "expert load of a GPU": f"max/mean {_number(row['imbalance'], 2)}, mean over the layers",
+        "dropped": f"{100 * row['drop_rate']:.2f} % of the choices, {100 * row['fully_dropped']:.2f} % of the tokens wholly; "
+        f"saves {format_seconds(row['seconds_saved_by_dropping'])}",
+    }
+    if not row["drop_rate"]:
+        lines["dropped"] = "nothing"
+    for name, text in lines.items():
+        table.add_row(name, text)
+    return Group(Text(), table, *(Text(f" note: {note}", style="dim") for note in notes))
+
+
+def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table:
+    """One line per job of a sweep: the keys that differ, and what came of them; the fastest is 1.00."""
+    keys = [dict(text.split("=", 1) for text in overrides) for overrides, _ in jobs]
+    swept = [key for key in keys[0] if len({job.get(key) for job in keys}) > 1]
+    best = min(row["step_s"] for _, row in jobs)
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    for heading in (*swept, "step", "exposed comm", "dropped", "tokens/s"):
+        table.add_column(heading, justify="right", overflow="fold")
+    table.add_column("bottleneck")
+    table.add_column("to best", justify="right")
+    for job, (_, row) in zip(keys, jobs, strict=True):
+        fastest = row["step_s"] == best
+        table.add_row(
+            *(job.get(key, "") for key in swept), format_seconds(row["step_s"]), format_seconds(row["exposed_comm_s"]),
+            f"{100 * row['drop_rate']:.2f} %", _number(row["tokens_per_s"], 0), row["bottleneck"] or "none",
+            f"{row['step_s'] / best:.2f}" if best else "", style="bold" if fastest else None,
+        )  # fmt: skip
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"

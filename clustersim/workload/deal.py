@@ -1,0 +1,87 @@
+"""Which recorded tokens start on which GPU: whole sequences, dealt like cards. Draws no random number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clustersim.types import InputError, Ints, Trace
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Deal:
+    """The tokens of every GPU, `tokens_per_gpu` each, ordered by GPU."""
+
+    rows: Ints                  # [gpus * tokens_per_gpu] row of the trace
+    source: Ints                # [gpus * tokens_per_gpu] GPU
+    index: Ints                 # [gpus * tokens_per_gpu] place in its GPU's batch
+    context: Ints               # [gpus * tokens_per_gpu] place in its sequence, from 1: tokens its attention looks at
+    distinct: int               # recorded tokens that are used at all
+    most_used: int              # how often the most used one is
+
+    @property
+    def reuse(self) -> float:
+        """How often a recorded token is used, on average over those that are."""
+        return self.rows.size / self.distinct
+
+
+def deal_sequences(trace: Trace, n_gpus: int, tokens_per_gpu: int) -> Deal:
+    """Whole sequences, one at a time to each GPU in turn, in trace order, until each has its tokens; the last is cut.
+
+    A full GPU is passed over. When the trace is used up it is dealt again, but a GPU never gets a sequence twice: where
+    that would happen in a turn, it takes the next one that it has not had, and the deal goes on from there.
+
+    Raises:
+        InputError: less than one token per GPU, or more than the whole trace.
+    """
+    if tokens_per_gpu < 1:
+        raise InputError(f"workload.tokens_per_gpu={tokens_per_gpu}: each GPU needs at least one token")
+    if tokens_per_gpu > trace.n_tokens:
+        raise InputError(
+            f"workload.tokens_per_gpu={tokens_per_gpu}: the trace has {trace.n_tokens} tokens, "
+            "and a GPU gets no recorded sequence twice"
+        )
+    by_sequence, length = _sequences(trace)
+    gpu, sequence, taken = _hands(length, n_gpus, tokens_per_gpu)
+    order = np.argsort(gpu, kind="stable")
+    sequence, taken = sequence[order], taken[order]
+
+    begin = np.repeat(np.cumsum(taken) - taken, taken)
+    context = np.arange(n_gpus * tokens_per_gpu) - begin
+    first = np.cumsum(length) - length
+    rows = by_sequence[np.repeat(first[sequence], taken) + context]
+    used = np.bincount(rows, minlength=trace.n_tokens)
+    return Deal(
+        rows=rows, source=np.repeat(np.arange(n_gpus), tokens_per_gpu), index=np.tile(np.arange(tokens_per_gpu), n_gpus),
+        context=context + 1, distinct=int(np.count_nonzero(used)), most_used=int(used.max()),
+    )
+
+
+def _sequences(trace: Trace) -> tuple[Ints, Ints]:
+    """Rows of the trace sequence after sequence, in order of first appearance, each by position; and their lengths."""
+    _, first, which = np.unique(trace.seq, return_index=True, return_inverse=True)
+    place = np.empty_like(first)
+    place[np.argsort(first)] = np.arange(first.size)
+    which = place[which]
+    return np.lexsort((trace.pos, which)), np.bincount(which)
+
+
+def _hands(length: Ints, n_gpus: int, tokens_per_gpu: int) -> tuple[Ints, Ints, Ints]:
+    """GPU, sequence and tokens taken of every card, in the order they are dealt."""
+    n_sequences = length.size
+    had = np.zeros((n_gpus, n_sequences), dtype=bool)
+    missing = np.full(n_gpus, tokens_per_gpu)
+    dealt, card = [], 0
+    while (hungry := np.flatnonzero(missing)).size:
+        ahead = card + np.arange(hungry.size)
+        while (again := had[hungry, ahead % n_sequences]).any():
+            ahead[again] += 1
+        card = int(ahead[-1]) + 1
+        sequence = ahead % n_sequences
+        had[hungry, sequence] = True
+        taken = np.minimum(length[sequence], missing[hungry])
+        missing[hungry] -= taken
+        dealt.append((hungry, sequence, taken))
+    gpu, sequence, taken = (np.concatenate(column) for column in zip(*dealt, strict=True))
+    return gpu, sequence, taken

@@ -1,0 +1,100 @@
+"""The tokens of one forward pass and what the router says of them: from a trace or from a sampler. No clock, no drops."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clustersim.model import Model
+from clustersim.types import Floats, InputError, Ints, Trace, Workload
+from clustersim.workload.deal import Deal, deal_sequences
+from clustersim.workload.sampler import balanced, dirichlet
+
+
+def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, name: str = "trace") -> Workload:
+    """Recorded tokens, whole sequences dealt to the GPUs in turn (`deal_sequences`); nothing is drawn.
+
+    The trace's layers repeat when the model has more MoE layers, and its first ones are used when it has fewer.
+
+    Args:
+        name: what an error calls the trace, for example "trace.path=mine".
+
+    Raises:
+        InputError: the trace's experts or top_k are not the model's, or its tokens do not fill one GPU.
+    """
+    if (trace.n_experts, trace.top_k) != (model.n_experts, model.top_k):
+        raise InputError(
+            f"{name}: {trace.n_experts} experts, top-{trace.top_k}; "
+            f"model {model.name} has {model.n_experts} experts, top-{model.top_k}"
+        )
+    deal = deal_sequences(trace, n_gpus, tokens_per_gpu)
+
+    def choose(layer: int) -> tuple[Ints, Floats | None]:
+        recorded = layer % trace.n_layers
+        ids = trace.expert_ids[deal.rows, recorded].astype(np.int64)
+        if trace.gate_weights is None:
+            return ids, None
+        return ids, trace.gate_weights[deal.rows, recorded].astype(np.float64)
+
+    return Workload(
+        source=deal.source, index=deal.index, context=deal.context, choose=choose, notes=_notes(trace, model, deal)
+    )
+
+
+def from_sampler(
+    model: Model, n_gpus: int, tokens_per_gpu: int, seed: int, *, alpha: float = 1.0, sequence: int = 128
+) -> Workload:
+    """Tokens of `dirichlet`, a popularity of its own in every layer; layer i is the same whatever was drawn before it.
+
+    Args:
+        seed: 0 or more.
+        sequence: tokens per sequence; a GPU's batch is whole sequences, the last one cut.
+
+    Raises:
+        InputError: less than one token per GPU or per sequence; alpha not above 0.
+    """
+
+    def choose(layer: int) -> tuple[Ints, Floats | None]:
+        rng = np.random.default_rng(np.random.SeedSequence([seed, layer]))
+        return dirichlet(rng, n_gpus * tokens_per_gpu, n_experts=model.n_experts, top_k=model.top_k, alpha=alpha)
+
+    source, index, context = _blocks(n_gpus, tokens_per_gpu, sequence)
+    return Workload(source=source, index=index, context=context, choose=choose)
+
+
+def from_balanced(model: Model, n_gpus: int, tokens_per_gpu: int, *, sequence: int = 128) -> Workload:
+    """Tokens of `balanced`: every expert gets as much as any other, the same in every layer.
+
+    Raises:
+        InputError: less than one token per GPU or per sequence.
+    """
+    source, index, context = _blocks(n_gpus, tokens_per_gpu, sequence)
+
+    def choose(layer: int) -> tuple[Ints, Floats | None]:
+        return balanced(index, n_experts=model.n_experts, top_k=model.top_k)
+
+    return Workload(source=source, index=index, context=context, choose=choose)
+
+
+def _blocks(n_gpus: int, tokens_per_gpu: int, sequence: int) -> tuple[Ints, Ints, Ints]:
+    """Source, index and context of made-up tokens: on every GPU sequences of the same length, the last one cut."""
+    if tokens_per_gpu < 1:
+        raise InputError(f"workload.tokens_per_gpu={tokens_per_gpu}: each GPU needs at least one token")
+    if sequence < 1:
+        raise InputError(f"workload.sequence={sequence}: a sequence has at least one token")
+    source = np.repeat(np.arange(n_gpus), tokens_per_gpu)
+    index = np.tile(np.arange(tokens_per_gpu), n_gpus)
+    return source, index, index % sequence + 1
+
+
+def _notes(trace: Trace, model: Model, deal: Deal) -> tuple[str, ...]:
+    """What a reader has to know about how the trace was used."""
+    notes = []
+    if trace.n_layers < model.n_moe_layers:
+        notes.append(f"the trace's {trace.n_layers} layers repeat to fill the {model.n_moe_layers} MoE layers of {model.name}")
+    elif trace.n_layers > model.n_moe_layers:
+        notes.append(f"the first {model.n_moe_layers} of the trace's {trace.n_layers} layers are used, as {model.name} has")
+    if deal.most_used > 1:
+        notes.append(f"sequences are dealt again: a recorded token is used {deal.reuse:.3g} times, at most {deal.most_used}")
+    if deal.distinct < trace.n_tokens:
+        notes.append(f"{deal.distinct:,} of the trace's {trace.n_tokens:,} tokens are used")
+    return tuple(notes)

@@ -1,0 +1,162 @@
+"""One contract for every placement, every exchange and every capacity policy on offer, whoever wrote it."""
+
+from collections import Counter, defaultdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from clustersim import exchange, placement
+from clustersim.pick import pick
+from clustersim.placement import replicas
+from clustersim.types import InputError, Routing
+from clustersim.workload import capacity
+
+MODEL = SimpleNamespace(top_k=4, dispatch_token_bytes=100.0, combine_token_bytes=200.0)
+CLUSTER = SimpleNamespace(
+    n_gpus=12, n_nodes=3, gpus_per_node=4, node_of=np.arange(12) // 4, local_of=np.arange(12) % 4
+)
+N_EXPERTS = 20
+
+
+def routing(tokens_per_gpu=30, seed=0):
+    """Uneven popularity, some choices missing, some dropped."""
+    rng = np.random.default_rng(seed)
+    tokens = tokens_per_gpu * CLUSTER.n_gpus
+    asked = (rng.gumbel(size=(tokens, N_EXPERTS)) + rng.normal(size=N_EXPERTS)).argsort(axis=1)[:, :4]
+    asked[rng.random(asked.shape) < 0.1] = -1
+    return Routing(
+        asked=asked, assigned=np.where(rng.random(asked.shape) < 0.2, -1, asked), weights=rng.random(asked.shape),
+        source=np.repeat(np.arange(CLUSTER.n_gpus), tokens_per_gpu), index=np.tile(np.arange(tokens_per_gpu), CLUSTER.n_gpus),
+        capacity=None,
+    )
+
+
+def direct_hops(home, gpus):
+    """Copies of one token as (from, to), and which of them each follows: straight to every expert."""
+    return [((home, gpu), None) for gpu in gpus if gpu != home]
+
+
+def node_dedup_hops(home, gpus):
+    """Copies of one token: once to every other node, then once to every GPU that is not the forwarder."""
+    hops = []
+    for node in {gpu // 4 for gpu in gpus}:
+        forwarder = node * 4 + home % 4
+        if forwarder != home:
+            hops.append(((home, forwarder), None))
+        for gpu in {gpu for gpu in gpus if gpu // 4 == node} - {forwarder}:
+            hops.append(((forwarder, gpu), (home, forwarder) if forwarder != home else None))
+    return hops
+
+
+TOKEN_BY_TOKEN = {"direct": direct_hops, "node_dedup": node_dedup_hops}
+
+
+@pytest.mark.parametrize("name", placement.__all__)
+def test_every_placement_keeps_the_placement_contract(name):
+    for n_experts, slots, gpus in [(8, 8, 4), (5, 8, 4), (32, 64, 64), (1, 1, 1), (256, 288, 32)]:
+        p = pick(placement, name)(n_experts, slots, gpus)
+        assert p.gpu_of.dtype == p.expert_of.dtype == np.int64
+        assert p.gpu_of.shape == p.expert_of.shape == (slots,)
+        assert (np.bincount(p.gpu_of, minlength=gpus) == slots // gpus).all(), "GPUs differ in slots"
+        assert (np.bincount(p.expert_of, minlength=n_experts) >= 1).all(), "an expert has no slot"
+        assert p.expert_of.max() == n_experts - 1
+        assert p.replica in replicas.__all__
+    with pytest.raises(InputError, match=r"placement\.slots=4"):
+        pick(placement, name)(8, 4, 4)
+
+
+@pytest.mark.parametrize("name", placement.__all__)
+def test_every_placement_and_replica_rule_sends_a_choice_to_a_slot_that_holds_its_expert(name):
+    r = routing()
+    for rule in replicas.__all__:
+        p = pick(placement, name)(N_EXPERTS, 36, CLUSTER.n_gpus)
+        slots = pick(replicas, rule)(r.assigned, r.index, r.source, p, CLUSTER.node_of)
+        assert slots.dtype == np.int64
+        assert ((slots < 0) == (r.assigned < 0)).all()
+        assert (p.expert_of[slots] == r.assigned)[slots >= 0].all()
+
+
+@pytest.mark.parametrize("name", exchange.__all__)
+@pytest.mark.parametrize("phase", ["dispatch", "combine"])
+def test_every_exchange_keeps_the_transfers_contract(name, phase):
+    r, p = routing(), placement.contiguous(N_EXPERTS, 24, CLUSTER.n_gpus)
+    t = pick(exchange, name)(phase, r, p, CLUSTER, MODEL)
+    again = pick(exchange, name)(phase, r, p, CLUSTER, MODEL)
+    for column, dtype in {
+        "src": np.int64, "dst": np.int64, "nbytes": np.float64, "release": np.float64,
+        "chunk": np.float64, "after_start": np.int64, "after": np.int64,
+    }.items():
+        values = getattr(t, column)
+        assert values.dtype == dtype
+        assert values.size == (t.after_start[-1] if column == "after" else t.n + (column == "after_start"))
+        assert (values == getattr(again, column)).all(), "not the same twice"
+    assert (t.nbytes > 0).all()
+    assert (t.src != t.dst).all()
+    assert (t.release >= 0).all()
+    assert t.after_start[0] == 0
+    follower = np.repeat(np.arange(t.n), np.diff(t.after_start))
+    assert (t.after < follower).all(), "a transfer comes before one that it follows"
+    assert (t.dst[t.after] == t.src[follower]).all(), "a transfer starts where those that it follows end"
+    assert (t.chunk[follower] > 0).all()
+
+
+@pytest.mark.parametrize("name", exchange.__all__)
+@pytest.mark.parametrize("rule", replicas.__all__)
+def test_every_exchange_sends_exactly_the_copies_that_following_each_token_finds(name, rule):
+    assert name in TOKEN_BY_TOKEN, f"write down above which copies of one token {name} sends"
+    r, p = routing(), placement.round_robin(N_EXPERTS, 36, CLUSTER.n_gpus)
+    slots = pick(replicas, rule)(r.assigned, r.index, r.source, p, CLUSTER.node_of)
+    p = type(p)(gpu_of=p.gpu_of, expert_of=p.expert_of, replica=rule)
+    copies, followed = Counter(), defaultdict(set)
+    for home, row in zip(r.source.tolist(), slots.tolist(), strict=True):
+        for hop, parent in TOKEN_BY_TOKEN[name](home, [int(p.gpu_of[s]) for s in row if s >= 0]):
+            copies[hop] += 1
+            if parent:
+                followed[hop].add(parent)
+
+    options = {} if name == "direct" else {"metadata_bytes": 0}
+    function = pick(exchange, name, **options)
+    for phase, token, turn in (("dispatch", 100.0, False), ("combine", 200.0, True)):
+        t = function(phase, r, p, CLUSTER, MODEL)
+        src, dst = (t.dst, t.src) if turn else (t.src, t.dst)       # as if on the way to the expert
+        sent = Counter()
+        for hop, nbytes in zip(zip(src.tolist(), dst.tolist(), strict=True), t.nbytes, strict=True):
+            sent[hop] += nbytes / token
+        assert sent == copies
+        coupled = defaultdict(set)
+        follower = np.repeat(np.arange(t.n), np.diff(t.after_start))
+        for child, parent in zip(follower.tolist(), t.after.tolist(), strict=True):
+            first, then = (child, parent) if turn else (parent, child)
+            coupled[int(src[then]), int(dst[then])].add((int(src[first]), int(dst[first])))
+        assert coupled == followed
+
+
+@pytest.mark.parametrize("name", capacity.__all__)
+def test_every_capacity_policy_keeps_the_capacity_contract(name):
+    r, room = routing(), np.arange(CLUSTER.n_gpus)
+    policy = pick(capacity, name)
+    before = r.asked.copy()
+    kept = policy(r.asked, r.weights, r.source, N_EXPERTS, room)
+    assert kept.dtype == np.int64
+    assert (r.asked == before).all(), "the input is left alone"
+    assert (kept == policy(r.asked, r.weights, r.source, N_EXPERTS, room)).all(), "not the same twice"
+    assert ((kept == r.asked) | (kept == -1)).all()
+    for gpu in range(CLUSTER.n_gpus):
+        asked, held = (np.bincount(a[r.source == gpu][a[r.source == gpu] >= 0], minlength=N_EXPERTS) for a in (r.asked, kept))
+        assert (held == np.minimum(asked, room[gpu])).all()
+
+
+def test_the_policies_agree_with_a_loop_over_tokens():
+    r = routing()
+    room = {"position": np.full(CLUSTER.n_gpus, 4), "prob": np.full(CLUSTER.n_gpus, 4)}
+    for name, key in {"position": lambda t, j: t, "prob": lambda t, j: (-r.weights[t, j], t)}.items():
+        seats, expected = defaultdict(list), np.full(r.asked.shape, -1)
+        for t, row in enumerate(r.asked.tolist()):
+            for j, expert in enumerate(row):
+                if expert >= 0:
+                    seats[int(r.source[t]), expert].append((key(t, j), t, j))
+        for group in seats.values():
+            for _, t, j in sorted(group)[:4]:
+                expected[t, j] = r.asked[t, j]
+        assert (pick(capacity, name)(r.asked, r.weights, r.source, N_EXPERTS, room[name]) == expected).all()
