@@ -117,7 +117,7 @@ def train(
         logits, routed = forward(p, shape, batch[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
-        (loss + balance * balance_loss(routed, shape.n_experts)).backward()
+        torch.autograd.backward(loss + balance * balance_loss(routed, shape.n_experts))
         torch.nn.utils.clip_grad_norm_(list(p.values()), 1.0)
         optimizer.step()
         losses.append(loss.item())
@@ -146,7 +146,8 @@ def _attention(p: Mapping[str, Tensor], layer: int, shape: Shape, x: Tensor) -> 
     q, k, v = (x @ p[f"{layer}.qkv"]).view(sequences, length, 3, shape.heads, d // shape.heads).permute(2, 0, 3, 1, 4)
     later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
     attended = (q @ k.mT * (d // shape.heads) ** -0.5).masked_fill(later, -math.inf).softmax(-1) @ v
-    return attended.transpose(1, 2).reshape(sequences, length, d) @ p[f"{layer}.out"]
+    joined: Tensor = attended.transpose(1, 2).reshape(sequences, length, d) @ p[f"{layer}.out"]
+    return joined
 
 
 def _route(router: Tensor, shape: Shape, x: Tensor) -> Routed:
@@ -167,5 +168,5 @@ def _experts(up: Tensor, down: Tensor, x: Tensor, routed: Routed) -> Tensor:
     back[order] = torch.arange(len(order), device=x.device)
     loads = torch.bincount(routed.experts.flatten(), minlength=len(up)).tolist()
     copies = x[:, None].expand(tokens, top_k, x.shape[1]).reshape(tokens * top_k, -1)[order]
-    segments = [F.silu(part @ a) @ b for part, a, b in zip(copies.split(loads), up.unbind(), down.unbind(), strict=True)]
+    segments = [F.silu(part @ a) @ b for part, a, b in zip(torch.split(copies, loads), up.unbind(), down.unbind(), strict=True)]
     return (torch.cat(segments)[back].view(tokens, top_k, -1) * routed.weights[..., None]).sum(1)

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+import clustersim
 from clustersim.capture.text import DOMAINS, VOCABULARY, Corpus, Tokens, load_corpus
 from clustersim.types import InputError, Trace
 from clustersim.workload.trace import write_trace
@@ -97,7 +97,7 @@ def capture_tiny(
             "held_out_documents": {domain: sorted(set(corpus.documents[domain])) for domain in DOMAINS},
         },
         "made_with": {
-            "clustersim": _version(), "python": platform.python_version(), "torch": torch.__version__,
+            "clustersim": clustersim.__version__, "python": platform.python_version(), "torch": torch.__version__,
             "device": where.type, "threads": threads,
             "device_name": torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine(),
         },
@@ -205,10 +205,3 @@ def _model_meta(shape: Any, scores: bool) -> dict[str, Any]:
         "source": "clustersim capture tiny", "license": "Apache-2.0",
     }
     return meta | ({"scores": "router logits, before the softmax"} if scores else {})
-
-
-def _version() -> str:
-    try:
-        return metadata.version("clustersim")
-    except metadata.PackageNotFoundError:           # run from a folder that is not installed
-        return "unknown"

@@ -249,9 +249,9 @@ def _approach(s, f, cap):
     elif miss * s.flows[f].miss < 0.0:
         s.flows[f].trust *= 0.5
     else:
-        s.flows[f].trust *= 1.25
+        s.flows[f].trust = min(1.0, 1.25 * s.flows[f].trust)
     s.flows[f].miss = miss
-    return max(old + s.flows[f].trust * miss, 0.1 * min(old, cap))
+    return old + s.flows[f].trust * miss
 
 
 @njit
@@ -508,7 +508,7 @@ def _fill(s, n_flows, n_links):
         for at in range(s.links[tightest].list_start, s.links[tightest].list_start + s.links[tightest].list_size):
             f = s.lists[at].flow
             if s.flows[f].in_region == 1:
-                _freeze(s, f, level, tightest)
+                _freeze(s, f, level, -1 if s.flows[f].cap <= level * (1 + 1e-12) else tightest)      # a tie: the cap, which can go
                 left -= 1
         s.count[FLOW_VISITS] += s.links[tightest].list_size
 
