@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,8 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
   clustersim +experiment=NAME       a study
   clustersim --cfg [KEY=VALUE ...]  the whole config of a run, without running it
   clustersim list [GROUP]           all options, one line each
-  clustersim capture tiny           train a small model in PyTorch and record its router (KEY=VALUE: out, device, seed, steps, scores)
+  clustersim capture tiny           train a small model in PyTorch and record its router
+                                    (KEY=VALUE: out, device, seed, steps, scores)
 
 examples
   clustersim capacity.factor=1.25 placement.replica=nearest
@@ -47,16 +49,10 @@ examples
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 2 for bad input (one line on stderr), 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if any(a in ("-h", "--help") for a in arguments):
-        print(_help())
-        return 0
-    if "--version" in arguments:
-        from clustersim import __version__
-
-        print(__version__)
-        return 0
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()              # a reader who has gone is noticed here, not when the interpreter ends
+        return code
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept", file=sys.stderr)
         return 130
@@ -68,22 +64,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if not isinstance(error, InputError | OSError):
             raise
-        print(f"clustersim: {error}", file=sys.stderr)
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        print(f"clustersim: {said}", file=sys.stderr)
         return 2
 
 
 def _dispatch(arguments: list[str]) -> int:
-    from clustersim.pick import did_you_mean
-    from clustersim.types import InputError
+    if any(a in ("-h", "--help") for a in arguments):
+        print(_help())
+        return 0
+    if "--version" in arguments:
+        from clustersim import __version__
 
+        print(__version__)
+        return 0
     commands: dict[str, Callable[[list[str]], int]] = {"list": _list, "capture": _capture, "run": _run}
     first = arguments[0] if arguments else ""
     if first in commands:
         return commands[first](arguments[1:])
+    from clustersim.pick import did_you_mean
+    from clustersim.types import InputError
+
     if first in NOT_BUILT:
         raise InputError(f"{first}: this command is not built yet")
     if first and "=" not in first and first[0] not in "-+~":
-        raise InputError(f"{first}: there is no such command{did_you_mean(first, (*commands, *NOT_BUILT))} (see clustersim --help)")
+        near = did_you_mean(first, (*commands, *NOT_BUILT))
+        raise InputError(f"{first}: there is no such command{near} (see clustersim --help)")
     return _run(arguments)
 
 
@@ -97,9 +103,9 @@ def _run(arguments: list[str]) -> int:
     from clustersim import config
 
     if "--cfg" in flags:
-        import yaml
+        from omegaconf import OmegaConf
 
-        print(yaml.safe_dump(dict(config.compose([o for o in overrides if o != "job"]).config), sort_keys=False), end="")
+        print(OmegaConf.to_yaml(OmegaConf.create(dict(config.compose([o for o in overrides if o != "job"]).config))), end="")
         return 0
     if {"-m", "--multirun"} & set(flags) or config.is_sweep(overrides):
         return _sweep(overrides)
@@ -132,9 +138,7 @@ def _sweep(overrides: list[str]) -> int:
     with _progress() as progress:
         for number, job in enumerate(jobs):
             try:
-                result = _simulate(
-                    job, lambda fraction, what, n=number: progress((n + fraction) / len(jobs), f"job {n + 1} of {len(jobs)}: {what}")
-                )
+                result = _simulate(job, partial(_tell_job, progress, number, len(jobs)))
             except InputError as error:
                 failed.append((job, str(error)))
                 continue
@@ -142,11 +146,18 @@ def _sweep(overrides: list[str]) -> int:
             done.append((job, result.summary))
     console = Console(highlight=False)
     if done:
+        if not console.is_terminal:
+            console.width = 200         # a file or a pipe has no edge to fold at
         console.print(terminal.comparison(done))
         console.print(f"{len(done)} runs in {folder}", soft_wrap=True)
     for job, reason in failed:
         print(f"clustersim: failed: {' '.join(job)}: {reason}", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _tell_job(progress: Callable[[float, str], None], number: int, jobs: int, fraction: float, what: str) -> None:
+    """Pass on the progress of one job (from 0) of a sweep as that of the whole."""
+    progress((number + fraction) / jobs, f"job {number + 1} of {jobs}: {what}")
 
 
 def _simulate(overrides: list[str], progress: Callable[[float, str], None]) -> Result:
@@ -185,11 +196,11 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
 
 
 def _list(arguments: list[str]) -> int:
-    from clustersim.pick import did_you_mean
-    from clustersim.types import InputError
-
     for group in arguments:
         if group not in GROUPS:
+            from clustersim.pick import did_you_mean
+            from clustersim.types import InputError
+
             raise InputError(f"list {group}: there is no such group{did_you_mean(group, GROUPS)} (known: {', '.join(GROUPS)})")
     for group in arguments or GROUPS:
         print(f"{group}: {GROUPS[group]}")
@@ -202,8 +213,7 @@ def _capture(arguments: list[str]) -> int:
     from clustersim.types import InputError
 
     if not arguments or arguments[0] != "tiny":
-        what = arguments[0] if arguments else ""
-        raise InputError(f"capture {what}: only `capture tiny` is built so far")
+        raise InputError(f"{' '.join(['capture', *arguments[:1]])}: only `capture tiny` is built so far")
     given: dict[str, Any] = {"out": "tiny_trace"}
     kinds: dict[str, Callable[[str, str], Any]] = {
         "out": lambda key, text: text, "device": lambda key, text: text, "seed": _whole, "steps": _whole, "scores": _flag,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,10 @@ def sweep(overrides: Sequence[str]) -> Iterator[list[str]]:
     """
     lists: dict[str, list[str]] = {}
     given = _parse(overrides)
-    own = {override.get_key_element() for override in given}
+    own = {override.key_or_group for override in given}
+    for override in given:
+        if override.key_or_group == "experiment" and override.is_sweep_override():
+            raise InputError(f"{override.input_line}: one experiment at a time")
     single = [override.input_line for override in given if not override.is_sweep_override()]
     params = _compose(single)["hydra"]["sweeper"].get("params") or {}
     for override in (*_parse([f"{key}={value}" for key, value in params.items() if key not in own]), *given):
@@ -75,36 +79,52 @@ def is_sweep(overrides: Sequence[str]) -> bool:
     """Whether an experiment among the overrides asks for a sweep by itself."""
     if not any(text.startswith("+experiment=") for text in overrides):
         return False
-    return bool(_compose([o.input_line for o in _parse(overrides) if not o.is_sweep_override()])["hydra"]["sweeper"].get("params"))
+    single = [override.input_line for override in _parse(overrides) if not override.is_sweep_override()]
+    return bool(_compose(single)["hydra"]["sweeper"].get("params"))
 
 
 def _parse(overrides: Sequence[str]) -> list[Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException, OverrideParseException
 
     for text in overrides:
-        if "=" not in text and not text.startswith("~"):
+        if text.startswith("~"):
+            raise InputError(f"{text}: nothing can be left out, every key is needed; give it another value instead")
+        if not text.partition("=")[0].strip("+ ") or "=" not in text:
             raise InputError(f"{text}: not an override; write key=value, for example capacity.factor=1.25")
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
-        raise InputError(f"{error.override}: cannot be read as key=value ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{error.override}: cannot be read as key=value ({_first_line(error)})") from error
+    except HydraException as error:
+        raise InputError(f"{' '.join(overrides)}: cannot be read as key=value ({_first_line(error)})") from error
     for override in parsed:
+        if override.package is not None or override.key_or_group.partition(".")[0].partition("/")[0] == "hydra":
+            raise InputError(f"{override.input_line}: this setting of Hydra's has no effect here; leave it out")
         _check_group(override)
     return list(parsed)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _check_group(override: Any) -> None:
     group = override.key_or_group
     if group not in GROUPS:
         return
+    from hydra.core.override_parser.types import Glob
+
     known = list(options(group_folder(group)))
-    values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
-    for value in values:
-        if isinstance(value, dict | list):
-            raise InputError(f"{override.input_line}: {group} takes one option by name (known: {', '.join(known)})")
+    offer = f"(known: {', '.join(known)})"
+    if isinstance(override.value(), dict | list | Glob):
+        raise InputError(f"{override.input_line}: {group} takes one option by name {offer}")
+    plus = "+" if group == "experiment" else ""         # the one group without a default
+    if not override.input_line.startswith(f"{plus}{group}"):
+        raise InputError(f"{override.input_line}: write {plus}{override.input_line.lstrip('+')}")
+    for value in override.sweep_iterator() if override.is_sweep_override() else [override.value()]:
         if str(value) not in known:
-            raise InputError(f"{group}={value}: there is no such {group}{did_you_mean(str(value), known)} (known: {', '.join(known)})")
+            raise InputError(f"{group}={shown(value)}: there is no such {group}{did_you_mean(str(value), known)} {offer}")
 
 
 def _compose(overrides: Sequence[str]) -> dict[str, Any]:
@@ -112,23 +132,30 @@ def _compose(overrides: Sequence[str]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     for group, package in (("topology", "topology"), ("experiment", "_global_")):
         for path in group_folder(group).glob("*.yaml"):
             node = OmegaConf.load(path)
             ConfigStore.instance().store(group=group, name=path.stem, node=node, package=package, provider=str(path))
+    callers = GlobalHydra.instance().hydra             # we may be called from inside a Hydra application
+    GlobalHydra.instance().hydra = None
     try:
         with initialize_config_module("clustersim.conf", version_base="1.3"):
             config = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
         hydra = OmegaConf.to_container(config.hydra, resolve=False)
-        plain = {key: config._get_node(key) for key in config if key != "hydra"}
-        values = {key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node._value() for key, node in plain.items()}
+        with open_dict(config):
+            del config["hydra"]
+        values = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error, overrides)) from error
-    return {**values, "hydra": hydra}
+    finally:
+        GlobalHydra.instance().hydra = callers
+    assert isinstance(values, dict)
+    return {**{str(key): value for key, value in values.items()}, "hydra": hydra}
 
 
 def _one_line(error: Exception, overrides: Sequence[str]) -> str:
@@ -138,17 +165,28 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     values = [o for o in OverridesParser.create().parse_overrides(list(overrides)) if o.key_or_group not in GROUPS]
     groups = [text for text in overrides if text not in {o.input_line for o in values}]
     if values:
-        known = sorted(_leaves(_compose(groups)))
+        known = list(_leaves(_compose(groups)))
         for override in values:
             key = override.key_or_group
-            if key not in known and not override.is_add() and not key.startswith("hydra"):
-                near = did_you_mean(key, known)
-                section = key.rpartition(".")[0]
-                if owners := _options_with(section, key.rpartition(".")[2]):
-                    return f"{key}: belongs to {section}={' or '.join(owners)}, and another {section} is chosen"
-                siblings = [k for k in known if k.rpartition(".")[0] == section] or sorted({k.partition(".")[0] for k in known})
-                return f"{key}: there is no such key{near} (known: {', '.join(siblings)})"
-    return " ".join(str(error).split())
+            if key not in known and not override.is_add():
+                return _no_such_key(key, known)
+    at = getattr(error, "full_key", None)
+    return f"{at}: {_first_line(error)}" if at else " ".join(str(error).split())
+
+
+def _no_such_key(key: str, known: Sequence[str]) -> str:
+    """What to say of a key that no group has; `known` holds all keys, those of groups included."""
+    section, _, leaf = key.rpartition(".")
+    if owners := _options_with(section, leaf):
+        return f"{key}: belongs to {section}={' or '.join(owners)}, and another {section} is chosen"
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    meant = [siblings[near] for near in get_close_matches(leaf, siblings, n=1)]
+    meant += sorted(k for k in known if k.rpartition(".")[2] == leaf)
+    if not siblings:
+        meant += get_close_matches(key, known, n=1)
+    near = f"; did you mean {meant[0]}?" if meant else ""
+    beside = sorted(siblings.values()) or sorted({k.partition(".")[0] for k in known})
+    return f"{key}: there is no such key{near} (known: {', '.join(beside)})"
 
 
 def _options_with(group: str, key: str) -> list[str]:
@@ -157,7 +195,8 @@ def _options_with(group: str, key: str) -> list[str]:
         return []
     from omegaconf import OmegaConf
 
-    return [name for name in options(group_folder(group)) if key in OmegaConf.load(group_folder(group) / f"{name}.yaml")]
+    keys_of = {name: OmegaConf.load(group_folder(group) / f"{name}.yaml").keys() for name in options(group_folder(group))}
+    return [name for name, keys in keys_of.items() if key in keys]
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -170,12 +209,13 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _run(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[str, str]) -> Run:
     """Judge the values that nobody else judges; plug-ins and topology are judged where they are made."""
+    _check_keys(config, choices)
     workload, capacity = config["workload"], config["capacity"]
     if workload["phase"] != "prefill":
         raise InputError(f"workload.phase={workload['phase']}: only prefill is built so far")
     for group in ("trace", "placement", "exchange", "network", "compute"):
         for key, value in config[group].items():
-            if value == "???":
+            if value == "???" or (key == "path" and not value):
                 raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")
     return Run(
         study=choices.get("experiment", "runs"),
@@ -186,19 +226,44 @@ def _run(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[str,
         tokens_per_gpu=whole("workload.tokens_per_gpu", workload["tokens_per_gpu"], least=1),
         capacity_factor=None if capacity["factor"] is None else positive("capacity.factor", capacity["factor"]),
         seed=whole("seed", config["seed"], least=0),
-        output=Path(str(config["output"])),
+        output=_folder("output", config["output"]),
     )
+
+
+def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
+    """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model and plug-ins look after their own."""
+    from omegaconf import OmegaConf
+
+    known = {key: [key] for key in config if key in (*GROUPS[:-1], "seed", "output")}
+    for group in ("trace", "workload", "capacity", "compute"):
+        chosen = OmegaConf.load(group_folder(group) / f"{choices[group]}.yaml")
+        known[group] += [f"{group}.{key!s}" for key in chosen]
+    every = [key for keys in known.values() for key in keys]
+    for key in _leaves({key: value for key, value in config.items() if key not in known or len(known[key]) > 1}):
+        if key not in every:
+            raise InputError(_no_such_key(key, every))
+
+
+def _folder(key: str, value: Any) -> Path:
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{key}={shown(value)}: must be the name of a folder")
+    return Path(value)
+
+
+def shown(value: Any) -> str:
+    """`value` as it is written in an override."""
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def whole(key: str, value: Any, *, least: int) -> int:
     """`value` as a whole number from `least` up; InputError naming `key` otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{key}={value}: must be a whole number from {least} up")
+        raise InputError(f"{key}={shown(value)}: must be a whole number from {least} up")
     return value
 
 
 def positive(key: str, value: Any) -> float:
     """`value` as a finite number above 0; InputError naming `key` otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise InputError(f"{key}={value}: must be a number above 0")
+        raise InputError(f"{key}={shown(value)}: must be a number above 0")
     return float(value)

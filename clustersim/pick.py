@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from clustersim.types import InputError
 
@@ -30,22 +30,54 @@ def pick(module: ModuleType, name: str, **options: Any) -> Callable[..., Any]:
     Options are the function's keyword-only parameters.
 
     Raises:
-        InputError: no such function, or an option that it does not take.
+        InputError: no such function, an option that it does not take, or a value of another type than it says.
     """
-    home, _, leaf = name.rpartition(":")
+    home, _, leaf = str(name).rpartition(":")
     kind = module.__name__.rpartition(".")[2]
     if not home and leaf not in module.__all__:
         raise InputError(
             f"{kind}={name}: there is no such {kind}; it offers {', '.join(offered(module))} "
-            f"(or give package.module:function){did_you_mean(name, module.__all__)}"
+            f"(or give package.module:function){did_you_mean(leaf, module.__all__)}"
         )
     try:
         function = getattr(importlib.import_module(home) if home else module, leaf)
     except (ImportError, AttributeError) as error:
         raise InputError(f"{kind}={name}: {error}") from error
+    if not callable(function):
+        raise InputError(f"{kind}={name}: is no function")
+    return bind(kind, name, function, options)
+
+
+def bind(kind: str, name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    """`function` with `options`, which are among its keyword-only parameters and of their types. `kind` is their group.
+
+    Raises:
+        InputError: an option that it does not take, or a value of another type than it says.
+    """
     accepted = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     if unknown := sorted(options.keys() - set(accepted)):
         raise InputError(
             f"{kind}.{unknown[0]}: {name} takes {', '.join(accepted) or 'no options'}{did_you_mean(unknown[0], accepted)}"
         )
+    try:
+        hints = get_type_hints(function)
+    except (NameError, TypeError):      # a function of the user's, whose annotations are their own business
+        hints = {}
+    for key, value in options.items():
+        allowed = get_args(hints[key]) or (hints[key],) if key in hints else ()
+        if allowed and _TYPES.keys() >= set(allowed) and not any(_TYPES[one][1](value) for one in allowed):
+            raise InputError(f"{kind}.{key}={value}: must be {' or '.join(_TYPES[one][0] for one in allowed)}")
     return partial(function, **options)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_TYPES: dict[type, tuple[str, Callable[[Any], bool]]] = {        # what an option may be, and how to tell
+    int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: ("a number", _is_number),
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    str: ("text", lambda value: isinstance(value, str)),
+    type(None): ("null", lambda value: value is None),
+}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,10 @@ from clustersim import exchange as exchanges
 from clustersim import network as networks
 from clustersim import placement as placements
 from clustersim.cluster import Cluster, build_cluster
-from clustersim.config import Run, compose, whole
+from clustersim.config import Run, compose, shown, whole
 from clustersim.engine import compute
 from clustersim.engine.gpu import LayerWork, Played, play
-from clustersim.pick import did_you_mean, offered, pick
+from clustersim.pick import bind, did_you_mean, offered, pick
 from clustersim.placement.replicas import chosen_slots
 from clustersim.placement.static import default_slots
 from clustersim.places import PACKAGE
@@ -40,6 +42,8 @@ from clustersim.workload import source
 from clustersim.workload.trace import read_trace
 
 PHYSICS = 1             # raised whenever the same config gives other numbers; part of every run_id
+
+VERSIONS = ("numpy", "numba", "polars", "simpy")        # packages whose versions run.json tells
 
 Progress = Callable[[float, str], None]
 
@@ -61,8 +65,15 @@ class Result:
         return self.run.output / self.run.study / self.run_id
 
     def save(self) -> Path:
-        """Write the results folder; a run of the same run_id is replaced."""
-        write_run(self.folder, self.tables, self.provenance)
+        """Write the results folder; a run of the same run_id is replaced.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        try:
+            write_run(self.folder, self.tables, self.provenance)
+        except OSError as error:
+            raise InputError(f"output={self.run.output}: {self.folder} cannot be written ({error.strerror})") from error
         return self.folder
 
 
@@ -102,11 +113,12 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     saved = 0.0
     if numbers["drop_rate"] > 0:
         saved = _play(parts, None, lambda fraction, _: progress(fraction, "the same without dropping"))[0].step_s - played.step_s
-    run_id, provenance = _provenance(parts)
+    notes = _notes(parts, numbers)
+    run_id, provenance = _provenance(parts, notes)
     summary = {**_settings(parts), **numbers, "seconds_saved_by_dropping": saved}
     tables["summary"] = pl.DataFrame([{"run_id": run_id, **summary}])
     provenance["wall_s"] = time.perf_counter() - began
-    return Result(run=run, run_id=run_id, summary=summary, tables=tables, notes=_notes(parts, numbers), provenance=provenance)
+    return Result(run=run, run_id=run_id, summary=summary, tables=tables, notes=notes, provenance=provenance)
 
 
 def _assemble(run: Run) -> _Parts:
@@ -118,8 +130,7 @@ def _assemble(run: Run) -> _Parts:
     slots = default_slots(model.n_experts, n) if slots is None else whole("placement.slots", slots, least=1)
     placement = replace(pick(placements, name, **options)(model.n_experts, slots, n), replica=replica)
     if replica not in offered(placements.replicas) and ":" not in str(replica):
-        known = offered(placements.replicas)
-        raise InputError(f"placement.replica={replica}: there is no such rule{did_you_mean(str(replica), known)} (known: {', '.join(known)})")
+        raise _no_such_rule("placement.replica", replica, offered(placements.replicas))
     if config["compute"]["name"] not in ("roofline", "none"):
         raise InputError(f"compute={config['compute']['name']}: must be roofline or none")
     workload, digest = _workload(run, n)
@@ -138,10 +149,14 @@ def _assemble(run: Run) -> _Parts:
 
 
 def _drop_rule(name: str) -> Callable[..., Any]:
-    known = offered(capacities)
-    if name not in known and ":" not in name:
-        raise InputError(f"capacity.drop={name}: there is no such rule{did_you_mean(name, known)} (known: {', '.join(known)})")
+    if name not in offered(capacities) and ":" not in name:
+        raise _no_such_rule("capacity.drop", name, offered(capacities))
     return pick(capacities, name)
+
+
+def _no_such_rule(key: str, name: Any, known: Sequence[str]) -> InputError:
+    near = did_you_mean(str(name), known)
+    return InputError(f"{key}={shown(name)}: there is no such rule{near} (known: {', '.join(known)})")
 
 
 def _workload(run: Run, n_gpus: int) -> tuple[Workload, str | None]:
@@ -152,9 +167,9 @@ def _workload(run: Run, n_gpus: int) -> tuple[Workload, str | None]:
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
         return source.from_trace(read_trace(path), run.model, n_gpus, run.tokens_per_gpu, name=label), _contents(path)
     if name == "sampled":
-        return source.from_sampler(run.model, n_gpus, run.tokens_per_gpu, run.seed, **options), None
+        return bind("trace", name, source.from_sampler, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed), None
     if name == "balanced":
-        return source.from_balanced(run.model, n_gpus, run.tokens_per_gpu, **options), None
+        return bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu), None
     known = ("tiny", "file", "sampled", "balanced")
     raise InputError(f"trace.name={name}: there is no such trace{did_you_mean(str(name), known)} (known: {', '.join(known)})")
 
@@ -278,7 +293,7 @@ def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _provenance(parts: _Parts) -> tuple[str, dict[str, Any]]:
+def _provenance(parts: _Parts, notes: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The run_id, and what run.json says: everything the run depends on."""
     run = parts.run
     config = {key: value for key, value in run.config.items() if key != "output"}
@@ -295,5 +310,6 @@ def _provenance(parts: _Parts) -> tuple[str, dict[str, Any]]:
         "overrides": list(run.overrides),
         "seed": run.seed,
         "version": clustersim.__version__,
-        "notes": list(parts.workload.notes),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
+        "notes": list(notes),
     }

@@ -1,15 +1,20 @@
 """A slow model of the fluid network in exact rational arithmetic, to check the fast one against. Shares no code with it.
 
-At every event all rates are found anew from nothing. Feed it small integers or floats; it never rounds.
+`finish_times` finds all rates anew from nothing at every event. Feed it small integers or floats; it never rounds.
+`fast` and `waiting` put the same question to the solver under test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 
+import numpy as np
+
+from clustersim.network import sharing
+from clustersim.types import Routes, Transfers
+
 Number = int | float | Fraction
-Uses = Mapping[int, Fraction]           # link -> share of a flow's bytes on it
 
 
 def max_min_rates(capacity, uses, caps):
@@ -45,7 +50,8 @@ def coupled_rates(capacity, uses, followed):
     Args:
         followed: [flows] list of (flow, ratio): the rate may not exceed ratio times that flow's.
 
-    The rates must agree with the caps that follow from them. Without a circle (a flow that shares a link with what
+    The rates must agree with the caps that follow from them. (With weights, or several followers of one flow on its own
+    links, more than one set of rates may agree; this looks for the one that is found from no caps at all.) Without a circle (a flow that shares a link with what
     comes after what it limits) repeating the filling ends after as many rounds as the longest chain; with one, the
     repetition only suggests which limit holds for which flow, and a linear system says the rest.
     """
@@ -179,8 +185,8 @@ def finish_times(
 
     while any(e is None for e in end):
         for flow in range(n):
-            if end[flow] is None and released[flow] <= now and all(moved[p] >= piece[flow] and p in live and piece[flow] < 1
-                                                                   for p in behind(flow)):
+            first_chunk_is_in = all(p in live and moved[p] >= piece[flow] and piece[flow] < 1 for p in behind(flow))
+            if end[flow] is None and released[flow] <= now and first_chunk_is_in:
                 live.add(flow)
         order = sorted(live)
         place = {flow: i for i, flow in enumerate(order)}
@@ -210,3 +216,33 @@ def finish_times(
                 end[flow] = now
                 live.discard(flow)
     return end
+
+
+def fast(capacity, routes, nbytes, release, *, weights=None, after=None, chunk=None):
+    """The same question put to the solver under test: its state after the last flow has drained.
+
+    `state.flows["drain"]` and `state.flows["start"]` are in the order of the flows; all bytes and routes must be positive.
+    """
+    state = waiting(capacity, routes, nbytes, weights=weights, after=after, chunk=chunk)
+    sharing.solve_all(state, np.asarray(release, float))
+    return state
+
+
+def waiting(capacity, routes, nbytes, *, weights=None, after=None, chunk=None, onto=None):
+    """A solver state with these flows, none released; each has a counter of its own. `onto` a state that holds others."""
+    state = sharing.empty(np.asarray(capacity, float)) if onto is None else onto
+    weights = weights or [[1.0] * len(route) for route in routes]
+    after = after or [[] for _ in routes]
+    zero = np.zeros(len(routes), np.int64)
+    old = state.counters.size
+    own = old + np.arange(len(routes))
+    rows = Routes(
+        start=np.cumsum([0, *map(len, routes)]), links=np.array([x for route in routes for x in route], np.int64),
+        weights=np.array([x for row in weights for x in row], float), latency=np.zeros(len(routes)),
+    )  # fmt: skip
+    transfers = Transfers(
+        src=zero, dst=zero, nbytes=np.asarray(nbytes, float), release=np.zeros(len(routes)),
+        chunk=np.asarray(nbytes if chunk is None else chunk, float), after_start=np.cumsum([0, *map(len, after)]),
+        after=np.array([p for row in after for p in row], np.int64),
+    )  # fmt: skip
+    return sharing.extend(state, rows, transfers, inbox=own, outbox=own, n_counters=old + len(routes))

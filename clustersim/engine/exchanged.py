@@ -38,12 +38,14 @@ def account(exchange: Exchange, resumed: Floats) -> Exchanged:
     first = float(entered.min())
     bound, link = exchange.bound()
     last = float(exchange.finish.max()) if transfers.n else first
+    wait = resumed - entered - live
+    wait[wait < 1e-12 * resumed.max()] = 0.0            # rounding is not waiting
     result = Exchanged(
-        wait_s=np.maximum(0.0, resumed - entered - live),
+        wait_s=wait,
         busy_s=busy,
         link_bytes=carried,
-        sent=np.bincount(transfers.src, transfers.nbytes, n),
-        received=np.bincount(transfers.dst, transfers.nbytes, n),
+        sent=_sums(transfers.src, transfers.nbytes, n),
+        received=_sums(transfers.dst, transfers.nbytes, n),
         span_s=last - first,
         bound_s=bound - first if transfers.n else 0.0,
         link=int((carried / exchange.fabric.capacity).argmax()) if transfers.n else link,
@@ -60,13 +62,18 @@ def covered(owner: Ints, start: Floats, finish: Floats, n: int) -> Floats:
         return np.zeros(n)
     origin = start.min()
     if finish.min() == finish.max():                # all end together: no need to sort
-        earliest = np.full(n, finish[0])
-        np.minimum.at(earliest, owner, start)
-        return finish[0] - earliest
+        covers = np.zeros(n)
+        np.maximum.at(covers, owner, finish - start)
+        return covers
     order = np.lexsort((start, owner))
     owner, start, finish = owner[order], start[order] - origin, finish[order] - origin
     stride = finish.max() * 2                       # puts the owners behind each other on one line
     reached = np.maximum.accumulate(finish + owner * stride) - owner * stride
     new = np.append(True, owner[1:] != owner[:-1])
     before = np.where(new, start, np.append(0.0, reached[:-1]))
-    return np.bincount(owner, np.maximum(0.0, finish - np.maximum(start, before)), n)
+    return _sums(owner, np.maximum(0.0, finish - np.maximum(start, before)), n)
+
+
+def _sums(owner: Ints, values: Floats, n: int) -> Floats:
+    """Sum of the values of each owner, float [n]; without any values bincount would count in integers."""
+    return np.bincount(owner, values, n).astype(np.float64, copy=False)

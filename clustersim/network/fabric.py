@@ -35,8 +35,14 @@ class Exchange:
     open_counters: int = 0          # those that have not reached zero
     told: Ints = field(init=False)  # [gpus] 0 nothing, 1 inbound complete, 2 outbound too
 
+    by_source: Ints = field(init=False)     # [transfers] rows, by source
+    first_of: Ints = field(init=False)      # [gpus + 1] where those of each source begin
+
     def __post_init__(self) -> None:
-        self.told = np.zeros(self.entered.size, np.int64)
+        n = self.entered.size
+        self.told = np.zeros(n, np.int64)
+        self.by_source = np.argsort(self.transfers.src, kind="stable")
+        self.first_of = np.searchsorted(self.transfers.src[self.by_source], np.arange(n + 1))
 
     def enter(self, me: int) -> simpy.Event:
         """GPU `me` is ready. The event fires when its last inbound byte has arrived."""
@@ -44,6 +50,11 @@ class Exchange:
         self.entered[me] = self.fabric.env.now
         self.fabric.arrive(self, me)
         return self.arrived[me]
+
+    def rows_of(self, gpus: list[int]) -> Ints:
+        """The transfers that these GPUs send, in rising order."""
+        rows = np.concatenate([self.by_source[self.first_of[me] : self.first_of[me + 1]] for me in gpus])
+        return np.sort(rows) if len(gpus) > 1 else rows
 
     def bound(self) -> tuple[float, int]:
         """When the busiest link could have been through at the earliest, given who entered when; and that link."""
@@ -111,33 +122,32 @@ class Fluid:
         self._of = np.zeros(0, np.int64)                # [flows] place in that list of each flow of the solver
         self._row = np.zeros(0, np.int64)               # [flows] its row in that exchange
         self._arrivals: list[tuple[Exchange, int]] = []
-        self._due: list[tuple[float, int, simpy.Event]] = []        # (time, tie-breaker, event to fire)
-        self._n_due = 0
-        self._alarm = 0                                 # number of the latest wake-up; earlier ones are stale
+        self._pending: list[float] = []                 # heap: when the events of the loop fire after which `_wake` is called
 
     def exchange(self, transfers: Transfers) -> Exchange:
         return _open(self, transfers, self.cluster)
 
     def arrive(self, exchange: Exchange, me: int) -> None:
+        if not self._arrivals:
+            self._fire(self.env.event(), self.env.now)
         self._arrivals.append((exchange, me))
-        self._wake_at(self.env.now)
 
-    def _wake_at(self, time: float) -> None:
-        self._alarm += 1
-        alarm = self._alarm
-        timeout = self.env.timeout(max(0.0, time - self.env.now))
-        timeout.callbacks.append(lambda _: self._wake() if alarm == self._alarm else None)
+    def _fire(self, event: simpy.Event, time: float) -> None:
+        """Let `event` happen at `time`, and look at the network once all that waits for it has had its turn."""
+        delay = max(0.0, time - self.env.now)
+        heapq.heappush(self._pending, self.env.now + delay)
+        callbacks = event.callbacks
+        callbacks.append(lambda _: callbacks.append(self._wake))       # runs behind those that are appended until then
+        event._ok, event._value = True, None
+        self.env.schedule(event, delay=delay)
 
-    def _wake(self) -> None:
-        self._admit()
-        near = self.env.now * (1 + 1e-14)
-        while self._due and self._due[0][0] <= near:
-            heapq.heappop(self._due)[2].succeed()
-        following = self._run_ahead()
-        if self._due:
-            following = min(following, self._due[0][0])
-        if following < np.inf:
-            self._wake_at(following)
+    def _wake(self, _: simpy.Event) -> None:
+        heapq.heappop(self._pending)
+        if not (self._pending and self._pending[0] <= self.env.now):    # else another look follows at this instant
+            self._admit()
+            following = self._run_ahead()
+            if following < (self._pending[0] if self._pending else np.inf):
+                self._fire(self.env.event(), following)
 
     def _admit(self) -> None:
         """Put the flows of the GPUs that have arrived into the solver; one look at the whole crowd of an instant."""
@@ -146,16 +156,18 @@ class Fluid:
             if exchange.base < 0:
                 self._add(exchange)
             crowd = [me for other, me in arrivals if other is exchange]
-            flows = np.flatnonzero(self._of == self._exchanges.index(exchange))
-            flows = flows[np.isin(exchange.transfers.src[self._row[flows]], crowd)]
-            sharing.enter(self._state, flows, self.env.now + exchange.transfers.release[self._row[flows]])
+            rows = exchange.rows_of(crowd)
+            place = self._exchanges.index(exchange)
+            first, end = np.searchsorted(self._of, (place, place + 1))
+            flows = first + np.searchsorted(self._row[first:end], rows)         # nothing of theirs has gone yet
+            sharing.enter(self._state, flows, self.env.now + exchange.transfers.release[rows])
             for me in crowd:
                 self._tell(exchange, me)
 
     def _run_ahead(self) -> float:
         """Play the solver up to the next event of the loop; the time of the solver's next event."""
         while True:
-            following = sharing.run(self._state, min(self.env.peek(), self._due[0][0] if self._due else np.inf))
+            following = sharing.run(self._state, self.env.peek())
             ended = sharing.take_ended(self._state)
             if not ended.size:
                 return following
@@ -178,10 +190,6 @@ class Fluid:
         if inbox["waiting"] == 0 and outbox["waiting"] == 0 and exchange.told[me] == 1:
             exchange.told[me] = 2
             self._fire(exchange.done[me], max(now, float(inbox["last"]), float(outbox["last"])))
-
-    def _fire(self, event: simpy.Event, time: float) -> None:
-        self._n_due += 1
-        heapq.heappush(self._due, (time, self._n_due, event))
 
     def _add(self, exchange: Exchange) -> None:
         """Bring an exchange into the solver, and let go of what is through."""

@@ -28,3 +28,10 @@ def is_compiled(function: Any) -> bool:
     folder = function.stats.cache_path
     name = f"{function.py_func.__module__.rpartition('.')[2]}.{function.py_func.__name__}-"
     return folder is not None and any(Path(folder).glob(f"{name}*.nbc"))
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """For small functions in inner loops: put in place where they are called, as a call counts references to every array."""
+    import numba
+
+    return numba.njit(inline="always", error_model="numpy")(function)

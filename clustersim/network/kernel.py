@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.network.jit import njit
+from clustersim.network.jit import inlined, njit
 from clustersim.types import Floats, Ints
 
 Records = NDArray[Any]
@@ -28,7 +28,7 @@ Records = NDArray[Any]
 IDLE, READY, LIVE, DONE = 0, 1, 2, 3        # source not in; waiting for the first chunk; moving; last byte has left
 CLOSE = 1e-9                                # fractions of a flow nearer than this count as equal: clock rounding
 SAME = 1e-14                                # relative: events this near in time happen together
-AGREED = 1e-13                              # relative: a cap this near to the pace it stands for is left alone
+AGREED = 1e-13                              # relative: a cap this near to its pace is left alone; laxer after many rounds
 PLAIN = 8                                   # rounds in which caps take over a new pace at once; later they approach it
 OUTSIDE = -2.0                              # in `before`: the solve did not touch the flow
 N_HEAP, N_DIRTY, N_SEEDS, N_DONE, SOLVES, FLOW_VISITS, LINK_VISITS, EVENTS, FAULT, ROUND, SETTLES = range(11)
@@ -102,7 +102,7 @@ class State(NamedTuple):
     level: Floats               # [1] lowest rate that the pending changes touch
 
 
-@njit
+@inlined
 def _sift(flows, heap, count, at):
     """Restore the heap around place `at`."""
     key = heap[at].key
@@ -153,13 +153,14 @@ def schedule(flows, heap, count, f, key):
 
 
 @njit
-def release(s, flows, at):
-    """Each of `flows` may move from its time in `at` on, once what it follows lets it."""
-    for i in range(flows.size):
-        schedule(s.flows, s.heap, s.count, flows[i], at[i])
+def release(s, moving, at):
+    """Each of `moving` may move from its time in `at` on, once what it follows lets it."""
+    count, flows, heap = s.count, s.flows, s.heap
+    for i in range(moving.size):
+        schedule(flows, heap, count, moving[i], at[i])
 
 
-@njit
+@inlined
 def _fraction(flows, f, t):
     """How much of flow f has drained at t, 0 to 1."""
     if flows[f].status == DONE:
@@ -169,13 +170,13 @@ def _fraction(flows, f, t):
     return 1.0 - (flows[f].left - flows[f].rate * (t - flows[f].since)) / flows[f].nbytes
 
 
-@njit
+@inlined
 def _progress(flows, f, t):
     flows[f].left = max(0.0, flows[f].left - flows[f].rate * (t - flows[f].since))
     flows[f].since = t
 
 
-@njit
+@inlined
 def _close(flows, f, t):
     """Fractions of flow f nearer than this cannot be told apart at time t."""
     return max(CLOSE, 1e-15 * t * flows[f].rate / flows[f].nbytes)
@@ -197,86 +198,103 @@ def _first_chunk_at(flows, after, f, t):
     return at
 
 
-@njit
+@inlined
 def _is_held(flows, f):
     """Whether live flow f moves at the pace of what it follows; it stays so until that changes its rate."""
     return flows[f].limit < 0 and 0.0 < flows[f].cap < np.inf
 
 
 @njit
-def _pace_cap(flows, after, f, t):
-    """The rate that the flows which f has caught up with leave it; inf when there is none."""
-    first, end = flows[f].after_start, flows[f].after_end
-    if end - first == 1 and _is_held(flows, f):
-        p = after[first]
-        return np.inf if flows[p].status == DONE else flows[p].rate / flows[p].nbytes * flows[f].nbytes
+def _slowest_met(flows, after, f, t):
+    """The lowest rate that the flows which f has caught up with leave it; inf when there is none."""
     cap = np.inf
-    x = -1.0
-    for i in range(first, end):
+    x = _fraction(flows, f, t)
+    for i in range(flows[f].after_start, flows[f].after_end):
         p = after[i]
-        if flows[p].status == DONE:
-            continue
-        if x < 0.0:
-            x = _fraction(flows, f, t)
-        if _fraction(flows, p, t) - flows[f].piece <= x + _close(flows, p, t):
+        if flows[p].status != DONE and _fraction(flows, p, t) - flows[f].piece <= x + _close(flows, p, t):
             cap = min(cap, flows[p].rate / flows[p].nbytes * flows[f].nbytes)
+    return cap
+
+
+@inlined
+def _pace_cap(flows, after, f, t):
+    """The rate that what f follows leaves it; inf when it follows nothing, or has caught up with nothing."""
+    first, n = flows[f].after_start, flows[f].after_end - flows[f].after_start
+    if n == 0:
+        cap = np.inf
+    elif n == 1 and _is_held(flows, f):
+        p = after[first]
+        cap = np.inf if flows[p].status == DONE else flows[p].rate / flows[p].nbytes * flows[f].nbytes
+    else:
+        cap = _slowest_met(flows, after, f, t)
     return cap
 
 
 @njit
 def _cap_is_off(s, f, t):
     """Whether the pace at hand asks for another cap; one that binds neither before nor after is taken over on the spot."""
-    cap = _pace_cap(s.flows, s.after, f, t)
-    old = s.flows[f].cap
+    after, count, flows = s.after, s.count, s.flows
+    cap = _pace_cap(flows, after, f, t)
+    old = flows[f].cap
     if cap == old:
         return False
-    if s.flows[f].limit >= 0 and s.flows[f].rate > 0.0 and cap >= s.flows[f].rate and old >= s.flows[f].rate:
-        s.flows[f].cap = cap
+    if flows[f].limit >= 0 and flows[f].rate > 0.0 and cap >= flows[f].rate and old >= flows[f].rate:
+        flows[f].cap = cap
         return False
-    return not abs(cap - old) <= AGREED * old
+    return not abs(cap - old) <= AGREED * (1.0 + (count[ROUND] / 20.0) ** 2) * old
 
 
 @njit
 def _approach(s, f, cap):
     """The cap on the way to `cap`: less of the way each time that the difference changes its sign, else more."""
-    old = s.flows[f].cap
+    count, flows = s.count, s.flows
+    old = flows[f].cap
     if not 0.0 < old < np.inf or cap == np.inf:
         return cap
     miss = cap - old
-    if s.flows[f].trusted_in != s.count[SETTLES]:
-        s.flows[f].trusted_in = s.count[SETTLES]
-        s.flows[f].trust = 0.5
-    elif miss * s.flows[f].miss < 0.0:
-        s.flows[f].trust *= 0.5
+    if flows[f].trusted_in != count[SETTLES]:
+        flows[f].trusted_in = count[SETTLES]
+        flows[f].trust = 0.5
+    elif miss * flows[f].miss < 0.0:
+        flows[f].trust *= 0.5
     else:
-        s.flows[f].trust = min(1.0, 1.25 * s.flows[f].trust)
-    s.flows[f].miss = miss
-    return old + s.flows[f].trust * miss
+        flows[f].trust = min(1.0, 1.25 * flows[f].trust)
+    flows[f].miss = miss
+    return old + flows[f].trust * miss
 
 
 @njit
+def _next_meeting(flows, after, f, t):
+    """When f will have caught up with one more of the flows that it follows; inf when it will not at these rates."""
+    at = np.inf
+    pace = flows[f].rate / flows[f].nbytes
+    for i in range(flows[f].after_start, flows[f].after_end):
+        p = after[i]
+        closing = pace - flows[p].rate / flows[p].nbytes
+        if flows[p].status != DONE and closing > 0.0:
+            gap = _fraction(flows, p, t) - flows[f].piece - _fraction(flows, f, t)
+            if gap > _close(flows, p, t):
+                at = min(at, t + gap / closing)
+    return at
+
+
+@inlined
 def _reschedule(flows, after, heap, count, f, t):
     """Set the next event of live flow f: its end, or its meeting one of the flows that it follows."""
     rate = flows[f].rate
-    flows[f].drain = t + (flows[f].left - rate * (t - flows[f].since)) / rate if rate > 0.0 else np.inf
-    first, end = flows[f].after_start, flows[f].after_end
-    held = end > first and _is_held(flows, f)
-    key = np.inf if held else flows[f].drain      # what holds it ends first
-    if not held or end - first > 1:
-        pace = rate / flows[f].nbytes
-        for i in range(first, end):
-            p = after[i]
-            if flows[p].status == DONE:
-                continue
-            closing = pace - flows[p].rate / flows[p].nbytes
-            if closing > 0.0:
-                gap = _fraction(flows, p, t) - flows[f].piece - _fraction(flows, f, t)
-                if gap > _close(flows, p, t):
-                    key = min(key, t + gap / closing)
-    schedule(flows, heap, count, f, key)
+    drain = t + (flows[f].left - rate * (t - flows[f].since)) / rate if rate > 0.0 else np.inf
+    flows[f].drain = drain
+    n = flows[f].after_end - flows[f].after_start
+    if n > 0:
+        held = _is_held(flows, f)
+        if held:
+            drain = np.inf                          # what holds it ends first
+        if n > 1 or not held:
+            drain = min(drain, _next_meeting(flows, after, f, t))
+    schedule(flows, heap, count, f, drain)
 
 
-@njit
+@inlined
 def _mark(flows, dirty, count, f):
     if flows[f].is_dirty == 0:
         flows[f].is_dirty = 1
@@ -284,7 +302,7 @@ def _mark(flows, dirty, count, f):
         count[N_DIRTY] += 1
 
 
-@njit
+@inlined
 def _seed(links, seeds, count, lowest, link, level):
     if links[link].is_seed == 0:
         links[link].is_seed = 1
@@ -295,22 +313,23 @@ def _seed(links, seeds, count, lowest, link, level):
 
 @njit
 def _begin(s, f, t):
-    s.flows[f].status = LIVE
-    s.flows[f].start = t
-    s.flows[f].since = t
-    s.flows[f].rate = 0.0
-    s.flows[f].limit = -1
-    s.flows[f].cap = 0.0
-    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
-        link = s.hops[h].link
-        at = s.links[link].list_start + s.links[link].list_size
-        s.lists[at].flow = f
-        s.lists[at].hop = h
-        s.hops[h].at = at
-        s.links[link].list_size += 1
-        s.links[link].share += s.hops[h].weight
-    schedule(s.flows, s.heap, s.count, f, np.inf)
-    _mark(s.flows, s.dirty, s.count, f)
+    count, dirty, flows, heap, hops, links, lists = s.count, s.dirty, s.flows, s.heap, s.hops, s.links, s.lists
+    flows[f].status = LIVE
+    flows[f].start = t
+    flows[f].since = t
+    flows[f].rate = 0.0
+    flows[f].limit = -1
+    flows[f].cap = 0.0
+    for h in range(flows[f].hop_start, flows[f].hop_end):
+        link = hops[h].link
+        at = links[link].list_start + links[link].list_size
+        lists[at].flow = f
+        lists[at].hop = h
+        hops[h].at = at
+        links[link].list_size += 1
+        links[link].share += hops[h].weight
+    schedule(flows, heap, count, f, np.inf)
+    _mark(flows, dirty, count, f)
 
 
 @njit
@@ -324,173 +343,207 @@ def _count_down(counters, ended, count, counter, finish):
 
 @njit
 def _end(s, f, t):
-    s.flows[f].status = DONE
-    s.flows[f].left = 0.0
-    schedule(s.flows, s.heap, s.count, f, np.inf)
-    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
-        link = s.hops[h].link
-        at = s.hops[h].at
-        s.links[link].list_size -= 1
-        moved = s.links[link].list_start + s.links[link].list_size
-        s.lists[at].flow = s.lists[moved].flow
-        s.lists[at].hop = s.lists[moved].hop
-        s.hops[s.lists[at].hop].at = at
-        s.links[link].share -= s.hops[h].weight
-        s.links[link].load -= s.hops[h].weight * s.flows[f].rate
-        if s.links[link].list_size == 0:
-            s.links[link].share = 0.0
-            s.links[link].load = 0.0
-            s.links[link].saturated = 0
-        elif s.links[link].saturated == 1:
-            _seed(s.links, s.seeds, s.count, s.level, link, s.flows[f].rate)
-    _count_down(s.counters, s.ended, s.count, s.flows[f].inbox, s.flows[f].drain + s.flows[f].latency)
-    _count_down(s.counters, s.ended, s.count, s.flows[f].outbox, s.flows[f].drain)
+    count, counters, ended, flows, heap, hops, lowest, links, lists, seeds = s.count, s.counters, s.ended, s.flows, s.heap, s.hops, s.level, s.links, s.lists, s.seeds
+    flows[f].status = DONE
+    flows[f].left = 0.0
+    schedule(flows, heap, count, f, np.inf)
+    for h in range(flows[f].hop_start, flows[f].hop_end):
+        link = hops[h].link
+        at = hops[h].at
+        links[link].list_size -= 1
+        moved = links[link].list_start + links[link].list_size
+        lists[at].flow = lists[moved].flow
+        lists[at].hop = lists[moved].hop
+        hops[lists[at].hop].at = at
+        links[link].share -= hops[h].weight
+        links[link].load -= hops[h].weight * flows[f].rate
+        if links[link].list_size == 0:
+            links[link].share = 0.0
+            links[link].load = 0.0
+            links[link].saturated = 0
+        elif links[link].saturated == 1:
+            _seed(links, seeds, count, lowest, link, flows[f].rate)
+    _count_down(counters, ended, count, flows[f].inbox, flows[f].drain + flows[f].latency)
+    _count_down(counters, ended, count, flows[f].outbox, flows[f].drain)
+
+
+@inlined
+def _is_dragged(flows, f, c):
+    """Whether c moves at the pace of live f, which alone it follows, and nothing follows c: most flows of a two-hop exchange."""
+    alone = flows[c].after_end - flows[c].after_start == 1 and flows[c].next_start == flows[c].next_end
+    return alone and flows[f].status == LIVE and flows[c].is_dirty == 0 and _is_held(flows, c)
+
+
+@inlined
+def _drag(flows, links, hops, seeds, count, lowest, f, c, t):
+    """Take over the new pace of f for a flow c that it drags, which has no event of its own while that lasts."""
+    old = flows[c].rate
+    cap = flows[f].rate / flows[f].nbytes * flows[c].nbytes
+    _progress(flows, c, t)
+    flows[c].rate = cap
+    flows[c].cap = cap
+    _shift_load(flows, links, hops, seeds, count, lowest, c, old, cap)
+
+
+@inlined
+def _shift_load(flows, links, hops, seeds, count, lowest, f, old, new):
+    """Book flow f's new rate on its links; mark those that this overfills, or where it frees what others were short of."""
+    for h in range(flows[f].hop_start, flows[f].hop_end):
+        link = hops[h].link
+        links[link].load += hops[h].weight * (new - old)
+        if links[link].load > links[link].capacity * (1 + 1e-12) or (links[link].saturated == 1 and new < old):
+            floor = links[link].capacity / links[link].share
+            _seed(links, seeds, count, lowest, link, min(new, floor))
 
 
 @njit
 def _tell_followers(s, f, t):
     """The pace of f changed: what follows it may start at another time or run at another rate."""
-    for i in range(s.flows[f].next_start, s.flows[f].next_end):
-        c = s.next[i]
-        if s.flows[c].status == LIVE:
-            if _cap_is_off(s, c, t):
-                _mark(s.flows, s.dirty, s.count, c)
-            elif s.flows[c].is_dirty == 0:
-                _reschedule(s.flows, s.after, s.heap, s.count, c, t)
-        elif s.flows[c].status == READY:
-            schedule(s.flows, s.heap, s.count, c, _first_chunk_at(s.flows, s.after, c, t))
+    after, count, dirty, flows, heap, hops, lowest, links, followers, seeds = s.after, s.count, s.dirty, s.flows, s.heap, s.hops, s.level, s.links, s.next, s.seeds
+    for i in range(flows[f].next_start, flows[f].next_end):
+        c = followers[i]
+        if flows[c].status == LIVE:
+            if _is_dragged(flows, f, c) and count[ROUND] <= PLAIN:
+                _drag(flows, links, hops, seeds, count, lowest, f, c, t)
+            elif _cap_is_off(s, c, t):
+                _mark(flows, dirty, count, c)
+            elif flows[c].is_dirty == 0:
+                _reschedule(flows, after, heap, count, c, t)
+        elif flows[c].status == READY:
+            schedule(flows, heap, count, c, _first_chunk_at(flows, after, c, t))
 
 
 @njit
 def _apply_caps(s, t):
     """Give the dirty flows their new caps; where a link is freed or overfilled by that, mark it for a solve."""
-    n = s.count[N_DIRTY]
+    after, count, dirty, flows, hops, lowest, links, seeds = s.after, s.count, s.dirty, s.flows, s.hops, s.level, s.links, s.seeds
+    n = count[N_DIRTY]
     for i in range(n):
-        f = s.dirty[i]
-        if s.flows[f].status != LIVE:
+        f = dirty[i]
+        if flows[f].status != LIVE:
             continue
-        _progress(s.flows, f, t)
-        old = s.flows[f].rate
-        cap = _pace_cap(s.flows, s.after, f, t)
-        if s.count[ROUND] > PLAIN:
+        _progress(flows, f, t)
+        old = flows[f].rate
+        cap = _pace_cap(flows, after, f, t)
+        if count[ROUND] > PLAIN:
             cap = _approach(s, f, cap)
-        s.flows[f].cap = cap
-        s.flows[f].before = OUTSIDE
-        if s.flows[f].limit >= 0 and old > 0.0 and cap >= old:
+        flows[f].cap = cap
+        flows[f].before = OUTSIDE
+        if flows[f].limit >= 0 and old > 0.0 and cap >= old:
             continue                              # a link holds it anyway
         if cap == np.inf:
-            level = old if old > 0.0 else np.inf
-            for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
-                level = min(level, s.links[s.hops[h].link].capacity / s.links[s.hops[h].link].share)
-            for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
-                _seed(s.links, s.seeds, s.count, s.level, s.hops[h].link, level)
+            level = np.inf                        # no link of its way can saturate below its even share
+            for h in range(flows[f].hop_start, flows[f].hop_end):
+                level = min(level, links[hops[h].link].capacity / links[hops[h].link].share)
+            for h in range(flows[f].hop_start, flows[f].hop_end):
+                links[hops[h].link].load -= hops[h].weight * old
+                _seed(links, seeds, count, lowest, hops[h].link, level)
+            flows[f].rate = 0.0                 # whatever its rate will be, the solve has to find it
             continue
-        s.flows[f].rate = cap
-        s.flows[f].limit = -1
-        for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
-            link = s.hops[h].link
-            s.links[link].load += s.hops[h].weight * (cap - old)
-            if s.links[link].load > s.links[link].capacity * (1 + 1e-12) or (s.links[link].saturated == 1 and cap < old):
-                floor = s.links[link].capacity / s.links[link].share
-                _seed(s.links, s.seeds, s.count, s.level, link, min(min(cap, floor), old if old > 0.0 else cap))
+        flows[f].rate = cap
+        flows[f].limit = -1
+        _shift_load(flows, links, hops, seeds, count, lowest, f, old, cap)
     return n
 
 
 @njit
 def _collect_region(s, t):
     """All that the pending changes can reach: links, and their flows at or above the level. Returns (flows, links)."""
-    level = s.level[0] * (1 - 1e-12)
+    after, count, flows, hops, lowest, links, lists, region_flow, region_link, seeds = s.after, s.count, s.flows, s.hops, s.level, s.links, s.lists, s.region_flow, s.region_link, s.seeds
+    level = lowest[0] * (1 - 1e-12)
     n_flows = 0
-    n_links = s.count[N_SEEDS]
+    n_links = count[N_SEEDS]
     for i in range(n_links):
-        s.region_link[i] = s.seeds[i]
-        s.links[s.seeds[i]].link_in = 1
+        region_link[i] = seeds[i]
+        links[seeds[i]].link_in = 1
     i = 0
     while i < n_links:
-        link = s.region_link[i]
+        link = region_link[i]
         i += 1
-        room = s.links[link].capacity
+        room = links[link].capacity
         weight = 0.0
         unfilled = 0
-        for at in range(s.links[link].list_start, s.links[link].list_start + s.links[link].list_size):
-            f = s.lists[at].flow
-            w = s.hops[s.lists[at].hop].weight
-            if s.flows[f].rate < level and not (s.flows[f].rate == 0.0 or s.flows[f].is_dirty == 1):
-                room -= w * s.flows[f].rate
+        for at in range(links[link].list_start, links[link].list_start + links[link].list_size):
+            f = lists[at].flow
+            w = hops[lists[at].hop].weight
+            if 0.0 < flows[f].rate < level:           # also when its cap has just moved it there: that is settled
+                room -= w * flows[f].rate
                 continue
             weight += w
             unfilled += 1
-            if s.flows[f].in_region == 0:
-                s.flows[f].in_region = 1
-                s.region_flow[n_flows] = f
+            if flows[f].in_region == 0:
+                flows[f].in_region = 1
+                region_flow[n_flows] = f
                 n_flows += 1
-                _progress(s.flows, f, t)
-                s.flows[f].before = s.flows[f].rate
-                if s.flows[f].after_end > s.flows[f].after_start and (s.flows[f].is_dirty == 0 or s.count[ROUND] <= PLAIN):
-                    s.flows[f].cap = _pace_cap(s.flows, s.after, f, t)
-                for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
-                    if s.links[s.hops[h].link].link_in == 0:
-                        s.links[s.hops[h].link].link_in = 1
-                        s.region_link[n_links] = s.hops[h].link
+                _progress(flows, f, t)
+                flows[f].before = flows[f].rate
+                if flows[f].after_end > flows[f].after_start and (flows[f].is_dirty == 0 or count[ROUND] <= PLAIN):
+                    flows[f].cap = _pace_cap(flows, after, f, t)
+                for h in range(flows[f].hop_start, flows[f].hop_end):
+                    if links[hops[h].link].link_in == 0:
+                        links[hops[h].link].link_in = 1
+                        region_link[n_links] = hops[h].link
                         n_links += 1
-        s.count[FLOW_VISITS] += s.links[link].list_size
-        s.links[link].room = room
-        s.links[link].weight = weight
-        s.links[link].unfilled = unfilled
+        count[FLOW_VISITS] += links[link].list_size
+        links[link].room = room
+        links[link].weight = weight
+        links[link].unfilled = unfilled
     return n_flows, n_links
 
 
-@njit
+@inlined
 def _freeze(s, f, rate, limit):
-    s.flows[f].in_region = 2
-    s.flows[f].rate = rate
-    s.flows[f].limit = limit
-    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
-        link = s.hops[h].link
-        s.links[link].room -= s.hops[h].weight * rate
-        s.links[link].weight -= s.hops[h].weight
-        s.links[link].unfilled -= 1
+    flows, hops, links = s.flows, s.hops, s.links
+    flows[f].in_region = 2
+    flows[f].rate = rate
+    flows[f].limit = limit
+    for h in range(flows[f].hop_start, flows[f].hop_end):
+        link = hops[h].link
+        links[link].room -= hops[h].weight * rate
+        links[link].weight -= hops[h].weight
+        links[link].unfilled -= 1
 
 
 @njit
 def _fill(s, n_flows, n_links):
     """Progressive filling of the region: freeze the tightest link, or the flow with the lowest cap, until none is left."""
+    count, flows, links, lists, region_flow, region_link = s.count, s.flows, s.links, s.lists, s.region_flow, s.region_link
     n_caps = 0
     for i in range(n_flows):
-        if s.flows[s.region_flow[i]].cap < np.inf:
+        if flows[region_flow[i]].cap < np.inf:
             n_caps += 1
     capped = np.empty(n_caps, np.int64)
     caps = np.empty(n_caps, np.float64)
     n_caps = 0
     for i in range(n_flows):
-        f = s.region_flow[i]
-        if s.flows[f].cap < np.inf:
+        f = region_flow[i]
+        if flows[f].cap < np.inf:
             capped[n_caps] = f
-            caps[n_caps] = s.flows[f].cap
+            caps[n_caps] = flows[f].cap
             n_caps += 1
     order = np.argsort(caps)
     next_cap = 0
     for i in range(n_links):
-        s.links[s.region_link[i]].saturated = 0
+        links[region_link[i]].saturated = 0
     left = n_flows
     while left > 0:
         tightest = -1
         level = np.inf
         i = 0
         while i < n_links:
-            link = s.region_link[i]
-            if s.links[link].unfilled == 0:              # filled: out of the list, its bookkeeping flag stays
+            link = region_link[i]
+            if links[link].unfilled == 0:              # filled: out of the list, its bookkeeping flag stays
                 n_links -= 1
-                s.region_link[i] = s.region_link[n_links]
-                s.region_link[n_links] = link
+                region_link[i] = region_link[n_links]
+                region_link[n_links] = link
                 continue
-            fair = s.links[link].room / s.links[link].weight
+            fair = links[link].room / links[link].weight
             if fair < level:
                 level = fair
                 tightest = link
             i += 1
-        s.count[LINK_VISITS] += n_links
-        while next_cap < n_caps and s.flows[capped[order[next_cap]]].in_region == 2:
+        count[LINK_VISITS] += n_links
+        while next_cap < n_caps and flows[capped[order[next_cap]]].in_region == 2:
             next_cap += 1
         if next_cap < n_caps and caps[order[next_cap]] <= level:
             f = capped[order[next_cap]]
@@ -498,75 +551,79 @@ def _fill(s, n_flows, n_links):
             left -= 1
             while next_cap < n_caps and caps[order[next_cap]] <= level:     # the levels only rise when slower flows leave
                 f = capped[order[next_cap]]
-                if s.flows[f].in_region == 1:
+                if flows[f].in_region == 1:
                     _freeze(s, f, caps[order[next_cap]], -1)
                     left -= 1
                 next_cap += 1
             continue
         level = max(level, 0.0)
-        s.links[tightest].saturated = 1
-        for at in range(s.links[tightest].list_start, s.links[tightest].list_start + s.links[tightest].list_size):
-            f = s.lists[at].flow
-            if s.flows[f].in_region == 1:
-                _freeze(s, f, level, -1 if s.flows[f].cap <= level * (1 + 1e-12) else tightest)      # a tie: the cap, which can go
+        links[tightest].saturated = 1
+        for at in range(links[tightest].list_start, links[tightest].list_start + links[tightest].list_size):
+            f = lists[at].flow
+            if flows[f].in_region == 1:
+                _freeze(s, f, level, tightest)
                 left -= 1
-        s.count[FLOW_VISITS] += s.links[tightest].list_size
+        count[FLOW_VISITS] += links[tightest].list_size
 
 
 @njit
 def _solve(s, t):
     """Recompute the rates around the seeds; tell the followers of every flow whose rate changed."""
+    count, flows, lowest, links, region_flow, region_link, seeds = s.count, s.flows, s.level, s.links, s.region_flow, s.region_link, s.seeds
     n_flows, n_links = _collect_region(s, t)
-    s.count[SOLVES] += 1
+    count[SOLVES] += 1
     _fill(s, n_flows, n_links)
     for i in range(n_links):
-        link = s.region_link[i]
-        s.links[link].link_in = 0
-        s.links[link].load = s.links[link].capacity - s.links[link].room
-        if s.links[link].room < -1e-9 * s.links[link].capacity:
-            s.count[FAULT] = FAULT_OVERLOAD
-    for i in range(s.count[N_SEEDS]):
-        s.links[s.seeds[i]].is_seed = 0
-    s.count[N_SEEDS] = 0
-    s.level[0] = np.inf
+        link = region_link[i]
+        links[link].link_in = 0
+        links[link].load = links[link].capacity - links[link].room
+        if links[link].room < -1e-9 * links[link].capacity:
+            count[FAULT] = FAULT_OVERLOAD
+    for i in range(count[N_SEEDS]):
+        links[seeds[i]].is_seed = 0
+    count[N_SEEDS] = 0
+    lowest[0] = np.inf
     for i in range(n_flows):
-        s.flows[s.region_flow[i]].in_region = 0
+        flows[region_flow[i]].in_region = 0
     return n_flows
 
 
 @njit
 def _settle(s, t):
     """Bring caps and rates into agreement after the events of time t."""
-    s.count[ROUND] = 0
-    s.count[SETTLES] += 1
-    while s.count[N_DIRTY] > 0 or s.count[N_SEEDS] > 0:
-        s.count[ROUND] += 1
-        if s.count[ROUND] > 10_000:
-            s.count[FAULT] = FAULT_UNSETTLED
+    after, count, dirty, flows, heap, region_flow = s.after, s.count, s.dirty, s.flows, s.heap, s.region_flow
+    count[SETTLES] += 1
+    while count[N_DIRTY] > 0 or count[N_SEEDS] > 0:
+        count[ROUND] += 1
+        if count[ROUND] > 10_000:
+            count[FAULT] = FAULT_UNSETTLED
             return
         n_dirty = _apply_caps(s, t)
-        n_flows = _solve(s, t) if s.count[N_SEEDS] > 0 else 0
-        settled = s.dirty[:n_dirty].copy()
-        s.count[N_DIRTY] = 0
+        n_flows = _solve(s, t) if count[N_SEEDS] > 0 else 0
+        settled = dirty[:n_dirty].copy()
+        count[N_DIRTY] = 0
         for i in range(n_flows):                    # before their flags go: a follower may be marked anew
-            f = s.region_flow[i]
-            if s.flows[f].rate == s.flows[f].before and s.flows[f].is_dirty == 0:
-                s.flows[f].before = -1.0
+            f = region_flow[i]
+            if flows[f].rate == flows[f].before and flows[f].is_dirty == 0:
+                flows[f].before = -1.0
         for f in settled:
-            s.flows[f].is_dirty = 0
+            flows[f].is_dirty = 0
         for i in range(n_flows):
-            f = s.region_flow[i]
-            if s.flows[f].before >= 0.0:
-                _reschedule(s.flows, s.after, s.heap, s.count, f, t)
-                _tell_followers(s, f, t)
+            f = region_flow[i]
+            if flows[f].before >= 0.0:
+                _reschedule(flows, after, heap, count, f, t)
+                if flows[f].next_end > flows[f].next_start:
+                    _tell_followers(s, f, t)
         for f in settled:
-            if s.flows[f].status == LIVE and s.flows[f].before == OUTSIDE:
-                _reschedule(s.flows, s.after, s.heap, s.count, f, t)
-                _tell_followers(s, f, t)
-        if s.count[ROUND] > PLAIN:                  # those that went only part of the way
+            if flows[f].status == LIVE and flows[f].before == OUTSIDE:
+                _reschedule(flows, after, heap, count, f, t)
+                if flows[f].next_end > flows[f].next_start:
+                    _tell_followers(s, f, t)
+        if count[ROUND] > PLAIN:                  # those that went only part of the way
             for f in settled:
-                if s.flows[f].status == LIVE and _cap_is_off(s, f, t):
-                    _mark(s.flows, s.dirty, s.count, f)
+                if flows[f].status == LIVE and _cap_is_off(s, f, t):
+                    _mark(flows, dirty, count, f)
+    count[ROUND] = 0
 
 
 @njit
@@ -576,38 +633,39 @@ def run(s, until):
     Returns the time of the next event, inf when there is none. The counters that reached zero stand in
     s.ended[: s.count[N_DONE]]; the caller empties the list.
     """
+    after, count, dirty, flows, heap = s.after, s.count, s.dirty, s.flows, s.heap
     ends = np.empty(0, np.int64)
-    while s.count[N_HEAP] > 0:
-        t = s.heap[0].key
+    while count[N_HEAP] > 0:
+        t = heap[0].key
         if t > until:
             return t
         horizon = t + SAME * abs(t)
         n_ends = 0
-        while s.count[N_HEAP] > 0 and s.heap[0].key <= horizon:
-            f = s.heap[0].flow
-            s.count[EVENTS] += 1
-            if s.flows[f].status == LIVE:
-                if s.flows[f].drain <= horizon:
+        while count[N_HEAP] > 0 and heap[0].key <= horizon:
+            f = heap[0].flow
+            count[EVENTS] += 1
+            if flows[f].status == LIVE:
+                if flows[f].drain <= horizon:
                     _end(s, f, t)
                     if n_ends == ends.size:
                         ends = np.append(ends, np.empty(max(64, n_ends), np.int64))
                     ends[n_ends] = f
                     n_ends += 1
                 else:                               # caught up with a flow that it follows
-                    schedule(s.flows, s.heap, s.count, f, np.inf)
-                    _mark(s.flows, s.dirty, s.count, f)
+                    schedule(flows, heap, count, f, np.inf)
+                    _mark(flows, dirty, count, f)
             else:
-                s.flows[f].status = READY
-                first = _first_chunk_at(s.flows, s.after, f, t)
+                flows[f].status = READY
+                first = _first_chunk_at(flows, after, f, t)
                 if first <= horizon:
                     _begin(s, f, t)
                 else:
-                    schedule(s.flows, s.heap, s.count, f, first)
+                    schedule(flows, heap, count, f, first)
         for i in range(n_ends):
             _tell_followers(s, ends[i], t)
         _settle(s, t)
-        if s.count[FAULT] != 0:
+        if count[FAULT] != 0:
             return math.nan
-        if s.count[N_DONE] > 0:
+        if count[N_DONE] > 0:
             break
-    return s.heap[0].key if s.count[N_HEAP] > 0 else np.inf
+    return heap[0].key if count[N_HEAP] > 0 else np.inf

@@ -215,18 +215,21 @@ def flow_times(
     """
     need_exact(resolution)
     caps, sizes = np.asarray(capacity, np.float64), np.asarray(nbytes, np.float64)
-    released = np.broadcast_to(np.asarray(release, np.float64), sizes.shape).copy()
-    if len(routes) != sizes.size:
-        raise InputError(f"flow_times: {len(routes)} routes for {sizes.size} flows")
+    released = np.asarray(release, np.float64)
+    if sizes.shape != (len(routes),):
+        raise InputError(f"flow_times: {len(routes)} routes for nbytes of shape {sizes.shape}")
+    if released.shape not in ((), sizes.shape):
+        raise InputError(f"flow_times: release of shape {released.shape} for {sizes.size} flows")
+    released = np.broadcast_to(released, sizes.shape).copy()
     for name, values in (("nbytes", sizes), ("release", released)):
         if not (np.isfinite(values).all() and (values >= 0).all()):
             raise InputError(f"flow_times: {name} must be finite and not negative")
     links = np.fromiter((link for route in routes for link in route), np.int64)
     length = np.fromiter((len(route) for route in routes), np.int64, len(routes))
-    if links.size and not (0 <= links.min() and links.max() < caps.size):
-        raise InputError(f"flow_times: a route names link {links.max()}; there are {caps.size}")
-    if links.size and not (caps[links] > 0).all():
-        raise InputError("flow_times: a route crosses a link whose capacity is not positive")
+    if (unknown := links[(links < 0) | (links >= caps.size)]).size:
+        raise InputError(f"flow_times: a route names link {unknown[0]}; there are {caps.size}, from 0 on")
+    if (unfit := links[~((caps[links] > 0) & np.isfinite(caps[links]))]).size:
+        raise InputError(f"flow_times: a route crosses link {unfit[0]}, whose capacity is {caps[unfit[0]]}; it must be positive")
     moving = np.flatnonzero((sizes > 0) & (length > 0))
     of_moving = np.repeat((sizes > 0) & (length > 0), length)
     start = np.concatenate(([0], np.cumsum(length[moving]))).astype(np.int64)

@@ -24,9 +24,9 @@ def write_run(folder: Path, tables: Mapping[str, pl.DataFrame], run: Mapping[str
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "status.json").unlink(missing_ok=True)
-    config = json.dumps(run["config"], sort_keys=True)
+    common = {"clustersim.version": run["version"], "clustersim.config": json.dumps(run["config"], sort_keys=True)}
     for name, table in tables.items():
-        footer = {"clustersim.schema": f"{name}/{SCHEMA_VERSION}", "clustersim.version": run["version"], "clustersim.config": config}
+        footer = {"clustersim.schema": f"{name}/{SCHEMA_VERSION}", **common}
         with _Replacing(folder / f"{name}.parquet") as temporary:
             table.write_parquet(temporary, compression="zstd", metadata=footer)
     _write_json(folder / "run.json", run)
@@ -49,11 +49,21 @@ def scan(folder: str | Path, table: str = "summary") -> pl.LazyFrame:
     """
     if table not in TABLES:
         raise InputError(f"table={table}: there is no such table (known: {', '.join(TABLES)})")
-    runs = [path.parent for path in sorted(Path(folder).rglob("status.json")) if json.loads(path.read_text())["state"] == "done"]
+    runs = [path.parent for path in sorted(Path(folder).rglob("status.json")) if _state(path) == "done"]
     if not runs:
         raise InputError(f"{folder}: holds no finished run")
-    frames = [pl.scan_parquet(run / f"{table}.parquet").with_columns(run_id=pl.lit(run.name)) for run in runs]
+    files = [pl.scan_parquet(run / f"{table}.parquet", glob=False, hive_partitioning=False) for run in runs]
+    frames = [file.with_columns(run_id=pl.lit(run.name)) for file, run in zip(files, runs, strict=True)]
     return pl.concat(frames, how="diagonal_relaxed")
+
+
+def _state(path: Path) -> str | None:
+    """What a status.json says; None when it is not one of ours."""
+    try:
+        status = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return status.get("state") if isinstance(status, dict) else None
 
 
 class _Replacing:

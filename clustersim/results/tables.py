@@ -157,7 +157,8 @@ def summary_row(
     real = [c for c in counts if c is not None]
     asked, kept = sum(int(c.asked.sum()) for c in real), sum(int(c.kept.sum()) for c in real)
     compute = float(gpus.select(pl.sum("attention_s") + pl.sum("expert_s") + pl.sum("other_s")).item()) / n_gpus
-    busy = links.group_by("link", "name", maintain_order=True).agg(pl.sum("busy_s")).sort("busy_s", "link", descending=[True, False])
+    busy = links.group_by("link", "name", maintain_order=True).agg(pl.sum("busy_s"))
+    busy = busy.sort("busy_s", "link", descending=[True, False])
     exchanges = [one for pair in played.exchanges if pair is not None for one in pair]
     bound = sum(one.bound_s for one in exchanges)
     return {

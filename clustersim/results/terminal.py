@@ -72,10 +72,12 @@ def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table
     swept = [key for key in keys[0] if len({job.get(key) for job in keys}) > 1]
     best = min(row["step_s"] for _, row in jobs)
     table = Table(box=None, padding=(0, 1), header_style="bold")
-    for heading in (*swept, "step", "exposed comm", "dropped", "tokens/s"):
+    for heading in swept:
         table.add_column(heading, justify="right", overflow="fold")
-    table.add_column("bottleneck")
-    table.add_column("to best", justify="right")
+    for heading in ("step", "exposed comm", "dropped", "tokens/s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("bottleneck", no_wrap=True)
+    table.add_column("to best", justify="right", no_wrap=True)
     for job, (_, row) in zip(keys, jobs, strict=True):
         fastest = row["step_s"] == best
         table.add_row(

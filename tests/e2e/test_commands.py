@@ -1,0 +1,325 @@
+"""What a user types, and what they get: words on the terminal, files in a folder, an exit code."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import clustersim
+from clustersim.cli import GROUPS, NOT_BUILT, main
+from clustersim.places import PACKAGE, group_folder, options
+from clustersim.results.store import TABLES
+
+SMALL = ["topology.nodes=1", "workload.tokens_per_gpu=64", "model.n_layers=2"]
+FILES = {"run.json", "status.json", *(f"{table}.parquet" for table in TABLES)}
+HOME = str(Path(clustersim.__file__).parents[1])
+ENVIRONMENT = {
+    **os.environ, "COLUMNS": "80", "PYTHONPATH": os.pathsep.join(filter(None, [HOME, os.environ.get("PYTHONPATH")])),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled():
+    """So that no run has to say that it compiles."""
+    clustersim.flow_times([1.0], [[0]], [1.0], 0.0)
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path / "here"
+
+
+def runs(folder, study="runs"):
+    return sorted((folder / "results" / study).iterdir())
+
+
+def digests(folder):
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.glob("*.parquet")}
+
+
+def tables(folder):
+    return {name: pl.read_parquet(folder / f"{name}.parquet") for name in TABLES}
+
+
+def test_the_default_run_from_a_fresh_interpreter(empty_folder):
+    """The main job as it is: 64 GPUs, the shipped trace, the real entry point."""
+    done = subprocess.run(
+        [sys.executable, "-m", "clustersim.cli"], capture_output=True, text=True, timeout=120, check=False, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["layer", "dispatch", "compute", "combine", "wait", "load", "dropped", "T/bound", "busiest", "link"]
+    assert [line.split()[0] for line in lines[1:25]] == [str(layer) for layer in range(24)]
+    assert all(len(line.rstrip()) <= 80 for line in lines[:-1])
+    assert "6 layers repeat to fill the 24 MoE layers of gpt_oss_20b" in done.stdout
+    (folder,) = runs(empty_folder)
+    assert lines[-1] == f"results in {folder.relative_to(empty_folder)}"
+    assert {file.name for file in folder.iterdir()} == FILES
+    assert json.loads((folder / "status.json").read_text()) == {"state": "done"}
+    told = json.loads((folder / "run.json").read_text())
+    assert told["run_id"] == folder.name
+    assert told["config"]["topology"]["name"] == "h100_sxm"
+    assert {"seed", "version", "versions", "wall_s", "overrides", "notes", "trace_sha256", "physics"} <= told.keys()
+    for table in TABLES:
+        footer = pl.read_parquet_metadata(folder / f"{table}.parquet")
+        assert footer["clustersim.schema"] == f"{table}/1"
+        assert json.loads(footer["clustersim.config"]) == told["config"]
+    row = tables(folder)["summary"].row(0, named=True)
+    assert row["gpus"] == 64
+    assert row["slots"] == 64
+    assert row["tokens"] == 24_576
+    assert row["over_bound"] >= 1
+    assert tables(folder)["gpus"].height == 24 * 64
+
+
+def test_the_same_command_twice_writes_the_same_bytes(empty_folder, capsys):
+    command = [*SMALL, "trace=sampled", "capacity.factor=1.0"]
+    assert main(command) == 0
+    (folder,) = runs(empty_folder)
+    first = digests(folder)
+    shutil.move(folder, empty_folder / "before")
+    assert main(command) == 0
+    assert digests(folder) == first
+    assert main(command) == 0
+    assert digests(folder) == first
+    assert runs(empty_folder) == [folder]
+    assert {file.name for file in folder.iterdir()} == FILES
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.count(f"results in results/runs/{folder.name}") == 3
+
+
+def test_a_run_says_what_came_of_dropping(capsys):
+    assert main([*SMALL, "capacity.factor=0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "capacity factor 0.5" in " ".join(out.split())
+    assert "% of the choices" in out
+    assert "open loop" in out
+
+
+def test_a_sweep_ends_with_one_row_per_job(empty_folder, capsys):
+    assert main(["-m", *SMALL, "capacity.factor=1.0,2.0"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].split() == ["capacity.factor", "step", "exposed", "comm", "dropped", "tokens/s", "bottleneck", "to", "best"]
+    assert [line.split()[0] for line in lines[1:3]] == ["1.0", "2.0"]
+    assert {"1.00"} & {line.split()[-1] for line in lines[1:3]}
+    assert lines[3] == "2 runs in results/runs"
+    assert err == ""
+    assert len(runs(empty_folder)) == 2
+    for folder in runs(empty_folder):
+        assert {file.name for file in folder.iterdir()} == FILES
+        assert "capacity.factor" in tables(folder)["summary"].columns
+
+
+def test_a_sweep_over_many_keys_is_not_folded_in_a_file(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    keys = {"exchange": "direct,node_dedup", "placement.replica": "nearest", "network": "bound,fluid", "capacity.factor": "1.0,null"}
+    assert main(["-m", *SMALL[:2], "model.n_layers=1", *(f"{key}={values}" for key, values in keys.items())]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["exchange", "network", "capacity.factor"]      # what does not vary is left out
+    assert len(lines) == 1 + 8 + 1
+
+
+def test_a_job_of_a_sweep_is_the_run_it_says(empty_folder):
+    assert main(["-m", *SMALL, "capacity.factor=1.0,2.0"]) == 0
+    swept = {folder.name: digests(folder) for folder in runs(empty_folder)}
+    shutil.rmtree(empty_folder / "results")
+    assert main([*SMALL, "capacity.factor=2.0"]) == 0
+    (alone,) = runs(empty_folder)
+    assert digests(alone) == swept[alone.name]
+
+
+def test_a_bad_job_of_a_sweep_is_reported_and_the_others_kept(empty_folder, capsys):
+    assert main(["--multirun", *SMALL, "placement.slots=16,32,64"]) == 2
+    out, err = capsys.readouterr()
+    assert len(runs(empty_folder)) == 2
+    assert [line.split()[0] for line in out.splitlines()[1:3]] == ["32", "64"]
+    assert "2 runs in results/runs" in out
+    assert err.count("\n") == 1
+    assert err.startswith("clustersim: failed: ")
+    assert "placement.slots=16: fewer slots than the 32 experts" in err
+
+
+def test_a_sweep_of_bad_jobs_only_writes_nothing(empty_folder, capsys):
+    assert main(["-m", *SMALL, "capacity.factor=0,-1"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("clustersim: failed: ") == err.count("\n") == 2
+    assert not list(empty_folder.iterdir())
+
+
+def test_a_study_sweeps_by_itself(empty_folder, capsys):
+    assert main(["+experiment=capacity_factor", *SMALL]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:6]] == ["1.0", "1.25", "1.5", "2.0", "null"]
+    assert lines[-1] == "5 runs in results/capacity_factor"
+    assert len(runs(empty_folder, "capacity_factor")) == 5
+
+
+def test_a_key_on_the_command_line_wins_over_the_studys(empty_folder, capsys):
+    assert main(["+experiment=capacity_factor", *SMALL, "capacity.factor=1.5,null"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["1.5", "null"]
+    assert main(["+experiment=capacity_factor", *SMALL, "capacity.factor=3"]) == 0
+    assert len(runs(empty_folder, "capacity_factor")) == 3
+
+
+def test_every_study_names_the_command_that_runs_it():
+    for path in group_folder("experiment").glob("*.yaml"):
+        assert f"# clustersim +experiment={path.stem}\n" in path.read_text()
+
+
+def test_scan_reads_a_whole_sweep(empty_folder):
+    assert main(["-m", *SMALL, "exchange=direct,node_dedup", "seed=1"]) == 0
+    ids = {folder.name for folder in runs(empty_folder)}
+    summary = clustersim.scan("results").collect()
+    assert summary.height == 2
+    assert set(summary["run_id"]) == ids
+    assert set(summary["exchange"]) == {"direct", "node_dedup"}
+    gpus = clustersim.scan("results/runs", "gpus")
+    assert isinstance(gpus, pl.LazyFrame)
+    assert gpus.collect().height == 2 * 2 * 8
+    busy = gpus.group_by("run_id").agg(pl.sum("comm_busy_s")).collect()
+    assert set(busy["run_id"]) == ids
+    assert (busy["comm_busy_s"] > 0).all()
+
+
+def test_a_copy_of_the_shipped_trace_gives_the_same_tables(empty_folder, tmp_path):
+    shutil.copytree(PACKAGE / "workload" / "data" / "tiny", tmp_path / "copy of mine")
+    assert main([*SMALL, "capacity.factor=1.0", "output=shipped"]) == 0
+    assert main([*SMALL, "capacity.factor=1.0", "trace=file", f"trace.path={tmp_path / 'copy of mine'}", "output=copied"]) == 0
+    (shipped,), (copied,) = (list((empty_folder / name / "runs").iterdir()) for name in ("shipped", "copied"))
+    assert shipped.name != copied.name
+    one, two = tables(shipped), tables(copied)
+    for name in ("layers", "gpus", "links", "experts"):
+        assert one[name].equals(two[name])
+    said = ["run_id", "trace"]
+    assert one["summary"].drop(said).equals(two["summary"].drop([*said, "trace.path"]))
+
+
+def test_help_shows_the_groups_their_options_and_three_examples(capsys, empty_folder):
+    for arguments in (["--help"], ["-h"], ["capacity.factor=2", "--help"]):
+        assert main(arguments) == 0
+        out = capsys.readouterr().out
+        for group in GROUPS:
+            (line,) = (line for line in out.splitlines() if line.split()[:1] == [group])
+            assert line.replace(",", " ").split()[1:] == list(options(group_folder(group)))
+        examples = out.partition("\nexamples\n")[2].partition("\n\n")[0].splitlines()
+        assert len(examples) == 3
+        assert all(example.startswith("  clustersim ") for example in examples)
+        assert all(len(line) <= 130 for line in out.splitlines())
+    assert not list(empty_folder.iterdir())
+
+
+def test_the_examples_of_the_help_are_understood(capsys):
+    from clustersim.config import compose, sweep
+
+    main(["--help"])
+    for example in capsys.readouterr().out.partition("\nexamples\n")[2].partition("\n\n")[0].splitlines():
+        words = example.split()[1:]
+        for job in sweep(words[1:]) if words[0] == "-m" else [words]:
+            compose(job)
+
+
+def test_list_shows_every_option_with_a_line(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for group in GROUPS:
+        assert f"{group}: " in out
+    assert main(["list", "topology"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["topology:", "gb200_nvl72", "h100_sxm", "h800_sxm", "ideal_rail"]
+    assert all(len(line.split()) > 3 for line in lines[1:]), "an option says nothing about itself"
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_option_says_what_it_is(group):
+    found = options(group_folder(group))
+    assert found
+    assert all(found.values())
+
+
+def test_cfg_shows_the_config_and_runs_nothing(capsys, empty_folder):
+    from omegaconf import OmegaConf
+
+    assert main(["--cfg", "capacity.factor=1.5", "topology=h800_sxm"]) == 0
+    config = OmegaConf.to_container(OmegaConf.create(capsys.readouterr().out))
+    assert config["capacity"]["factor"] == 1.5
+    assert config["topology"]["nvlink"]["achievable"] == "160 GB/s"
+    assert config["output"] == "results"
+    assert "hydra" not in config
+    assert main(["--cfg", "job"]) == 0          # as with Hydra's own command line
+    assert "capacity:" in capsys.readouterr().out
+    assert not list(empty_folder.iterdir())
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{clustersim.__version__}\n"
+
+
+def test_a_command_of_the_contract_is_either_built_or_says_that_it_is_not(capsys):
+    for command in NOT_BUILT:
+        assert main([command]) == 2
+        assert capsys.readouterr().err == f"clustersim: {command}: this command is not built yet\n"
+
+
+def test_an_interrupted_run_says_so_in_one_line(monkeypatch, capsys, empty_folder):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clustersim.simulation.play", interrupted)
+    assert main(SMALL) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "interrupted; finished runs are kept\n"
+    assert not list(empty_folder.iterdir())
+
+
+def test_an_interrupted_sweep_keeps_what_is_done(monkeypatch, capsys, empty_folder):
+    from clustersim import simulation
+
+    real, calls = simulation.play, []
+
+    def second_is_interrupted(*arguments):
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(simulation, "play", second_is_interrupted)
+    assert main(["-m", *SMALL, "seed=0,1,2"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+    (folder,) = runs(empty_folder)
+    assert {file.name for file in folder.iterdir()} == FILES
+
+
+def test_the_first_run_says_that_it_compiles(monkeypatch, capsys):
+    monkeypatch.setattr("clustersim.network.is_compiled", lambda: False)
+    assert main(SMALL) == 0
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "compiling the network solver" in err
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["--cfg"]])
+def test_a_reader_who_has_gone_is_no_error(arguments):
+    """`clustersim list | head -1`, with the pipe closed already."""
+    script = f"import sys; from clustersim.cli import main; sys.exit(main({arguments!r}))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False, env=ENVIRONMENT
+    )
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode == 1

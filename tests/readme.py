@@ -1,0 +1,39 @@
+"""The output blocks of README.md: `python -m tests.readme` runs their commands and writes them anew."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from clustersim.cli import main
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCK = re.compile(r"<!-- printed by: clustersim ?(?P<arguments>.*?) -->\n```\n(?P<text>.*?)```", re.DOTALL)
+
+
+def printed(arguments: str) -> str:
+    """What `clustersim ARGUMENTS` prints in an empty folder."""
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as out:
+        os.chdir(folder)
+        try:
+            assert main(arguments.split()) == 0
+        finally:
+            os.chdir(here)
+    return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines()) + "\n"
+
+
+def refreshed(text: str) -> str:
+    """The README with its blocks as they would be printed now."""
+    return BLOCK.sub(
+        lambda m: f"<!-- printed by: clustersim{' ' if m['arguments'] else ''}{m['arguments']} -->\n```\n{printed(m['arguments'])}```", text
+    )
+
+
+if __name__ == "__main__":
+    os.environ["COLUMNS"] = "80"
+    README.write_text(refreshed(README.read_text(encoding="utf-8")), encoding="utf-8")
