@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ FIELDS: dict[str, tuple[str, ...]] = {      # what a machine's YAML may say; `so
     "nic": ("per_gpu", "bandwidth", "achievable", "latency", "oversubscription", "rails"),
 }
 TOP = ("nodes", "gpus_per_node", *FIELDS, "sources")
+Switch = tuple[str, int]        # kind, number
 PHYSICAL = ("nvlink_up", "nvlink_down", "nic_up", "nic_down", "leaf_up", "leaf_down")
 
 
@@ -116,7 +118,8 @@ def load_cluster(name: str | Path, **overrides: Any) -> Cluster:
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
         known = [p.stem for p in folder.glob("*.yaml")]
-        raise InputError(f"topology={name}: there is no such file{did_you_mean(str(name), known)} (known: {', '.join(sorted(known))})")
+        near = did_you_mean(str(name), known)
+        raise InputError(f"topology={name}: there is no such file{near} (known: {', '.join(sorted(known))})")
     import yaml
 
     try:
@@ -142,7 +145,7 @@ def build_cluster(name: str, fields: Mapping[str, Any]) -> Cluster:
     graph = nx.DiGraph()
     graph.add_nodes_from(("gpu", g, way) for g in gpus for way in ("out", "in"))
     nvlink, nic = fields["nvlink"], fields["nic"]
-    ports = []
+    ports: list[list[Switch]] = []
     if (rate := _rate("nvlink", nvlink)) > 0:
         ports.append([("nvswitch", g // per_node) for g in gpus])
         _add_ports(graph, "nvlink", ports[-1], rate, units.parse_seconds(nvlink["latency"], "topology.nvlink.latency"))
@@ -150,17 +153,18 @@ def build_cluster(name: str, fields: Mapping[str, Any]) -> Cluster:
         over = nic["oversubscription"]
         if isinstance(over, bool) or not isinstance(over, int | float) or not 1 <= over < float("inf"):
             raise InputError(f"topology.nic.oversubscription={over}: must be a number from 1 up (1 = non-blocking)")
-        leaf = [("leaf", g % per_node if nic["rails"] else g // per_node) if over > 1 else ("network",) for g in gpus]
+        rails = nic["rails"]
+        leaf: list[Switch] = [("leaf", g % per_node if rails else g // per_node) if over > 1 else ("network", 0) for g in gpus]
         ports.append(leaf)
         _add_ports(graph, "nic", leaf, rate, units.parse_seconds(nic["latency"], "topology.nic.latency"))
         for switch in sorted(set(leaf)) if over > 1 else ():
             uplinks = leaf.count(switch) * rate / over
-            graph.add_edge(switch, ("spine",), kind="leaf_up", name=f"leaf_up {switch[1]}", capacity=uplinks, latency=0.0)
-            graph.add_edge(("spine",), switch, kind="leaf_down", name=f"leaf_down {switch[1]}", capacity=uplinks, latency=0.0)
+            graph.add_edge(switch, ("spine", 0), kind="leaf_up", name=f"leaf_up {switch[1]}", capacity=uplinks, latency=0.0)
+            graph.add_edge(("spine", 0), switch, kind="leaf_down", name=f"leaf_down {switch[1]}", capacity=uplinks, latency=0.0)
     return _freeze(name, n_nodes, per_node, _gpu(fields["gpu"]), graph, ports)
 
 
-def _add_ports(graph: nx.DiGraph, kind: str, switches: list[Any], rate: float, latency: float) -> None:
+def _add_ports(graph: nx.DiGraph, kind: str, switches: list[Switch], rate: float, latency: float) -> None:
     """A link to the switch and one back for every GPU; each carries half of the latency of a traversal."""
     for g, switch in enumerate(switches):
         half = {"capacity": rate, "latency": latency / 2}
@@ -168,10 +172,10 @@ def _add_ports(graph: nx.DiGraph, kind: str, switches: list[Any], rate: float, l
         graph.add_edge(switch, ("gpu", g, "in"), kind=f"{kind}_down", name=f"{kind}_down {g}", **half)
 
 
-def _freeze(name: str, n_nodes: int, per_node: int, gpu: GpuSpec, graph: nx.DiGraph, ports: list[list[Any]]) -> Cluster:
+def _freeze(name: str, n_nodes: int, per_node: int, gpu: GpuSpec, graph: nx.DiGraph, ports: list[list[Switch]]) -> Cluster:
     """Number the links by kind, then GPU; find the ways between switches; check that every GPU reaches every other."""
     edges = sorted(graph.edges(data=True), key=lambda e: PHYSICAL.index(e[2]["kind"]))      # stable: GPUs stay in order
-    links = []
+    links: list[Link] = []
     for tail, head, data in edges:
         data["link"] = len(links)
         links.append(Link(id=len(links), **{key: data[key] for key in ("kind", "name", "capacity", "latency")}))
@@ -185,10 +189,10 @@ def _freeze(name: str, n_nodes: int, per_node: int, gpu: GpuSpec, graph: nx.DiGr
         for head, path in paths.items():
             hops[switches[tail], switches[head]] = len(path) - 1
             start[switches[tail], switches[head]] = len(ways)
-            ways += [graph[a][b]["link"] for a, b in zip(path, path[1:], strict=False)]
+            ways += [graph[a][b]["link"] for a, b in pairwise(path)]
     n_gpus = n_nodes * per_node
     if not ports and n_gpus > 1:
-        raise InputError(f"topology {name}: GPU 1 cannot be reached from GPU 0: neither nvlink.bandwidth nor nic.bandwidth is given")
+        raise InputError(f"topology {name}: GPU 1 cannot be reached from GPU 0: nvlink.bandwidth and nic.bandwidth are null")
     switch_of = np.array([[switches[v] for v in port] for port in ports], np.int64).T
     up = np.array([[graph[("gpu", g, "out")][v]["link"] for g, v in enumerate(port)] for port in ports], np.int64).T
     down = np.array([[graph[v][("gpu", g, "in")]["link"] for g, v in enumerate(port)] for port in ports], np.int64).T
@@ -212,7 +216,8 @@ def _check_keys(name: str, fields: Mapping[str, Any]) -> None:
             raise InputError(f"topology.{section}={given}: {name} needs its fields: {', '.join(known)}")
         for key in given:
             if key not in known:
-                raise InputError(f"topology.{section}.{key}: no such key{did_you_mean(str(key), known)} (known: {', '.join(known)})")
+                near = did_you_mean(str(key), known)
+                raise InputError(f"topology.{section}.{key}: there is no such key{near} (known: {', '.join(known)})")
         if missing := [key for key in known if key not in given]:
             raise InputError(f"topology.{section}.{missing[0]}: {name} does not say it")
     if missing := [key for key in ("nodes", "gpus_per_node") if key not in fields]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def _compose(overrides: Sequence[str]) -> dict[str, Any]:
 
     for group, package in (("topology", "topology"), ("experiment", "_global_")):
         for path in group_folder(group).glob("*.yaml"):
-            node = OmegaConf.load(path)
+            node = _load(path, path.stat().st_mtime_ns)
             ConfigStore.instance().store(group=group, name=path.stem, node=node, package=package, provider=str(path))
     callers = GlobalHydra.instance().hydra             # we may be called from inside a Hydra application
     GlobalHydra.instance().hydra = None
@@ -156,6 +157,14 @@ def _compose(overrides: Sequence[str]) -> dict[str, Any]:
         GlobalHydra.instance().hydra = callers
     assert isinstance(values, dict)
     return {**{str(key): value for key, value in values.items()}, "hydra": hydra}
+
+
+@cache
+def _load(path: Path, changed: int) -> Any:
+    """A YAML file, read once for as long as it does not change."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.load(path)
 
 
 def _one_line(error: Exception, overrides: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from clustersim.cli import main
 
 README = Path(__file__).parent.parent / "README.md"
-BLOCK = re.compile(r"<!-- printed by: clustersim ?(?P<arguments>.*?) -->\n```\n(?P<text>.*?)```", re.DOTALL)
+BLOCK = re.compile(r"<!-- printed by: clustersim(?P<arguments>[^>\n]*) -->\n```\n(?P<text>.*?)```", re.DOTALL)
 
 
 def printed(arguments: str) -> str:
@@ -30,7 +30,7 @@ def printed(arguments: str) -> str:
 def refreshed(text: str) -> str:
     """The README with its blocks as they would be printed now."""
     return BLOCK.sub(
-        lambda m: f"<!-- printed by: clustersim{' ' if m['arguments'] else ''}{m['arguments']} -->\n```\n{printed(m['arguments'])}```", text
+        lambda m: f"<!-- printed by: clustersim{m['arguments']} -->\n```\n{printed(m['arguments'])}```", text
     )
 
 

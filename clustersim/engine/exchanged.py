@@ -32,7 +32,7 @@ def account(exchange: Exchange, resumed: Floats) -> Exchanged:
     start, finish = np.tile(exchange.start, 2), np.tile(exchange.finish, 2)
     busy = covered(gpu, start, finish, n)
     live = covered(gpu, np.maximum(start, entered[gpu]), np.minimum(finish, resumed[gpu]), n)
-    carried = exchange.link_bytes()
+    carried = exchange.link_bytes().astype(np.float64, copy=False)
     hops = np.repeat(transfers.nbytes, np.diff(exchange.routes.start)) * exchange.routes.weights
     assert np.isclose(carried.sum(), hops.sum(), rtol=1e-9, atol=0), "bytes over links are not bytes asked times hops"
     first = float(entered.min())

@@ -67,7 +67,7 @@ def play(
         env.step()
         events += 1
     marks = stage.marks
-    assert not np.isnan(marks).any(), "a GPU never came to the end: it waits for bytes that nobody sends"
+    assert stage.left == [cluster.n_gpus] * n_layers, "a GPU never came to the end: it waits for bytes that nobody sends"
     assert (np.diff(marks, axis=1) >= 0).all(), "time ran backwards"
     return Played(
         marks=marks,
@@ -116,7 +116,7 @@ class _Stage:
         self._work_of, self._progress = work_of, progress
         self._work: dict[int, LayerWork] = {}
         self._open: dict[int, tuple[Exchange, Exchange]] = {}
-        self._left: dict[int, int] = {}
+        self.left = [0] * n_layers      # GPUs that are through with a layer
 
     def work(self, layer: int) -> LayerWork:
         if layer not in self._work:
@@ -133,8 +133,8 @@ class _Stage:
 
     def leave(self, layer: int) -> None:
         """The last GPU to leave a layer puts out the light: the exchanges are summed up and their flows forgotten."""
-        self._left[layer] = self._left.get(layer, 0) + 1
-        if self._left[layer] < self.cluster.n_gpus:
+        self.left[layer] += 1
+        if self.left[layer] < self.cluster.n_gpus:
             return
         del self._work[layer]
         if layer in self._open:

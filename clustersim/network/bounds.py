@@ -42,7 +42,7 @@ def busiest_link_end(capacity: Floats, routes: Routes, nbytes: Floats, release: 
 def link_bytes(routes: Routes, nbytes: Floats, n_links: int) -> Floats:
     """Bytes each link carries, [links]."""
     per_hop = np.repeat(nbytes, np.diff(routes.start)) * routes.weights
-    return np.bincount(routes.links, per_hop, n_links)
+    return np.bincount(routes.links, per_hop, n_links).astype(np.float64)
 
 
 def chained(transfers: Transfers, own: Floats, release: Floats) -> tuple[Floats, Floats]:

@@ -9,6 +9,7 @@ slowest one it has caught up with caps its rate; meeting one of them is an event
 rates and rates from caps: filling is repeated until they agree, and where flows hold back what they themselves follow,
 so that plain repetition swings for ever, the caps move only part of the way.
 
+All of it is one file because numba's cache on disk looks only at the file of the function that is called.
 Import this module late: importing numba takes half a second and the first compilation some seconds.
 """
 
@@ -26,7 +27,7 @@ from clustersim.types import Floats, Ints
 Records = NDArray[Any]
 
 IDLE, READY, LIVE, DONE = 0, 1, 2, 3        # source not in; waiting for the first chunk; moving; last byte has left
-CLOSE = 1e-9                                # fractions of a flow nearer than this count as equal: clock rounding
+CLOSE = 1e-9                                # fractions of a flow nearer than this tally as equal: clock rounding
 SAME = 1e-14                                # relative: events this near in time happen together
 AGREED = 1e-13                              # relative: a cap this near to its pace is left alone; laxer after many rounds
 PLAIN = 8                                   # rounds in which caps take over a new pace at once; later they approach it
@@ -98,12 +99,12 @@ class State(NamedTuple):
     region_flow: Ints           # [flows]
     region_link: Ints           # [links]
     ended: Ints                 # [counters] those that reached zero
-    count: Ints                 # see N_HEAP ... FAULT
+    tally: Ints                 # see N_HEAP ... FAULT
     level: Floats               # [1] lowest rate that the pending changes touch
 
 
 @inlined
-def _sift(flows, heap, count, at):
+def _sift(flows, heap, tally, at):
     """Restore the heap around place `at`."""
     key = heap[at].key
     f = heap[at].flow
@@ -114,7 +115,7 @@ def _sift(flows, heap, count, at):
         heap[at] = heap[parent]
         flows[heap[at].flow].heap_at = at
         at = parent
-    n = count[N_HEAP]
+    n = tally[N_HEAP]
     while True:
         child = 2 * at + 1
         if child >= n:
@@ -132,32 +133,32 @@ def _sift(flows, heap, count, at):
 
 
 @njit
-def schedule(flows, heap, count, f, key):
+def schedule(flows, heap, tally, f, key):
     """The next event of flow f is at `key`; inf takes it out of the heap."""
     at = flows[f].heap_at
     if key < np.inf:
         if at < 0:
-            at = count[N_HEAP]
-            count[N_HEAP] = at + 1
+            at = tally[N_HEAP]
+            tally[N_HEAP] = at + 1
             heap[at].flow = f
         heap[at].key = key
-        _sift(flows, heap, count, at)
+        _sift(flows, heap, tally, at)
     elif at >= 0:
-        count[N_HEAP] -= 1
-        n = count[N_HEAP]
+        tally[N_HEAP] -= 1
+        n = tally[N_HEAP]
         flows[f].heap_at = -1
         if at < n:
             heap[at] = heap[n]
             flows[heap[at].flow].heap_at = at
-            _sift(flows, heap, count, at)
+            _sift(flows, heap, tally, at)
 
 
 @njit
 def release(s, moving, at):
     """Each of `moving` may move from its time in `at` on, once what it follows lets it."""
-    count, flows, heap = s.count, s.flows, s.heap
+    tally, flows, heap = s.tally, s.flows, s.heap
     for i in range(moving.size):
-        schedule(flows, heap, count, moving[i], at[i])
+        schedule(flows, heap, tally, moving[i], at[i])
 
 
 @inlined
@@ -233,7 +234,7 @@ def _pace_cap(flows, after, f, t):
 @njit
 def _cap_is_off(s, f, t):
     """Whether the pace at hand asks for another cap; one that binds neither before nor after is taken over on the spot."""
-    after, count, flows = s.after, s.count, s.flows
+    after, tally, flows = s.after, s.tally, s.flows
     cap = _pace_cap(flows, after, f, t)
     old = flows[f].cap
     if cap == old:
@@ -241,19 +242,19 @@ def _cap_is_off(s, f, t):
     if flows[f].limit >= 0 and flows[f].rate > 0.0 and cap >= flows[f].rate and old >= flows[f].rate:
         flows[f].cap = cap
         return False
-    return not abs(cap - old) <= AGREED * (1.0 + (count[ROUND] / 20.0) ** 2) * old
+    return not abs(cap - old) <= AGREED * (1.0 + (tally[ROUND] / 20.0) ** 2) * old
 
 
 @njit
 def _approach(s, f, cap):
     """The cap on the way to `cap`: less of the way each time that the difference changes its sign, else more."""
-    count, flows = s.count, s.flows
+    tally, flows = s.tally, s.flows
     old = flows[f].cap
     if not 0.0 < old < np.inf or cap == np.inf:
         return cap
     miss = cap - old
-    if flows[f].trusted_in != count[SETTLES]:
-        flows[f].trusted_in = count[SETTLES]
+    if flows[f].trusted_in != tally[SETTLES]:
+        flows[f].trusted_in = tally[SETTLES]
         flows[f].trust = 0.5
     elif miss * flows[f].miss < 0.0:
         flows[f].trust *= 0.5
@@ -279,7 +280,7 @@ def _next_meeting(flows, after, f, t):
 
 
 @inlined
-def _reschedule(flows, after, heap, count, f, t):
+def _reschedule(flows, after, heap, tally, f, t):
     """Set the next event of live flow f: its end, or its meeting one of the flows that it follows."""
     rate = flows[f].rate
     drain = t + (flows[f].left - rate * (t - flows[f].since)) / rate if rate > 0.0 else np.inf
@@ -291,29 +292,29 @@ def _reschedule(flows, after, heap, count, f, t):
             drain = np.inf                          # what holds it ends first
         if n > 1 or not held:
             drain = min(drain, _next_meeting(flows, after, f, t))
-    schedule(flows, heap, count, f, drain)
+    schedule(flows, heap, tally, f, drain)
 
 
 @inlined
-def _mark(flows, dirty, count, f):
+def _mark(flows, dirty, tally, f):
     if flows[f].is_dirty == 0:
         flows[f].is_dirty = 1
-        dirty[count[N_DIRTY]] = f
-        count[N_DIRTY] += 1
+        dirty[tally[N_DIRTY]] = f
+        tally[N_DIRTY] += 1
 
 
 @inlined
-def _seed(links, seeds, count, lowest, link, level):
+def _seed(links, seeds, tally, lowest, link, level):
     if links[link].is_seed == 0:
         links[link].is_seed = 1
-        seeds[count[N_SEEDS]] = link
-        count[N_SEEDS] += 1
+        seeds[tally[N_SEEDS]] = link
+        tally[N_SEEDS] += 1
     lowest[0] = min(lowest[0], level)
 
 
 @njit
 def _begin(s, f, t):
-    count, dirty, flows, heap, hops, links, lists = s.count, s.dirty, s.flows, s.heap, s.hops, s.links, s.lists
+    tally, dirty, flows, heap, hops, links, lists = s.tally, s.dirty, s.flows, s.heap, s.hops, s.links, s.lists
     flows[f].status = LIVE
     flows[f].start = t
     flows[f].since = t
@@ -328,25 +329,26 @@ def _begin(s, f, t):
         hops[h].at = at
         links[link].list_size += 1
         links[link].share += hops[h].weight
-    schedule(flows, heap, count, f, np.inf)
-    _mark(flows, dirty, count, f)
+    schedule(flows, heap, tally, f, np.inf)
+    _mark(flows, dirty, tally, f)
 
 
 @njit
-def _count_down(counters, ended, count, counter, finish):
+def _count_down(counters, ended, tally, counter, finish):
     counters[counter].waiting -= 1
     counters[counter].last = max(counters[counter].last, finish)
     if counters[counter].waiting == 0:
-        ended[count[N_DONE]] = counter
-        count[N_DONE] += 1
+        ended[tally[N_DONE]] = counter
+        tally[N_DONE] += 1
 
 
 @njit
 def _end(s, f, t):
-    count, counters, ended, flows, heap, hops, lowest, links, lists, seeds = s.count, s.counters, s.ended, s.flows, s.heap, s.hops, s.level, s.links, s.lists, s.seeds
+    tally, counters, ended, flows, heap = s.tally, s.counters, s.ended, s.flows, s.heap
+    hops, lowest, links, lists, seeds = s.hops, s.level, s.links, s.lists, s.seeds
     flows[f].status = DONE
     flows[f].left = 0.0
-    schedule(flows, heap, count, f, np.inf)
+    schedule(flows, heap, tally, f, np.inf)
     for h in range(flows[f].hop_start, flows[f].hop_end):
         link = hops[h].link
         at = hops[h].at
@@ -362,62 +364,65 @@ def _end(s, f, t):
             links[link].load = 0.0
             links[link].saturated = 0
         elif links[link].saturated == 1:
-            _seed(links, seeds, count, lowest, link, flows[f].rate)
-    _count_down(counters, ended, count, flows[f].inbox, flows[f].drain + flows[f].latency)
-    _count_down(counters, ended, count, flows[f].outbox, flows[f].drain)
+            _seed(links, seeds, tally, lowest, link, flows[f].rate)
+    _count_down(counters, ended, tally, flows[f].inbox, flows[f].drain + flows[f].latency)
+    _count_down(counters, ended, tally, flows[f].outbox, flows[f].drain)
 
 
 @inlined
 def _is_dragged(flows, f, c):
     """Whether c moves at the pace of live f, which alone it follows, and nothing follows c: most flows of a two-hop exchange."""
     alone = flows[c].after_end - flows[c].after_start == 1 and flows[c].next_start == flows[c].next_end
-    return alone and flows[f].status == LIVE and flows[c].is_dirty == 0 and _is_held(flows, c)
+    quiet = flows[c].is_dirty == 0 and flows[c].heap_at < 0        # with an event: a link held it until now, at the same rate
+    return alone and quiet and flows[f].status == LIVE and _is_held(flows, c)
 
 
 @inlined
-def _drag(flows, links, hops, seeds, count, lowest, f, c, t):
+def _drag(flows, links, hops, seeds, tally, lowest, f, c, t):
     """Take over the new pace of f for a flow c that it drags, which has no event of its own while that lasts."""
     old = flows[c].rate
     cap = flows[f].rate / flows[f].nbytes * flows[c].nbytes
     _progress(flows, c, t)
     flows[c].rate = cap
     flows[c].cap = cap
-    _shift_load(flows, links, hops, seeds, count, lowest, c, old, cap)
+    _shift_load(flows, links, hops, seeds, tally, lowest, c, old, cap)
 
 
 @inlined
-def _shift_load(flows, links, hops, seeds, count, lowest, f, old, new):
+def _shift_load(flows, links, hops, seeds, tally, lowest, f, old, new):
     """Book flow f's new rate on its links; mark those that this overfills, or where it frees what others were short of."""
     for h in range(flows[f].hop_start, flows[f].hop_end):
         link = hops[h].link
         links[link].load += hops[h].weight * (new - old)
         if links[link].load > links[link].capacity * (1 + 1e-12) or (links[link].saturated == 1 and new < old):
             floor = links[link].capacity / links[link].share
-            _seed(links, seeds, count, lowest, link, min(new, floor))
+            _seed(links, seeds, tally, lowest, link, min(new, floor))
 
 
 @njit
 def _tell_followers(s, f, t):
     """The pace of f changed: what follows it may start at another time or run at another rate."""
-    after, count, dirty, flows, heap, hops, lowest, links, followers, seeds = s.after, s.count, s.dirty, s.flows, s.heap, s.hops, s.level, s.links, s.next, s.seeds
+    after, tally, dirty, flows, heap = s.after, s.tally, s.dirty, s.flows, s.heap
+    hops, lowest, links, followers, seeds = s.hops, s.level, s.links, s.next, s.seeds
     for i in range(flows[f].next_start, flows[f].next_end):
         c = followers[i]
         if flows[c].status == LIVE:
-            if _is_dragged(flows, f, c) and count[ROUND] <= PLAIN:
-                _drag(flows, links, hops, seeds, count, lowest, f, c, t)
+            if _is_dragged(flows, f, c) and tally[ROUND] <= PLAIN:
+                _drag(flows, links, hops, seeds, tally, lowest, f, c, t)
             elif _cap_is_off(s, c, t):
-                _mark(flows, dirty, count, c)
+                _mark(flows, dirty, tally, c)
             elif flows[c].is_dirty == 0:
-                _reschedule(flows, after, heap, count, c, t)
+                _reschedule(flows, after, heap, tally, c, t)
         elif flows[c].status == READY:
-            schedule(flows, heap, count, c, _first_chunk_at(flows, after, c, t))
+            schedule(flows, heap, tally, c, _first_chunk_at(flows, after, c, t))
 
 
 @njit
 def _apply_caps(s, t):
     """Give the dirty flows their new caps; where a link is freed or overfilled by that, mark it for a solve."""
-    after, count, dirty, flows, hops, lowest, links, seeds = s.after, s.count, s.dirty, s.flows, s.hops, s.level, s.links, s.seeds
-    n = count[N_DIRTY]
+    after, tally, dirty, flows, hops = s.after, s.tally, s.dirty, s.flows, s.hops
+    lowest, links, seeds = s.level, s.links, s.seeds
+    n = tally[N_DIRTY]
     for i in range(n):
         f = dirty[i]
         if flows[f].status != LIVE:
@@ -425,7 +430,7 @@ def _apply_caps(s, t):
         _progress(flows, f, t)
         old = flows[f].rate
         cap = _pace_cap(flows, after, f, t)
-        if count[ROUND] > PLAIN:
+        if tally[ROUND] > PLAIN:
             cap = _approach(s, f, cap)
         flows[f].cap = cap
         flows[f].before = OUTSIDE
@@ -437,22 +442,23 @@ def _apply_caps(s, t):
                 level = min(level, links[hops[h].link].capacity / links[hops[h].link].share)
             for h in range(flows[f].hop_start, flows[f].hop_end):
                 links[hops[h].link].load -= hops[h].weight * old
-                _seed(links, seeds, count, lowest, hops[h].link, level)
+                _seed(links, seeds, tally, lowest, hops[h].link, level)
             flows[f].rate = 0.0                 # whatever its rate will be, the solve has to find it
             continue
         flows[f].rate = cap
         flows[f].limit = -1
-        _shift_load(flows, links, hops, seeds, count, lowest, f, old, cap)
+        _shift_load(flows, links, hops, seeds, tally, lowest, f, old, cap)
     return n
 
 
 @njit
 def _collect_region(s, t):
     """All that the pending changes can reach: links, and their flows at or above the level. Returns (flows, links)."""
-    after, count, flows, hops, lowest, links, lists, region_flow, region_link, seeds = s.after, s.count, s.flows, s.hops, s.level, s.links, s.lists, s.region_flow, s.region_link, s.seeds
+    after, tally, flows, hops, lowest = s.after, s.tally, s.flows, s.hops, s.level
+    links, lists, region_flow, region_link, seeds = s.links, s.lists, s.region_flow, s.region_link, s.seeds
     level = lowest[0] * (1 - 1e-12)
     n_flows = 0
-    n_links = count[N_SEEDS]
+    n_links = tally[N_SEEDS]
     for i in range(n_links):
         region_link[i] = seeds[i]
         links[seeds[i]].link_in = 1
@@ -477,14 +483,14 @@ def _collect_region(s, t):
                 n_flows += 1
                 _progress(flows, f, t)
                 flows[f].before = flows[f].rate
-                if flows[f].after_end > flows[f].after_start and (flows[f].is_dirty == 0 or count[ROUND] <= PLAIN):
+                if flows[f].after_end > flows[f].after_start and (flows[f].is_dirty == 0 or tally[ROUND] <= PLAIN):
                     flows[f].cap = _pace_cap(flows, after, f, t)
                 for h in range(flows[f].hop_start, flows[f].hop_end):
                     if links[hops[h].link].link_in == 0:
                         links[hops[h].link].link_in = 1
                         region_link[n_links] = hops[h].link
                         n_links += 1
-        count[FLOW_VISITS] += links[link].list_size
+        tally[FLOW_VISITS] += links[link].list_size
         links[link].room = room
         links[link].weight = weight
         links[link].unfilled = unfilled
@@ -507,7 +513,8 @@ def _freeze(s, f, rate, limit):
 @njit
 def _fill(s, n_flows, n_links):
     """Progressive filling of the region: freeze the tightest link, or the flow with the lowest cap, until none is left."""
-    count, flows, links, lists, region_flow, region_link = s.count, s.flows, s.links, s.lists, s.region_flow, s.region_link
+    tally, flows, links, lists, region_flow = s.tally, s.flows, s.links, s.lists, s.region_flow
+    region_link = s.region_link
     n_caps = 0
     for i in range(n_flows):
         if flows[region_flow[i]].cap < np.inf:
@@ -542,7 +549,7 @@ def _fill(s, n_flows, n_links):
                 level = fair
                 tightest = link
             i += 1
-        count[LINK_VISITS] += n_links
+        tally[LINK_VISITS] += n_links
         while next_cap < n_caps and flows[capped[order[next_cap]]].in_region == 2:
             next_cap += 1
         if next_cap < n_caps and caps[order[next_cap]] <= level:
@@ -563,25 +570,26 @@ def _fill(s, n_flows, n_links):
             if flows[f].in_region == 1:
                 _freeze(s, f, level, tightest)
                 left -= 1
-        count[FLOW_VISITS] += links[tightest].list_size
+        tally[FLOW_VISITS] += links[tightest].list_size
 
 
 @njit
 def _solve(s, t):
     """Recompute the rates around the seeds; tell the followers of every flow whose rate changed."""
-    count, flows, lowest, links, region_flow, region_link, seeds = s.count, s.flows, s.level, s.links, s.region_flow, s.region_link, s.seeds
+    tally, flows, lowest, links, region_flow = s.tally, s.flows, s.level, s.links, s.region_flow
+    region_link, seeds = s.region_link, s.seeds
     n_flows, n_links = _collect_region(s, t)
-    count[SOLVES] += 1
+    tally[SOLVES] += 1
     _fill(s, n_flows, n_links)
     for i in range(n_links):
         link = region_link[i]
         links[link].link_in = 0
         links[link].load = links[link].capacity - links[link].room
         if links[link].room < -1e-9 * links[link].capacity:
-            count[FAULT] = FAULT_OVERLOAD
-    for i in range(count[N_SEEDS]):
+            tally[FAULT] = FAULT_OVERLOAD
+    for i in range(tally[N_SEEDS]):
         links[seeds[i]].is_seed = 0
-    count[N_SEEDS] = 0
+    tally[N_SEEDS] = 0
     lowest[0] = np.inf
     for i in range(n_flows):
         flows[region_flow[i]].in_region = 0
@@ -591,17 +599,17 @@ def _solve(s, t):
 @njit
 def _settle(s, t):
     """Bring caps and rates into agreement after the events of time t."""
-    after, count, dirty, flows, heap, region_flow = s.after, s.count, s.dirty, s.flows, s.heap, s.region_flow
-    count[SETTLES] += 1
-    while count[N_DIRTY] > 0 or count[N_SEEDS] > 0:
-        count[ROUND] += 1
-        if count[ROUND] > 10_000:
-            count[FAULT] = FAULT_UNSETTLED
+    after, tally, dirty, flows, heap, region_flow = s.after, s.tally, s.dirty, s.flows, s.heap, s.region_flow
+    tally[SETTLES] += 1
+    while tally[N_DIRTY] > 0 or tally[N_SEEDS] > 0:
+        tally[ROUND] += 1
+        if tally[ROUND] > 10_000:
+            tally[FAULT] = FAULT_UNSETTLED
             return
         n_dirty = _apply_caps(s, t)
-        n_flows = _solve(s, t) if count[N_SEEDS] > 0 else 0
+        n_flows = _solve(s, t) if tally[N_SEEDS] > 0 else 0
         settled = dirty[:n_dirty].copy()
-        count[N_DIRTY] = 0
+        tally[N_DIRTY] = 0
         for i in range(n_flows):                    # before their flags go: a follower may be marked anew
             f = region_flow[i]
             if flows[f].rate == flows[f].before and flows[f].is_dirty == 0:
@@ -611,19 +619,19 @@ def _settle(s, t):
         for i in range(n_flows):
             f = region_flow[i]
             if flows[f].before >= 0.0:
-                _reschedule(flows, after, heap, count, f, t)
+                _reschedule(flows, after, heap, tally, f, t)
                 if flows[f].next_end > flows[f].next_start:
                     _tell_followers(s, f, t)
         for f in settled:
             if flows[f].status == LIVE and flows[f].before == OUTSIDE:
-                _reschedule(flows, after, heap, count, f, t)
+                _reschedule(flows, after, heap, tally, f, t)
                 if flows[f].next_end > flows[f].next_start:
                     _tell_followers(s, f, t)
-        if count[ROUND] > PLAIN:                  # those that went only part of the way
+        if tally[ROUND] > PLAIN:                  # those that went only part of the way
             for f in settled:
                 if flows[f].status == LIVE and _cap_is_off(s, f, t):
-                    _mark(flows, dirty, count, f)
-    count[ROUND] = 0
+                    _mark(flows, dirty, tally, f)
+    tally[ROUND] = 0
 
 
 @njit
@@ -631,19 +639,19 @@ def run(s, until):
     """Play all events up to and including time `until`, but stop after an instant in which a counter reached zero.
 
     Returns the time of the next event, inf when there is none. The counters that reached zero stand in
-    s.ended[: s.count[N_DONE]]; the caller empties the list.
+    s.ended[: s.tally[N_DONE]]; the caller empties the list.
     """
-    after, count, dirty, flows, heap = s.after, s.count, s.dirty, s.flows, s.heap
+    after, tally, dirty, flows, heap = s.after, s.tally, s.dirty, s.flows, s.heap
     ends = np.empty(0, np.int64)
-    while count[N_HEAP] > 0:
+    while tally[N_HEAP] > 0:
         t = heap[0].key
         if t > until:
             return t
         horizon = t + SAME * abs(t)
         n_ends = 0
-        while count[N_HEAP] > 0 and heap[0].key <= horizon:
+        while tally[N_HEAP] > 0 and heap[0].key <= horizon:
             f = heap[0].flow
-            count[EVENTS] += 1
+            tally[EVENTS] += 1
             if flows[f].status == LIVE:
                 if flows[f].drain <= horizon:
                     _end(s, f, t)
@@ -652,20 +660,20 @@ def run(s, until):
                     ends[n_ends] = f
                     n_ends += 1
                 else:                               # caught up with a flow that it follows
-                    schedule(flows, heap, count, f, np.inf)
-                    _mark(flows, dirty, count, f)
+                    schedule(flows, heap, tally, f, np.inf)
+                    _mark(flows, dirty, tally, f)
             else:
                 flows[f].status = READY
                 first = _first_chunk_at(flows, after, f, t)
                 if first <= horizon:
                     _begin(s, f, t)
                 else:
-                    schedule(flows, heap, count, f, first)
+                    schedule(flows, heap, tally, f, first)
         for i in range(n_ends):
             _tell_followers(s, ends[i], t)
         _settle(s, t)
-        if count[FAULT] != 0:
+        if tally[FAULT] != 0:
             return math.nan
-        if count[N_DONE] > 0:
+        if tally[N_DONE] > 0:
             break
-    return heap[0].key if count[N_HEAP] > 0 else np.inf
+    return heap[0].key if tally[N_HEAP] > 0 else np.inf

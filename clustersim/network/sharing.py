@@ -32,7 +32,7 @@ def empty(capacity: Floats) -> State:
         links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP), lists=np.zeros(0, kernel.ENTRY),
         heap=np.zeros(0, kernel.EVENT), counters=np.zeros(0, kernel.COUNTER), after=none, next=none, dirty=none,
         seeds=np.zeros(capacity.size, np.int64), region_flow=none, region_link=np.zeros(capacity.size, np.int64),
-        ended=none, count=np.zeros(kernel.N_COUNT, np.int64), level=np.full(1, np.inf),
+        ended=none, tally=np.zeros(kernel.N_COUNT, np.int64), level=np.full(1, np.inf),
     )  # fmt: skip
 
 
@@ -108,7 +108,8 @@ def _assemble(
     back, following = inverse(after, n_after, n)
     flows["next_start"], flows["next_end"] = back[:-1], back[1:]
     links = state.links.copy()
-    links["list_start"] = np.cumsum(np.bincount(hops["link"], minlength=links.size)) - np.bincount(hops["link"], minlength=links.size)
+    per_link = np.bincount(hops["link"], minlength=links.size)
+    links["list_start"] = np.cumsum(per_link) - per_link
     lists = np.zeros(hops.size, kernel.ENTRY)
     flow_of = np.repeat(np.arange(n), n_hops)
     live = np.flatnonzero(flows["status"][flow_of] == kernel.LIVE)
@@ -124,11 +125,11 @@ def _assemble(
     due = due[np.argsort(keys, kind="stable")]                  # what is sorted is a heap
     heap["key"][: due.size], heap["flow"][: due.size] = np.sort(keys), due
     flows["heap_at"][due] = np.arange(due.size)
-    assert state.count[kernel.N_HEAP] == due.size, "an event was left behind"
+    assert state.tally[kernel.N_HEAP] == due.size, "an event was left behind"
     return kernel.State(
         links=links, flows=flows, hops=hops, lists=lists, heap=heap, counters=counters,
         after=after, next=following, dirty=np.zeros(n, np.int64), seeds=state.seeds, region_flow=np.zeros(n, np.int64),
-        region_link=state.region_link, ended=np.zeros(counters.size, np.int64), count=state.count, level=state.level,
+        region_link=state.region_link, ended=np.zeros(counters.size, np.int64), tally=state.tally, level=state.level,
     )  # fmt: skip
 
 
@@ -144,7 +145,7 @@ def run(state: State, until: float) -> float:
     from clustersim.network import kernel
 
     following = float(kernel.run(state, until))
-    fault = int(state.count[kernel.FAULT])
+    fault = int(state.tally[kernel.FAULT])
     assert fault != kernel.FAULT_OVERLOAD, "a link carries more than its capacity"
     assert fault != kernel.FAULT_UNSETTLED, "flows that follow each other over one link did not settle"
     return following
@@ -154,8 +155,8 @@ def take_ended(state: State) -> Ints:
     """The counters that have reached zero since the last call."""
     from clustersim.network import kernel
 
-    ended = state.ended[: state.count[kernel.N_DONE]].copy()
-    state.count[kernel.N_DONE] = 0
+    ended = state.ended[: state.tally[kernel.N_DONE]].copy()
+    state.tally[kernel.N_DONE] = 0
     return ended
 
 
@@ -170,7 +171,7 @@ def solves(state: State) -> int:
     """How many times rates have been recomputed."""
     from clustersim.network import kernel
 
-    return int(state.count[kernel.SOLVES])
+    return int(state.tally[kernel.SOLVES])
 
 
 def solve_all(state: State, release: Floats) -> None:

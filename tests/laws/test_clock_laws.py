@@ -6,14 +6,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import simpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clustersim import flow_times, load_cluster
 from clustersim.network import bound, fluid, kernel, sharing
 from clustersim.network.pairs import transfer
 from clustersim.types import Transfers, independent
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.reference import finish_times, waiting
-
-from clustersim import flow_times, load_cluster
 
 RAIL = load_cluster("ideal_rail", nodes=2)
 SPINE = load_cluster("ideal_rail", nodes=2, gpus_per_node=4, nic={"oversubscription": 2.0, "rails": False})

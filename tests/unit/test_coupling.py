@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+
 from tests.reference import fast, finish_times
 
 
@@ -105,10 +106,34 @@ def test_a_follower_on_the_link_of_its_parent():
 def test_many_followers_on_the_link_of_their_parent(n, ratio):
     """Their sum holds back what they all follow, more than one for one: parent x, followers `ratio` x each, (1 + n ratio) x = c.
     (Taking over the pace at once would swing between c/(n + 1) and c for ever.)"""
-    state = fast([1.0], [[0]] * (n + 1), [1.0] + [ratio] * n, [0.0] * (n + 1), after=[[]] + [[0]] * n, chunk=[0.25 * ratio] * (n + 1))
+    after, chunk = [[], *[[0]] * n], [0.25 * ratio] * (n + 1)
+    state = fast([1.0], [[0]] * (n + 1), [1.0] + [ratio] * n, [0.0] * (n + 1), after=after, chunk=chunk)
     parent = 0.25 + 0.75 * (1 + n * ratio)
     np.testing.assert_allclose(state.flows["drain"][0], parent, rtol=1e-9)
     np.testing.assert_allclose(state.flows["drain"][1:], parent + 0.25 * n * ratio, rtol=1e-9)
+
+
+def test_a_follower_whose_link_and_whose_parent_allow_just_the_same():
+    """Parent and twin on links 0 (6 B/s) and 1 (12 B/s), 1 byte each; a follower of 2 bytes on link 1, chunks of an eighth.
+
+    The parent has 6 B/s until its first eighth is in at 1/48 s; then parent and twin have 3, and the follower 6: its pace, and
+    all that link 1 has left. A stranger of 1 byte joins on both links at 0.15 s: parent, twin and stranger have 2, the
+    follower 4. The parent's last 0.4875 bytes end at 0.39375 s; twin and stranger then have 3, the follower 6: the last
+    eighths take 1/24 s more, to 0.4354167 s, and the stranger's last 0.3875 bytes at 6 B/s end at 0.5 s.
+    """
+    routes, after = [[0, 1], [0, 1], [1], [0, 1]], [[], [0], [0], []]
+    got = ends([6, 12], routes, [1, 1, 2, 1], [0, 0, 0, 0.15], after=after, chunk=[1, 0.125, 0.25, 1])
+    np.testing.assert_allclose(got, [0.39375, 0.39375 + 1 / 24, 0.39375 + 1 / 24, 0.5], rtol=1e-9)
+
+
+def test_a_follower_held_by_its_parent_on_a_full_link_moves_on_alone_after_it():
+    """Parent (10 bytes) and follower (1 byte, chunks of a sixteenth) fill a link of 1 B/s at 10:1 from the first chunk on:
+    10/16 s, then 15/16 of 11 bytes, 10.9375 s in all; the follower's last 1/16 byte then has the link to itself: 11 s. Others
+    on a second link come and go meanwhile."""
+    got = ends(
+        [1, 7], [[0], [0, 1], [1], [1]], [10, 1, 14, 5], [0, 0, 2, 3], after=[[], [0], [], []], chunk=[10, 1 / 16, 14, 5],
+    )  # fmt: skip
+    np.testing.assert_allclose(got[:2], [10.9375, 11.0], rtol=1e-9)
 
 
 def coupled_system(rng, *, shared, chains):

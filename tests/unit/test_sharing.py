@@ -1,16 +1,18 @@
 """Flows over any links: hand-derived sharing, the exact solver in rationals, extreme sizes and times, and what is refused."""
 
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+from clustersim import load_cluster
 from clustersim.network import sharing
 from clustersim.network.pairs import transfer
 from clustersim.network.sharing import flow_times
 from clustersim.types import InputError
 from tests.reference import fast, finish_times, waiting
-
-from clustersim import load_cluster
 
 
 def small_system(rng, *, weighted=False):
@@ -122,6 +124,16 @@ def test_nothing_to_send_and_nowhere_to_go_take_no_time():
     ends = flow_times([1.0], [[0], [], [0]], [0, 5, 3], [1, 2, 4])
     np.testing.assert_array_equal(ends, [1.0, 2.0, 7.0])
     assert flow_times([1.0], [], [], 0.0).shape == (0,)
+
+
+SIMGRID = json.loads((Path(__file__).parents[1] / "data" / "simgrid.json").read_text())
+
+
+@pytest.mark.parametrize("system", SIMGRID["systems"], ids=lambda system: system["name"])
+def test_every_flow_ends_when_simgrid_says(system):
+    """Another simulator's fluid max-min, run once with tight precision; the file says how."""
+    got = flow_times(system["capacity"], system["routes"], system["nbytes"], system["release"])
+    np.testing.assert_allclose(got, system["finish"], rtol=1e-9)
 
 
 def test_the_arguments_are_left_as_they_were():

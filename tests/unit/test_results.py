@@ -1,0 +1,317 @@
+"""The tables and their identities, recomputed from the router's choices; the files; what a person reads."""
+
+import json
+import re
+from collections import defaultdict
+
+import numpy as np
+import polars as pl
+import pytest
+from rich.console import Console
+
+from clustersim import InputError, load_cluster, read_trace, scan, simulate
+from clustersim.model import model_from
+from clustersim.places import PACKAGE
+from clustersim.results import store, terminal
+from clustersim.results.store import TABLES, write_failure, write_run
+from clustersim.results.tables import PARTS
+from clustersim.workload.source import from_trace
+
+SMALL = ["topology.nodes=2", "topology.gpus_per_node=4", "workload.tokens_per_gpu=32", "model.n_layers=3"]
+SHAPES = {
+    "default": [],
+    "direct": ["exchange=direct", "topology=ideal_rail"],
+    "dropping": ["capacity.factor=0.75", "placement.slots=64", "placement.replica=nearest"],
+    "dense": ["model=deepseek_v2_lite", "model.n_layers=3", "model.n_dense_layers=2", "trace=sampled", "placement=round_robin"],
+    "bound": ["network=bound", "trace=sampled", "trace.alpha=0.3"],
+    "blocking": ["topology.nic.oversubscription=4", "exchange=direct"],
+    "one_node": ["topology.nodes=1"],
+    "one_gpu": ["topology.nodes=1", "topology.gpus_per_node=1"],
+    "no_compute": ["compute=none", "capacity.factor=1.0", "capacity.drop=position"],
+}
+CONTRACT = {
+    "summary": """step_s exposed_comm_s wait_s tokens_per_s tokens_per_s_per_gpu drop_rate fully_dropped imbalance over_bound
+        bottleneck nvlink_bytes nic_bytes seconds_saved_by_dropping""",
+    "layers": """step layer dispatch_s compute_s combine_s wait_s exposed_comm_s dispatch_max_s compute_max_s combine_max_s
+        wait_max_s exposed_comm_max_s imbalance dropped capacity_used nvlink_bytes nic_bytes over_bound bottleneck""",
+    "gpus": "step layer gpu attention_s dispatch_s expert_s combine_s other_s idle_s wait_s comm_busy_s",
+    "links": "step layer link",
+    "experts": "step layer expert",
+}
+_done = {}
+
+
+def made(shape):
+    """The result of one of the shapes, simulated once."""
+    if shape not in _done:
+        own = {text.partition("=")[0] for text in SHAPES[shape]}
+        _done[shape] = simulate([*(text for text in SMALL if text.partition("=")[0] not in own), *SHAPES[shape]])
+    return _done[shape]
+
+
+@pytest.fixture(params=SHAPES)
+def result(request):
+    return made(request.param)
+
+
+# ---- identities
+
+
+def test_the_columns_of_the_contract_are_there(result):
+    assert result.tables.keys() == set(TABLES)
+    for name, columns in CONTRACT.items():
+        assert set(columns.split()) <= set(result.tables[name].columns), name
+
+
+def test_a_gpus_parts_sum_to_the_step(result):
+    step = result.summary["step_s"]
+    total = result.tables["gpus"].group_by("gpu").agg(pl.sum_horizontal(pl.sum(part) for part in PARTS).alias("total"))
+    assert total.height == result.summary["gpus"]
+    np.testing.assert_allclose(total["total"], step, rtol=1e-9)
+    for part in (*PARTS, "wait_s", "comm_busy_s"):
+        assert (result.tables["gpus"][part] >= 0).all()
+
+
+def test_a_gpu_waits_only_while_it_is_in_an_exchange(result):
+    gpus = result.tables["gpus"]
+    assert (gpus["wait_s"] <= gpus["dispatch_s"] + gpus["combine_s"] + 1e-12).all()
+
+
+def test_what_is_asked_is_kept_or_dropped(result):
+    experts, layers, gpus = (result.tables[name] for name in ("experts", "layers", "gpus"))
+    assert (experts["asked"] == experts["kept"] + experts["dropped"]).all()
+    assert (experts["dropped"] >= 0).all()
+    per_layer = experts.group_by("layer", maintain_order=True).agg(pl.sum("asked", "kept", "dropped"))
+    model = model_from(result.run.config["model"])
+    assert (per_layer["asked"] == result.summary["tokens"] * model.top_k).all()
+    moe = layers.filter(pl.col("dropped").is_not_null())
+    assert moe.height == model.n_moe_layers
+    assert moe["dropped"].to_list() == per_layer["dropped"].to_list()
+    computed = gpus.group_by("layer", maintain_order=True).agg(pl.sum("expert_tokens"))["expert_tokens"]
+    assert computed[model.n_dense_layers :].to_list() == per_layer["kept"].to_list()
+    assert not computed[: model.n_dense_layers].sum()
+    dropped = per_layer["dropped"].sum() / per_layer["asked"].sum()
+    assert result.summary["drop_rate"] == pytest.approx(dropped, rel=1e-12)
+    assert experts["replicas"].sum() == result.summary["slots"] * model.n_moe_layers
+
+
+def test_nothing_is_faster_than_the_busiest_link(result):
+    ratios = result.tables["layers"]["over_bound"].drop_nulls().to_list()
+    if result.summary["gpus"] == 1:
+        assert ratios == []
+        assert result.summary["over_bound"] is None
+        return
+    assert min(ratios) >= 1 - 1e-9
+    assert result.summary["over_bound"] >= 1 - 1e-9
+
+
+def test_every_byte_goes_up_one_port_and_down_one(result):
+    links, gpus, layers = (result.tables[name] for name in ("links", "gpus", "layers"))
+    by_kind = {kind: links.filter(pl.col("kind") == kind) for kind in ("nvlink_up", "nvlink_down", "nic_up", "nic_down")}
+    carried = {kind: float((rows["dispatch_bytes"] + rows["combine_bytes"]).sum()) for kind, rows in by_kind.items()}
+    sent, received = gpus["sent_bytes"].sum(), gpus["received_bytes"].sum()
+    assert sent == pytest.approx(received, rel=1e-12)
+    assert carried["nvlink_up"] + carried["nic_up"] == pytest.approx(sent, rel=1e-9)
+    assert carried["nvlink_down"] + carried["nic_down"] == pytest.approx(received, rel=1e-9)
+    for kind in ("nvlink", "nic"):
+        assert layers[f"{kind}_bytes"].sum() == pytest.approx(carried[f"{kind}_up"], rel=1e-9)
+        assert result.summary[f"{kind}_bytes"] == pytest.approx(carried[f"{kind}_up"], rel=1e-9)
+
+
+def test_layers_are_means_and_maxima_of_the_gpus(result):
+    layers, gpus = result.tables["layers"], result.tables["gpus"]
+    gpus = gpus.with_columns(
+        compute_s=pl.col("attention_s") + pl.col("expert_s") + pl.col("other_s"),
+        exposed_comm_s=pl.col("dispatch_s") + pl.col("combine_s") + pl.col("idle_s"),
+    )
+    for name in ("dispatch", "compute", "combine", "wait", "exposed_comm"):
+        values = gpus[f"{name}_s"].to_numpy().reshape(layers.height, -1)
+        np.testing.assert_allclose(layers[f"{name}_s"], values.mean(axis=1), rtol=1e-12, atol=1e-18)
+        np.testing.assert_array_equal(layers[f"{name}_max_s"], values.max(axis=1))
+
+
+def test_the_summary_sums_up(result):
+    s, layers, gpus = result.summary, result.tables["layers"], result.tables["gpus"]
+    assert s["exposed_comm_s"] == pytest.approx(s["step_s"] - s["compute_s"], rel=1e-12)
+    assert layers["exposed_comm_s"].sum() == pytest.approx(s["exposed_comm_s"], rel=1e-9, abs=1e-18)
+    assert s["wait_s"] == pytest.approx(gpus["wait_s"].sum() / s["gpus"], rel=1e-12)
+    if s["step_s"]:
+        assert s["tokens_per_s"] * s["step_s"] == pytest.approx(s["tokens"])
+        assert s["tokens_per_s_per_gpu"] * s["gpus"] == pytest.approx(s["tokens_per_s"])
+    assert result.tables["summary"].row(0, named=True) == {"run_id": result.run_id, **s}
+
+
+def test_the_bottleneck_is_the_link_that_takes_longest_by_itself(result):
+    busy = result.tables["links"].group_by("name").agg(pl.sum("busy_s"))
+    if result.summary["bottleneck"] is None:
+        assert not busy["busy_s"].sum()
+        return
+    most = busy["busy_s"].max()
+    assert result.summary["bottleneck"] in busy.filter(pl.col("busy_s") >= most * (1 - 1e-12))["name"].to_list()
+    assert result.summary["bottleneck_busy_s"] == pytest.approx(most)
+    assert most <= result.summary["step_s"] * (1 + 1e-9)
+
+
+def test_dense_layers_have_no_exchange():
+    result = made("dense")
+    layers = result.tables["layers"]
+    dense = layers.head(2)
+    assert dense.select("dispatch_s", "combine_s", "wait_s").sum_horizontal().to_list() == [0, 0]
+    for column in ("imbalance", "dropped", "over_bound", "bottleneck", "nic_bytes"):
+        assert dense[column].to_list() == [None, None]
+    assert (dense["compute_s"] > 0).all()
+    assert set(result.tables["links"]["layer"]) == set(result.tables["experts"]["layer"]) == {2}
+
+
+def test_the_capacity_used_is_kept_choices_over_room():
+    """Capacity per source GPU and expert: ceil(32 tokens x 4 / 32 experts x 0.75) = 3; 8 GPUs x 32 experts of it."""
+    result = made("dropping")
+    kept = result.tables["experts"].group_by("layer", maintain_order=True).agg(pl.sum("kept"))["kept"]
+    np.testing.assert_allclose(result.tables["layers"]["capacity_used"], kept / (3 * 8 * 32))
+    assert result.summary["drop_rate"] > 0
+    assert made("default").tables["layers"]["capacity_used"].to_list() == [None] * 3
+
+
+# ---- law 34: bytes on every link, followed token by token
+
+
+def test_law_34_the_bytes_of_every_link_are_those_of_the_tokens_that_cross_it():
+    result = made("direct")
+    model, cluster = result.run.model, load_cluster("ideal_rail", nodes=2, gpus_per_node=4)
+    tokens = from_trace(read_trace(PACKAGE / "workload" / "data" / "tiny"), model, 8, 32)
+    links = result.tables["links"]
+    for layer in range(3):
+        asked, _ = tokens.choose(layer)
+        crossed = defaultdict(int)
+        for home, row in zip(tokens.source.tolist(), asked.tolist(), strict=True):
+            for expert in row:
+                gpu = expert // 4               # 32 slots on 8 GPUs
+                if gpu != home:
+                    wire = "nvlink" if gpu // 4 == home // 4 else "nic"
+                    crossed[f"{wire}_up {home}"] += 1
+                    crossed[f"{wire}_down {gpu}"] += 1
+        rows = links.filter(pl.col("layer") == layer)
+        expected = np.array([crossed[name] for name in rows["name"]])
+        assert rows["name"].to_list() == [link.name for link in cluster.links]
+        np.testing.assert_allclose(rows["dispatch_bytes"], expected * model.dispatch_token_bytes, rtol=1e-12)
+        turned = {"up": "down", "down": "up"}           # what went up a GPU's port on its way out comes down it on its way home
+        back = np.array([crossed[re.sub("up|down", lambda way: turned[way[0]], name)] for name in rows["name"]])
+        np.testing.assert_allclose(rows["combine_bytes"], back * model.combine_token_bytes, rtol=1e-12)
+        np.testing.assert_allclose(rows["busy_s"], (rows["dispatch_bytes"] + rows["combine_bytes"]) / cluster.capacity)
+
+
+def test_the_columns_have_the_same_types_whatever_travelled():
+    many, one = made("no_compute"), made("one_gpu")
+    for name in ("layers", "gpus", "links", "experts"):
+        assert one.tables[name].schema == many.tables[name].schema
+
+
+# ---- files
+
+
+def small_tables():
+    return {name: pl.DataFrame({"x": [1.5, 2.5], "run_id": ["r", "r"]}) for name in TABLES}
+
+
+RUN = {"config": {"a": {"b": None}}, "version": "0", "wall_s": 1.0}
+
+
+def test_a_folder_holds_tables_that_describe_themselves(tmp_path):
+    write_run(tmp_path / "r", small_tables(), RUN)
+    assert {f.name for f in (tmp_path / "r").iterdir()} == {"run.json", "status.json", *(f"{t}.parquet" for t in TABLES)}
+    assert json.loads((tmp_path / "r" / "status.json").read_text()) == {"state": "done"}
+    assert json.loads((tmp_path / "r" / "run.json").read_text()) == RUN
+    for name in TABLES:
+        footer = pl.read_parquet_metadata(tmp_path / "r" / f"{name}.parquet")
+        assert footer["clustersim.schema"] == f"{name}/1"
+        assert json.loads(footer["clustersim.config"]) == RUN["config"]
+        assert pl.read_parquet(tmp_path / "r" / f"{name}.parquet").equals(small_tables()[name])
+
+
+def test_a_failed_write_leaves_no_file_half_written_and_no_folder_that_is_done(tmp_path, monkeypatch):
+    write_run(tmp_path / "r", small_tables(), RUN)
+    before = (tmp_path / "r" / "gpus.parquet").read_bytes()
+
+    def disk_full(self, file, **_):
+        file.write_bytes(b"PAR1 and then")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        write_run(tmp_path / "r", small_tables(), RUN)
+    assert (tmp_path / "r" / "gpus.parquet").read_bytes() == before
+    assert not (tmp_path / "r" / "status.json").exists()
+    assert not list((tmp_path / "r").glob(".*"))
+
+
+def test_scan_takes_what_is_done(tmp_path):
+    write_run(tmp_path / "s" / "one", small_tables(), RUN)
+    write_run(tmp_path / "s" / "two=2 [x]", small_tables() | {"summary": pl.DataFrame({"x": [3], "y": ["more"]})}, RUN)
+    write_run(tmp_path / "s" / "broken", small_tables(), RUN)
+    write_failure(tmp_path / "s" / "broken", "it broke")
+    for name, text in {"other": '["not ours"]', "garbage": "{", "none": "{}"}.items():
+        (tmp_path / "s" / name).mkdir()
+        (tmp_path / "s" / name / "status.json").write_text(text)
+    frame = scan(tmp_path).collect()
+    assert frame.select("x", "run_id", "y").rows() == [(1.5, "one", None), (2.5, "one", None), (3.0, "two=2 [x]", "more")]
+    assert scan(tmp_path / "s", "gpus").collect().height == 4
+    assert json.loads((tmp_path / "s" / "broken" / "status.json").read_text()) == {"state": "failed", "reason": "it broke"}
+
+
+def test_scan_says_what_it_cannot_find(tmp_path):
+    with pytest.raises(InputError, match=r"table=gpu: there is no such table \(known: summary, layers"):
+        scan(tmp_path, "gpu")
+    with pytest.raises(InputError, match="holds no finished run"):
+        scan(tmp_path)
+    with pytest.raises(InputError, match="holds no finished run"):
+        scan(tmp_path / "nowhere")
+
+
+def test_json_and_tables_go_through_a_temporary_name(tmp_path):
+    def broken():
+        with store._Replacing(tmp_path / "x") as temporary:
+            temporary.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    assert not list(tmp_path.iterdir())
+
+
+# ---- what a person reads
+
+
+def printed(renderable, width=80):
+    console = Console(width=width, highlight=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def test_the_layer_table_fits_80_columns_and_marks_dense_layers():
+    lines = printed(terminal.layer_table(made("dense").tables["layers"])).splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert [line.split()[-1] for line in lines[1:3]] == ["dense", "dense"]
+    assert lines[3].split()[0] == "2"
+
+
+def test_the_summary_says_the_numbers_in_words():
+    result = made("dropping")
+    text = " ".join(printed(terminal.summary(result.summary, ("mind this",))).split())
+    assert "gpt_oss_20b on 8 GPUs of h100_sxm" in text
+    for words in ("64 slots, nearest", "capacity factor 0.75", "of the choices", "note: mind this"):
+        assert words in text
+    assert "dropped nothing" in " ".join(printed(terminal.summary(made("default").summary, ())).split())
+    assert "no time passed" in printed(terminal.summary({**made("one_gpu").summary, "step_s": 0.0}, ()), width=200)
+
+
+def test_the_comparison_shows_what_varies_and_the_fastest_as_one():
+    row = made("default").summary
+    jobs = [(["seed=1", f"capacity.factor={f}"], {**row, "step_s": s}) for f, s in (("1.0", 2e-3), ("null", 1e-3), ("2.0", 4e-3))]
+    lines = printed(terminal.comparison(jobs), width=120).splitlines()
+    assert lines[0].split()[0] == "capacity.factor"
+    assert "seed" not in lines[0]
+    assert [line.split()[0] for line in lines[1:]] == ["1.0", "null", "2.0"]
+    assert [line.split()[-1] for line in lines[1:]] == ["2.00", "1.00", "4.00"]
+    assert len(printed(terminal.comparison(jobs[:1]), width=120).splitlines()) == 2
+    assert printed(terminal.comparison([(["seed=1"], {**row, "step_s": 0.0, "tokens_per_s": None, "bottleneck": None})]))

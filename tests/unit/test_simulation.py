@@ -1,0 +1,312 @@
+"""From a run to a result: what a run_id stands for, the laws of the record, limits that agree, and a closed form."""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import clustersim as cs
+from clustersim import simulation
+from clustersim.config import compose
+from clustersim.model import model_from
+from clustersim.places import PACKAGE
+from clustersim.types import InputError, Trace
+from clustersim.workload.source import from_sampler
+from clustersim.workload.trace import read_trace, write_trace
+
+SMALL = ["topology.nodes=2", "topology.gpus_per_node=4", "workload.tokens_per_gpu=32", "model.n_layers=2"]
+SAYING = ("layers", "gpus", "links", "experts")         # the tables without the row that repeats the settings
+TINY = PACKAGE / "workload" / "data" / "tiny"
+
+
+def fresh(*overrides):
+    own = {text.partition("=")[0] for text in overrides}
+    return cs.simulate([*(text for text in SMALL if text.partition("=")[0] not in own), *overrides])
+
+
+run = cache(fresh)              # for tests that ask about one run from several sides
+
+
+def same(one, two, tables=SAYING):
+    return all(one.tables[name].equals(two.tables[name]) for name in tables)
+
+
+# ---- the interface
+
+
+@pytest.mark.parametrize("name", cs.__all__)
+def test_what_the_package_offers_can_be_had(name):
+    home = importlib.import_module(f"clustersim.{cs._HOME[name]}")
+    assert getattr(cs, name) is getattr(home, name)
+    assert name in dir(cs)
+
+
+def test_what_it_does_not_offer_is_no_attribute():
+    with pytest.raises(AttributeError, match="nonsense"):
+        cs.nonsense  # noqa: B018
+
+
+def test_the_contract_of_a_result(tmp_path):
+    result = cs.simulate([*SMALL, f"output={tmp_path}"])
+    assert isinstance(result, cs.Result)
+    assert set(result.tables) == {"summary", *SAYING}
+    assert all(isinstance(table, pl.DataFrame) for table in result.tables.values())
+    assert all(value is None or isinstance(value, str | int | float) for value in result.summary.values())
+    assert json.dumps(result.summary)
+    assert result.summary["model"] == "gpt_oss_20b"
+    assert result.folder == tmp_path / "runs" / result.run_id
+    assert not result.folder.exists(), "simulate writes nothing"
+    assert result.save() == result.folder
+    assert cs.scan(tmp_path).collect()["step_s"].item() == result.summary["step_s"]
+    told = json.loads((result.folder / "run.json").read_text())
+    assert told["notes"] == list(result.notes)
+    assert told["overrides"] == [*SMALL, f"output={tmp_path}"]
+
+
+def test_the_library_functions_of_the_contract():
+    cluster = cs.load_cluster("ideal_rail", nodes=1, gpus_per_node=2)
+    assert cs.transfer(cluster, [[0, 45e9], [0, 0]]).makespan == pytest.approx(0.1)
+    assert cs.flow_times([1.0], [[0], [0]], [1.0, 2.0], 0.0).tolist() == [2.0, 3.0]
+
+
+def test_a_run_may_be_given_composed():
+    assert same(cs.simulate(compose(SMALL)), run())
+
+
+def test_every_override_with_a_dot_becomes_a_column():
+    summary = run("placement.slots=32", "+exchange.metadata_bytes=8", "topology.nic.bandwidth=200Gb/s").summary
+    assert summary["placement.slots"] == 32
+    assert summary["exchange.metadata_bytes"] == 8
+    assert summary["topology.nic.bandwidth"] == "200Gb/s"
+
+
+def test_progress_rises_to_one():
+    told = []
+    cs.simulate(SMALL, progress=lambda fraction, what: told.append((fraction, what)))
+    fractions = [fraction for fraction, what in told if "compiling" not in what]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+
+
+def test_what_a_reader_has_to_know_is_noted():
+    assert any("repeat to fill the 9 MoE layers" in note for note in run("model.n_layers=9").notes)
+    assert any("first 2 of the trace's 6 layers" in note for note in run().notes)
+    assert any("do not contend" in note for note in run("network=bound").notes)
+    assert any("open loop" in note for note in run("capacity.factor=0.5").notes)
+    assert not any("open loop" in note for note in run("capacity.factor=0.5", "trace=sampled").notes)
+    assert run("trace=balanced").notes == ()
+
+
+# ---- what a run_id stands for
+
+
+def run_id(*overrides):
+    return fresh(*overrides).run_id
+
+
+def test_a_run_id_changes_with_everything_that_the_run_depends_on(monkeypatch):
+    ids = [
+        run(*overrides).run_id
+        for overrides in (
+            [], ["seed=1"], ["capacity.factor=1.0"], ["capacity.factor=1.0", "capacity.drop=position"], ["exchange=direct"],
+            ["network=bound"], ["compute=none"], ["placement=round_robin"], ["placement.slots=64"], ["placement.replica=nearest"],
+            ["topology=h800_sxm"], ["topology.nic.bandwidth=200Gb/s"], ["workload.tokens_per_gpu=33"], ["model.hidden=4096"],
+            ["trace=sampled"], ["trace=sampled", "trace.alpha=3"], ["trace=balanced"], ["exchange.chunk_tokens=8"],
+        )
+    ]  # fmt: skip
+    monkeypatch.setattr(simulation, "PHYSICS", simulation.PHYSICS + 1)
+    ids.append(run_id())
+    assert len(set(ids)) == len(ids)
+    assert all(len(one) == 12 and int(one, 16) >= 0 for one in ids)
+
+
+def test_a_run_id_does_not_change_with_where_results_go_nor_with_how_it_is_said():
+    assert run_id() == run().run_id == run_id("output=elsewhere") == run_id("seed=0") == run_id("model=gpt_oss_20b")
+
+
+def test_a_run_id_changes_with_the_contents_of_the_trace_and_not_with_its_age(tmp_path):
+    shutil.copytree(TINY, tmp_path / "mine")
+    mine = ["trace=file", f"trace.path={tmp_path / 'mine'}"]
+    before = run_id(*mine)
+    os.utime(tmp_path / "mine" / "tokens.parquet", (0, 0))
+    assert run_id(*mine) == before
+    trace = read_trace(TINY)
+    ids = trace.expert_ids.copy()
+    ids[-1, -1] = ids[-1, -1, ::-1]                     # one token's choices in another order
+    write_trace(replace(trace, expert_ids=ids), tmp_path / "mine")
+    assert run_id(*mine) != before
+
+
+def test_a_run_id_changes_with_the_contents_of_the_topology(tmp_path, monkeypatch):
+    from clustersim import places
+
+    before = run_id("topology=ideal_rail")
+    folder = tmp_path / "topologies"
+    shutil.copytree(places.data_folder("topologies"), folder)
+    real = places.group_folder
+    monkeypatch.setattr("clustersim.config.group_folder", lambda group: folder if group == "topology" else real(group))
+    assert run_id("topology=ideal_rail") == before
+    file = folder / "ideal_rail.yaml"
+    file.write_text(file.read_text().replace("50 GB/s", "51 GB/s"))
+    assert run_id("topology=ideal_rail") != before
+
+
+# ---- laws of the record
+
+
+def test_law_30_the_same_run_gives_the_same_tables_and_another_seed_others():
+    sampled = ["trace=sampled", "capacity.factor=1.0"]
+    one, two, other = fresh(*sampled), fresh(*sampled), run(*sampled, "seed=1")
+    assert same(one, two, ("summary", *SAYING))
+    assert not one.tables["experts"].equals(other.tables["experts"])
+    assert not one.tables["gpus"].equals(other.tables["gpus"])
+    for name in SAYING:
+        assert one.tables[name].shape == other.tables[name].shape
+    assert same(run(), run("seed=1")), "a recorded trace has nothing to draw"
+
+
+def test_law_31_the_order_of_overrides_does_not_matter():
+    overrides = ["capacity.factor=1.0", "exchange=direct", "placement.slots=64", "trace=sampled"]
+    one, two = run(*overrides), run(*overrides[::-1])
+    assert one.run_id == two.run_id
+    assert same(one, two)
+
+
+def test_law_31_the_order_of_sets_does_not_matter():
+    script = (
+        "import hashlib, clustersim as cs\n"
+        f"r = cs.simulate({[*SMALL, 'capacity.factor=1.0']!r})\n"
+        "print(hashlib.sha256(b''.join(r.tables[t].write_ipc(None).getvalue() for t in sorted(r.tables))).hexdigest())"
+    )
+    home = str(Path(cs.__file__).parents[1])
+    digests = set()
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": home}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+        digests.add(done.stdout)
+    assert len(digests) == 1
+
+
+def test_law_32_a_recorded_router_replays_as_it_was(tmp_path):
+    """Every GPU's tokens are one sequence of the trace, so that dealing gives them back."""
+    model = model_from(compose(SMALL).config["model"])
+    live = from_sampler(model, 8, 32, seed=5, alpha=2.0, sequence=32)
+    chosen = [live.choose(layer) for layer in range(2)]
+    ids, weights = (np.stack([pair[i] for pair in chosen], axis=1) for i in range(2))
+    zero = np.zeros(256, int)
+    write_trace(
+        Trace(
+            expert_ids=ids.astype(np.int16), gate_weights=weights.astype(np.float32), step=zero, rank=live.source,
+            seq=live.source, pos=live.index, phase=zero.astype(np.uint8), n_experts=model.n_experts,
+        ),
+        tmp_path / "recorded",
+    )  # fmt: skip
+    routed = run("trace=sampled", "trace.sequence=32", "seed=5")
+    replayed = run("trace=file", f"trace.path={tmp_path / 'recorded'}")
+    assert same(routed, replayed)
+
+
+@pytest.mark.parametrize("drop", ["prob", "position"])
+def test_law_33_a_huge_capacity_is_none(drop):
+    huge, none = run("capacity.factor=1000", f"capacity.drop={drop}"), run()
+    assert same(huge, none, ("gpus", "links", "experts"))
+    assert huge.tables["layers"].drop("capacity_used").equals(none.tables["layers"].drop("capacity_used"))
+    assert huge.summary["seconds_saved_by_dropping"] == 0
+    assert huge.summary["drop_rate"] == huge.summary["fully_dropped"] == 0
+
+
+@pytest.mark.parametrize("network", ["fluid", "bound"])
+def test_law_33_one_gpu_has_no_traffic(network):
+    result = run("topology.nodes=1", "topology.gpus_per_node=1", f"network={network}")
+    s = result.summary
+    assert s["nvlink_bytes"] == s["nic_bytes"] == s["exposed_comm_s"] == s["wait_s"] == 0
+    assert s["step_s"] == s["compute_s"] > 0
+    assert s["bottleneck"] is None
+    assert not result.tables["links"]["busy_s"].sum()
+    assert not result.tables["gpus"]["comm_busy_s"].sum()
+
+
+def test_law_33_without_compute_a_step_is_communication_alone():
+    s = run("compute=none").summary
+    assert s["compute_s"] == 0
+    assert s["exposed_comm_s"] == s["step_s"] > 0
+    assert s["step_s"] < run().summary["step_s"]
+    still = run("compute=none", "topology.nodes=1", "topology.gpus_per_node=1").summary
+    assert still["step_s"] == 0
+    assert still["tokens_per_s"] is None
+
+
+def test_bound_is_no_slower_to_end_than_fluid_for_one_layer():
+    alone = ["model.n_layers=1", "compute=none", "topology=ideal_rail", "exchange=direct"]
+    assert run(*alone, "network=bound").summary["step_s"] <= run(*alone).summary["step_s"] * (1 + 1e-9)
+
+
+def test_a_capacity_factor_keeps_at_least_what_a_smaller_one_keeps():
+    rates = [run(f"capacity.factor={factor}").summary["drop_rate"] for factor in (0.25, 0.5, 1.0, 2.0, 8.0)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > 0.5
+    assert rates[-1] == 0
+
+
+def test_seconds_saved_by_dropping_is_the_dropless_step_less_this_one():
+    dropping, dropless = run("capacity.factor=0.5").summary, run().summary
+    assert dropping["seconds_saved_by_dropping"] == dropless["step_s"] - dropping["step_s"]
+    assert dropping["seconds_saved_by_dropping"] > 0
+    assert dropless["seconds_saved_by_dropping"] == 0
+
+
+def test_a_token_that_loses_all_its_choices_is_counted():
+    """32 tokens x 4 balanced choices, one place per expert: tokens 0 to 7 of a GPU keep all of theirs, the others none."""
+    result = run("trace=balanced", "capacity.factor=0.25", "capacity.drop=position")
+    assert result.summary["drop_rate"] == 0.75
+    assert result.summary["fully_dropped"] == 0.75
+
+
+def test_wrong_values_are_refused_as_on_the_command_line():
+    with pytest.raises(InputError, match=r"^placement\.slots=16: fewer slots"):
+        run("placement.slots=16")
+    with pytest.raises(InputError, match=r"^trace\.alpha=x: must be a number$"):
+        run("trace=sampled", "trace.alpha=x")
+    with pytest.raises(InputError, match=r"^trace\.name=other"):
+        run("trace.name=other")
+    with pytest.raises(InputError, match=r"^compute=fast"):
+        run("compute.name=fast")
+
+
+# ---- a closed form
+
+
+@pytest.mark.parametrize("gpus", [16, 32, 64])
+@pytest.mark.parametrize("network", ["bound", "fluid"])
+def test_balanced_tokens_on_ideal_rails_take_what_the_ports_need(gpus, network):
+    """p bytes to every other GPU: 7 p over NVLink, (N - 8) p over the NIC; everything else is non-blocking."""
+    result = cs.simulate(
+        [
+            "model=deepseek_v3", "model.n_layers=5", "topology=ideal_rail", f"topology.nodes={gpus // 8}", f"network={network}",
+            "exchange=direct", "trace=balanced", "compute=none", "workload.tokens_per_gpu=64",
+        ]
+    )  # fmt: skip
+    assert result.summary["slots"] == 256
+    p = 64 * 8 * 7168 * (1 + 4 / 128) / gpus
+    seconds = max(7 * p / 450e9, (gpus - 8) * p / 50e9)
+    layers = result.tables["layers"].filter(pl.col("dropped").is_not_null())
+    assert layers.height == 2
+    np.testing.assert_allclose(layers["dispatch_max_s"], seconds, rtol=1e-9)
+    combine = seconds * 2 / (1 + 4 / 128)
+    np.testing.assert_allclose(layers["combine_max_s"], combine, rtol=1e-9)
+    np.testing.assert_allclose(layers["over_bound"], 1, rtol=1e-9)
+    if network == "bound":
+        np.testing.assert_allclose(layers["dispatch_s"], seconds, rtol=1e-9)
+        np.testing.assert_allclose(layers["wait_s"], 0, atol=1e-12)
+    assert result.summary["step_s"] == pytest.approx(2 * (seconds + combine), rel=1e-9)
+    assert result.summary["imbalance"] == pytest.approx(1)
