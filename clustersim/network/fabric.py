@@ -19,6 +19,14 @@ from clustersim.network.sharing import need_exact
 from clustersim.types import Floats, Ints, Routes, Transfers
 
 
+class Notice(simpy.Event):
+    """An event that others can wait for before its time is known: `Event.succeed` with the delay of a `Timeout`."""
+
+    def succeed_after(self, delay: float) -> None:
+        self._ok, self._value = True, None
+        self.env.schedule(self, delay=delay)
+
+
 @dataclass(eq=False)
 class Exchange:
     """One exchange: what travels, and what became of it. Times in seconds of the event loop; NaN before they are known."""
@@ -27,8 +35,8 @@ class Exchange:
     routes: Routes                  # latency counted from the first transfer of a chain
     fabric: Fluid | Bound
     entered: Floats                 # [gpus]
-    arrived: list[simpy.Event]      # [gpus] last inbound byte is in
-    done: list[simpy.Event]         # [gpus] and the last outbound byte has left
+    arrived: list[Notice]           # [gpus] last inbound byte is in
+    done: list[Notice]              # [gpus] and the last outbound byte has left
     start: Floats                   # [transfers]
     finish: Floats                  # [transfers]
     base: int = -1                  # its first counter in the solver: inbound [gpus], then outbound [gpus]; -1 not in it
@@ -76,8 +84,8 @@ def _open(fabric: Fluid | Bound, transfers: Transfers, cluster: Cluster) -> Exch
         routes=Routes(start=routes.start, links=routes.links, weights=routes.weights, latency=latency),
         fabric=fabric,
         entered=np.full(n, np.nan),
-        arrived=[fabric.env.event() for _ in range(n)],
-        done=[fabric.env.event() for _ in range(n)],
+        arrived=[Notice(fabric.env) for _ in range(n)],
+        done=[Notice(fabric.env) for _ in range(n)],
         start=np.full(transfers.n, np.nan),
         finish=np.full(transfers.n, np.nan),
     )
@@ -129,17 +137,16 @@ class Fluid:
 
     def arrive(self, exchange: Exchange, me: int) -> None:
         if not self._arrivals:
-            self._fire(self.env.event(), self.env.now)
+            self._fire(Notice(self.env), self.env.now)
         self._arrivals.append((exchange, me))
 
-    def _fire(self, event: simpy.Event, time: float) -> None:
+    def _fire(self, event: Notice, time: float) -> None:
         """Let `event` happen at `time`, and look at the network once all that waits for it has had its turn."""
         delay = max(0.0, time - self.env.now)
         heapq.heappush(self._pending, self.env.now + delay)
         callbacks = event.callbacks
         callbacks.append(lambda _: callbacks.append(self._wake))       # runs behind those that are appended until then
-        event._ok, event._value = True, None
-        self.env.schedule(event, delay=delay)
+        event.succeed_after(delay)
 
     def _wake(self, _: simpy.Event) -> None:
         heapq.heappop(self._pending)
@@ -147,7 +154,7 @@ class Fluid:
             self._admit()
             following = self._run_ahead()
             if following < (self._pending[0] if self._pending else np.inf):
-                self._fire(self.env.event(), following)
+                self._fire(Notice(self.env), following)
 
     def _admit(self) -> None:
         """Put the flows of the GPUs that have arrived into the solver; one look at the whole crowd of an instant."""

@@ -27,7 +27,7 @@ from clustersim.types import Floats, Ints
 Records = NDArray[Any]
 
 IDLE, READY, LIVE, DONE = 0, 1, 2, 3        # source not in; waiting for the first chunk; moving; last byte has left
-CLOSE = 1e-9                                # fractions of a flow nearer than this tally as equal: clock rounding
+CLOSE = 1e-9                                # fractions of a flow nearer than this count as equal: clock rounding
 SAME = 1e-14                                # relative: events this near in time happen together
 AGREED = 1e-13                              # relative: a cap this near to its pace is left alone; laxer after many rounds
 PLAIN = 8                                   # rounds in which caps take over a new pace at once; later they approach it
@@ -132,9 +132,15 @@ def _sift(flows, heap, tally, at):
     flows[f].heap_at = at
 
 
-@njit
+@inlined
 def schedule(flows, heap, tally, f, key):
     """The next event of flow f is at `key`; inf takes it out of the heap."""
+    if key < np.inf or flows[f].heap_at >= 0:
+        _reheap(flows, heap, tally, f, key)
+
+
+@njit
+def _reheap(flows, heap, tally, f, key):
     at = flows[f].heap_at
     if key < np.inf:
         if at < 0:
@@ -312,7 +318,7 @@ def _seed(links, seeds, tally, lowest, link, level):
     lowest[0] = min(lowest[0], level)
 
 
-@njit
+@inlined
 def _begin(s, f, t):
     tally, dirty, flows, heap, hops, links, lists = s.tally, s.dirty, s.flows, s.heap, s.hops, s.links, s.lists
     flows[f].status = LIVE
@@ -342,7 +348,7 @@ def _count_down(counters, ended, tally, counter, finish):
         tally[N_DONE] += 1
 
 
-@njit
+@inlined
 def _end(s, f, t):
     tally, counters, ended, flows, heap = s.tally, s.counters, s.ended, s.flows, s.heap
     hops, lowest, links, lists, seeds = s.hops, s.level, s.links, s.lists, s.seeds
@@ -417,7 +423,7 @@ def _tell_followers(s, f, t):
             schedule(flows, heap, tally, c, _first_chunk_at(flows, after, c, t))
 
 
-@njit
+@inlined
 def _apply_caps(s, t):
     """Give the dirty flows their new caps; where a link is freed or overfilled by that, mark it for a solve."""
     after, tally, dirty, flows, hops = s.after, s.tally, s.dirty, s.flows, s.hops
@@ -451,7 +457,7 @@ def _apply_caps(s, t):
     return n
 
 
-@njit
+@inlined
 def _collect_region(s, t):
     """All that the pending changes can reach: links, and their flows at or above the level. Returns (flows, links)."""
     after, tally, flows, hops, lowest = s.after, s.tally, s.flows, s.hops, s.level
@@ -510,7 +516,7 @@ def _freeze(s, f, rate, limit):
         links[link].unfilled -= 1
 
 
-@njit
+@inlined
 def _fill(s, n_flows, n_links):
     """Progressive filling of the region: freeze the tightest link, or the flow with the lowest cap, until none is left."""
     tally, flows, links, lists, region_flow = s.tally, s.flows, s.links, s.lists, s.region_flow
@@ -573,7 +579,7 @@ def _fill(s, n_flows, n_links):
         tally[FLOW_VISITS] += links[tightest].list_size
 
 
-@njit
+@inlined
 def _solve(s, t):
     """Recompute the rates around the seeds; tell the followers of every flow whose rate changed."""
     tally, flows, lowest, links, region_flow = s.tally, s.flows, s.level, s.links, s.region_flow

@@ -57,7 +57,7 @@ def test_the_default_run_from_a_fresh_interpreter(empty_folder):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].split() == "layer dispatch compute combine wait load dropped T/bound busiest link".split()
+    assert " ".join(lines[0].split()) == "layer dispatch compute combine wait load dropped T/bound busiest link"
     assert [line.split()[0] for line in lines[1:25]] == [str(layer) for layer in range(24)]
     assert all(len(line.rstrip()) <= 80 for line in lines[:-1])
     assert "6 layers repeat to fill the 24 MoE layers of gpt_oss_20b" in done.stdout

@@ -132,6 +132,20 @@ def test_a_forwarded_transfer_starts_when_its_first_piece_is_there():
     np.testing.assert_allclose(p.exchanges[0][0].wait_s, [0, 0, 1])
 
 
+def test_what_a_gpu_forwards_after_it_has_gone_on_is_not_taken_off_its_waiting():
+    """GPU 1 comes at 5 s and sends to GPU 0 until 6 s; only then does GPU 0 pass it on to GPU 2, until 10 s."""
+    chained = Transfers(
+        src=np.array([1, 0]), dst=np.array([0, 2]), nbytes=np.array([1, 4]) * GB, release=np.zeros(2),
+        chunk=np.array([1, 4]) * GB,
+        after_start=np.array([0, 0, 1]), after=np.array([0]),
+    )  # fmt: skip
+    p = played(3, work(3, chained, sends(3), attention=[0, 5, 0]))
+    np.testing.assert_allclose(p.marks[0, DISPATCHED], [6, 5, 10])
+    dispatch, _ = p.exchanges[0]
+    np.testing.assert_allclose(dispatch.wait_s, [5, 0, 6])
+    np.testing.assert_allclose(dispatch.busy_s, [5, 1, 4])
+
+
 # ---- several layers
 
 

@@ -72,6 +72,13 @@ def test_a_gpus_parts_sum_to_the_step(result):
         assert (result.tables["gpus"][part] >= 0).all()
 
 
+def test_a_gpu_idles_only_at_the_end_and_one_never_does(result):
+    gpus = result.tables["gpus"]
+    last = gpus["layer"] == gpus["layer"].max()
+    assert not gpus.filter(~last)["idle_s"].sum()
+    assert gpus.filter(last)["idle_s"].min() == 0
+
+
 def test_a_gpu_waits_only_while_it_is_in_an_exchange(result):
     gpus = result.tables["gpus"]
     assert (gpus["wait_s"] <= gpus["dispatch_s"] + gpus["combine_s"] + 1e-12).all()
@@ -175,6 +182,11 @@ def test_the_capacity_used_is_kept_choices_over_room():
 # ---- law 34: bytes on every link, followed token by token
 
 
+def the_other_way(name):
+    """What went up a GPU's port on its way out comes down it on its way home."""
+    return re.sub("up|down", lambda way: {"up": "down", "down": "up"}[way[0]], name)
+
+
 def test_law_34_the_bytes_of_every_link_are_those_of_the_tokens_that_cross_it():
     result = made("direct")
     model, cluster = result.run.model, load_cluster("ideal_rail", nodes=2, gpus_per_node=4)
@@ -194,8 +206,7 @@ def test_law_34_the_bytes_of_every_link_are_those_of_the_tokens_that_cross_it():
         expected = np.array([crossed[name] for name in rows["name"]])
         assert rows["name"].to_list() == [link.name for link in cluster.links]
         np.testing.assert_allclose(rows["dispatch_bytes"], expected * model.dispatch_token_bytes, rtol=1e-12)
-        turned = {"up": "down", "down": "up"}           # what went up a GPU's port on its way out comes down it on its way home
-        back = np.array([crossed[re.sub("up|down", lambda way: turned[way[0]], name)] for name in rows["name"]])
+        back = np.array([crossed[the_other_way(name)] for name in rows["name"]])
         np.testing.assert_allclose(rows["combine_bytes"], back * model.combine_token_bytes, rtol=1e-12)
         np.testing.assert_allclose(rows["busy_s"], (rows["dispatch_bytes"] + rows["combine_bytes"]) / cluster.capacity)
 
