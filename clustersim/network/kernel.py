@@ -32,8 +32,8 @@ SAME = 1e-14                                # relative: events this near in time
 AGREED = 1e-13                              # relative: a cap this near to its pace is left alone; laxer after many rounds
 PLAIN = 8                                   # rounds in which caps take over a new pace at once; later they approach it
 OUTSIDE = -2.0                              # in `before`: the solve did not touch the flow
-N_HEAP, N_DIRTY, N_SEEDS, N_DONE, SOLVES, FLOW_VISITS, LINK_VISITS, EVENTS, FAULT, ROUND, SETTLES = range(11)
-N_COUNT = 11
+N_HEAP, N_DIRTY, N_SEEDS, N_DONE, SOLVES, FLOW_VISITS, LINK_VISITS, EVENTS, FAULT, ROUND, SETTLES, N_MOVED = range(12)
+N_TALLY = 12
 FAULT_OVERLOAD, FAULT_UNSETTLED = 1, 2
 
 LINK = np.dtype(
@@ -96,6 +96,7 @@ class State(NamedTuple):
     next: Ints                  # what follows them
     dirty: Ints                 # [flows] those whose cap changed, to be settled
     seeds: Ints                 # [links] those whose sharing changed
+    moved: Ints                 # [flows] those whose pace changed, of which followers are to be told
     region_flow: Ints           # [flows]
     region_link: Ints           # [links]
     ended: Ints                 # [counters] those that reached zero
@@ -237,24 +238,21 @@ def _pace_cap(flows, after, f, t):
     return cap
 
 
-@njit
-def _cap_is_off(s, f, t):
+@inlined
+def _cap_is_off(flows, after, tally, f, t):
     """Whether the pace at hand asks for another cap; one that binds neither before nor after is taken over on the spot."""
-    after, tally, flows = s.after, s.tally, s.flows
     cap = _pace_cap(flows, after, f, t)
     old = flows[f].cap
-    if cap == old:
-        return False
-    if flows[f].limit >= 0 and flows[f].rate > 0.0 and cap >= flows[f].rate and old >= flows[f].rate:
+    off = cap != old
+    if off and flows[f].limit >= 0 and flows[f].rate > 0.0 and cap >= flows[f].rate and old >= flows[f].rate:
         flows[f].cap = cap
-        return False
-    return not abs(cap - old) <= AGREED * (1.0 + (tally[ROUND] / 20.0) ** 2) * old
+        off = False
+    return off and not abs(cap - old) <= AGREED * (1.0 + (tally[ROUND] / 20.0) ** 2) * old
 
 
 @njit
-def _approach(s, f, cap):
+def _approach(flows, tally, f, cap):
     """The cap on the way to `cap`: less of the way each time that the difference changes its sign, else more."""
-    tally, flows = s.tally, s.flows
     old = flows[f].cap
     if not 0.0 < old < np.inf or cap == np.inf:
         return cap
@@ -318,7 +316,7 @@ def _seed(links, seeds, tally, lowest, link, level):
     lowest[0] = min(lowest[0], level)
 
 
-@inlined
+@njit
 def _begin(s, f, t):
     tally, dirty, flows, heap, hops, links, lists = s.tally, s.dirty, s.flows, s.heap, s.hops, s.links, s.lists
     flows[f].status = LIVE
@@ -348,7 +346,7 @@ def _count_down(counters, ended, tally, counter, finish):
         tally[N_DONE] += 1
 
 
-@inlined
+@njit
 def _end(s, f, t):
     tally, counters, ended, flows, heap = s.tally, s.counters, s.ended, s.flows, s.heap
     hops, lowest, links, lists, seeds = s.hops, s.level, s.links, s.lists, s.seeds
@@ -405,7 +403,7 @@ def _shift_load(flows, links, hops, seeds, tally, lowest, f, old, new):
             _seed(links, seeds, tally, lowest, link, min(new, floor))
 
 
-@njit
+@inlined
 def _tell_followers(s, f, t):
     """The pace of f changed: what follows it may start at another time or run at another rate."""
     after, tally, dirty, flows, heap = s.after, s.tally, s.dirty, s.flows, s.heap
@@ -415,7 +413,7 @@ def _tell_followers(s, f, t):
         if flows[c].status == LIVE:
             if _is_dragged(flows, f, c) and tally[ROUND] <= PLAIN:
                 _drag(flows, links, hops, seeds, tally, lowest, f, c, t)
-            elif _cap_is_off(s, c, t):
+            elif _cap_is_off(flows, after, tally, c, t):
                 _mark(flows, dirty, tally, c)
             elif flows[c].is_dirty == 0:
                 _reschedule(flows, after, heap, tally, c, t)
@@ -423,7 +421,7 @@ def _tell_followers(s, f, t):
             schedule(flows, heap, tally, c, _first_chunk_at(flows, after, c, t))
 
 
-@inlined
+@njit
 def _apply_caps(s, t):
     """Give the dirty flows their new caps; where a link is freed or overfilled by that, mark it for a solve."""
     after, tally, dirty, flows, hops = s.after, s.tally, s.dirty, s.flows, s.hops
@@ -437,7 +435,7 @@ def _apply_caps(s, t):
         old = flows[f].rate
         cap = _pace_cap(flows, after, f, t)
         if tally[ROUND] > PLAIN:
-            cap = _approach(s, f, cap)
+            cap = _approach(flows, tally, f, cap)
         flows[f].cap = cap
         flows[f].before = OUTSIDE
         if flows[f].limit >= 0 and old > 0.0 and cap >= old:
@@ -457,7 +455,7 @@ def _apply_caps(s, t):
     return n
 
 
-@inlined
+@njit
 def _collect_region(s, t):
     """All that the pending changes can reach: links, and their flows at or above the level. Returns (flows, links)."""
     after, tally, flows, hops, lowest = s.after, s.tally, s.flows, s.hops, s.level
@@ -516,26 +514,41 @@ def _freeze(s, f, rate, limit):
         links[link].unfilled -= 1
 
 
-@inlined
+@njit
+def _freeze_capped(s, n, level):
+    """Freeze those of the first n flows of the region whose cap is no higher than `level`; (how many, how many stay).
+
+    All at once: when slower flows leave, the levels of links only rise.
+    """
+    flows, region_flow = s.flows, s.region_flow
+    frozen = 0
+    i = 0
+    while i < n:
+        f = region_flow[i]
+        if flows[f].in_region == 1 and flows[f].cap <= level:
+            _freeze(s, f, flows[f].cap, -1)
+            frozen += 1
+        if flows[f].in_region == 1:
+            i += 1
+        else:                                       # out of those that are looked at
+            n -= 1
+            region_flow[i] = region_flow[n]
+            region_flow[n] = f
+    return frozen, n
+
+
+@njit
 def _fill(s, n_flows, n_links):
-    """Progressive filling of the region: freeze the tightest link, or the flow with the lowest cap, until none is left."""
+    """Progressive filling of the region: freeze the flows whose caps are lowest, or the tightest link, until none is left."""
     tally, flows, links, lists, region_flow = s.tally, s.flows, s.links, s.lists, s.region_flow
     region_link = s.region_link
-    n_caps = 0
-    for i in range(n_flows):
-        if flows[region_flow[i]].cap < np.inf:
-            n_caps += 1
-    capped = np.empty(n_caps, np.int64)
-    caps = np.empty(n_caps, np.float64)
-    n_caps = 0
-    for i in range(n_flows):
+    n_capped = 0
+    for i in range(n_flows):                        # those with a cap to the front
         f = region_flow[i]
         if flows[f].cap < np.inf:
-            capped[n_caps] = f
-            caps[n_caps] = flows[f].cap
-            n_caps += 1
-    order = np.argsort(caps)
-    next_cap = 0
+            region_flow[i] = region_flow[n_capped]
+            region_flow[n_capped] = f
+            n_capped += 1
     for i in range(n_links):
         links[region_link[i]].saturated = 0
     left = n_flows
@@ -545,7 +558,7 @@ def _fill(s, n_flows, n_links):
         i = 0
         while i < n_links:
             link = region_link[i]
-            if links[link].unfilled == 0:              # filled: out of the list, its bookkeeping flag stays
+            if links[link].unfilled == 0:           # filled: out of those that are looked at
                 n_links -= 1
                 region_link[i] = region_link[n_links]
                 region_link[n_links] = link
@@ -556,30 +569,22 @@ def _fill(s, n_flows, n_links):
                 tightest = link
             i += 1
         tally[LINK_VISITS] += n_links
-        while next_cap < n_caps and flows[capped[order[next_cap]]].in_region == 2:
-            next_cap += 1
-        if next_cap < n_caps and caps[order[next_cap]] <= level:
-            f = capped[order[next_cap]]
-            _freeze(s, f, caps[order[next_cap]], -1)
-            left -= 1
-            while next_cap < n_caps and caps[order[next_cap]] <= level:     # the levels only rise when slower flows leave
-                f = capped[order[next_cap]]
-                if flows[f].in_region == 1:
-                    _freeze(s, f, caps[order[next_cap]], -1)
-                    left -= 1
-                next_cap += 1
-            continue
         level = max(level, 0.0)
-        links[tightest].saturated = 1
-        for at in range(links[tightest].list_start, links[tightest].list_start + links[tightest].list_size):
-            f = lists[at].flow
-            if flows[f].in_region == 1:
-                _freeze(s, f, level, tightest)
-                left -= 1
-        tally[FLOW_VISITS] += links[tightest].list_size
+        frozen = 0
+        if n_capped > 0:
+            frozen, n_capped = _freeze_capped(s, n_capped, level)
+            left -= frozen
+        if frozen == 0:
+            links[tightest].saturated = 1
+            for at in range(links[tightest].list_start, links[tightest].list_start + links[tightest].list_size):
+                f = lists[at].flow
+                if flows[f].in_region == 1:
+                    _freeze(s, f, level, tightest)
+                    left -= 1
+            tally[FLOW_VISITS] += links[tightest].list_size
 
 
-@inlined
+@njit
 def _solve(s, t):
     """Recompute the rates around the seeds; tell the followers of every flow whose rate changed."""
     tally, flows, lowest, links, region_flow = s.tally, s.flows, s.level, s.links, s.region_flow
@@ -602,41 +607,49 @@ def _solve(s, t):
     return n_flows
 
 
+@inlined
+def _note_move(flows, moved, tally, f):
+    """The pace of f changed; whoever follows it is told before the next solve."""
+    if flows[f].next_end > flows[f].next_start:
+        moved[tally[N_MOVED]] = f
+        tally[N_MOVED] += 1
+
+
 @njit
 def _settle(s, t):
     """Bring caps and rates into agreement after the events of time t."""
-    after, tally, dirty, flows, heap, region_flow = s.after, s.tally, s.dirty, s.flows, s.heap, s.region_flow
+    after, tally, dirty, moved = s.after, s.tally, s.dirty, s.moved
+    flows, heap, region_flow = s.flows, s.heap, s.region_flow
     tally[SETTLES] += 1
-    while tally[N_DIRTY] > 0 or tally[N_SEEDS] > 0:
+    while True:
+        for i in range(tally[N_MOVED]):
+            _tell_followers(s, moved[i], t)
+        tally[N_MOVED] = 0
+        if tally[N_DIRTY] == 0 and tally[N_SEEDS] == 0:
+            break
         tally[ROUND] += 1
         if tally[ROUND] > 10_000:
             tally[FAULT] = FAULT_UNSETTLED
-            return
+            break
         n_dirty = _apply_caps(s, t)
         n_flows = _solve(s, t) if tally[N_SEEDS] > 0 else 0
-        settled = dirty[:n_dirty].copy()
+        for i in range(n_dirty):                    # those that no solve has touched join those that one has
+            f = dirty[i]
+            if flows[f].status == LIVE and flows[f].before == OUTSIDE:
+                region_flow[n_flows] = f
+                n_flows += 1
         tally[N_DIRTY] = 0
-        for i in range(n_flows):                    # before their flags go: a follower may be marked anew
-            f = region_flow[i]
-            if flows[f].rate == flows[f].before and flows[f].is_dirty == 0:
-                flows[f].before = -1.0
-        for f in settled:
-            flows[f].is_dirty = 0
         for i in range(n_flows):
             f = region_flow[i]
-            if flows[f].before >= 0.0:
+            if flows[f].rate != flows[f].before or flows[f].is_dirty == 1:
                 _reschedule(flows, after, heap, tally, f, t)
-                if flows[f].next_end > flows[f].next_start:
-                    _tell_followers(s, f, t)
-        for f in settled:
-            if flows[f].status == LIVE and flows[f].before == OUTSIDE:
-                _reschedule(flows, after, heap, tally, f, t)
-                if flows[f].next_end > flows[f].next_start:
-                    _tell_followers(s, f, t)
-        if tally[ROUND] > PLAIN:                  # those that went only part of the way
-            for f in settled:
-                if flows[f].status == LIVE and _cap_is_off(s, f, t):
-                    _mark(flows, dirty, tally, f)
+                _note_move(flows, moved, tally, f)
+        for i in range(n_dirty):
+            flows[dirty[i]].is_dirty = 0
+        for i in range(n_dirty if tally[ROUND] > PLAIN else 0):     # those that went only part of the way
+            f = dirty[i]                                            # marking overwrites no place that is still to be read
+            if flows[f].status == LIVE and _cap_is_off(flows, after, tally, f, t):
+                _mark(flows, dirty, tally, f)
     tally[ROUND] = 0
 
 
@@ -647,24 +660,19 @@ def run(s, until):
     Returns the time of the next event, inf when there is none. The counters that reached zero stand in
     s.ended[: s.tally[N_DONE]]; the caller empties the list.
     """
-    after, tally, dirty, flows, heap = s.after, s.tally, s.dirty, s.flows, s.heap
-    ends = np.empty(0, np.int64)
+    after, tally, dirty, moved, flows, heap = s.after, s.tally, s.dirty, s.moved, s.flows, s.heap
     while tally[N_HEAP] > 0:
         t = heap[0].key
         if t > until:
             return t
         horizon = t + SAME * abs(t)
-        n_ends = 0
         while tally[N_HEAP] > 0 and heap[0].key <= horizon:
             f = heap[0].flow
             tally[EVENTS] += 1
             if flows[f].status == LIVE:
                 if flows[f].drain <= horizon:
                     _end(s, f, t)
-                    if n_ends == ends.size:
-                        ends = np.append(ends, np.empty(max(64, n_ends), np.int64))
-                    ends[n_ends] = f
-                    n_ends += 1
+                    _note_move(flows, moved, tally, f)
                 else:                               # caught up with a flow that it follows
                     schedule(flows, heap, tally, f, np.inf)
                     _mark(flows, dirty, tally, f)
@@ -675,8 +683,6 @@ def run(s, until):
                     _begin(s, f, t)
                 else:
                     schedule(flows, heap, tally, f, first)
-        for i in range(n_ends):
-            _tell_followers(s, ends[i], t)
         _settle(s, t)
         if tally[FAULT] != 0:
             return math.nan

@@ -30,9 +30,9 @@ def empty(capacity: Floats) -> State:
     none = np.zeros(0, np.int64)
     return kernel.State(
         links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP), lists=np.zeros(0, kernel.ENTRY),
-        heap=np.zeros(0, kernel.EVENT), counters=np.zeros(0, kernel.COUNTER), after=none, next=none, dirty=none,
+        heap=np.zeros(0, kernel.EVENT), counters=np.zeros(0, kernel.COUNTER), after=none, next=none, dirty=none, moved=none,
         seeds=np.zeros(capacity.size, np.int64), region_flow=none, region_link=np.zeros(capacity.size, np.int64),
-        ended=none, tally=np.zeros(kernel.N_COUNT, np.int64), level=np.full(1, np.inf),
+        ended=none, tally=np.zeros(kernel.N_TALLY, np.int64), level=np.full(1, np.inf),
     )  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def _assemble(
     assert state.tally[kernel.N_HEAP] == due.size, "an event was left behind"
     return kernel.State(
         links=links, flows=flows, hops=hops, lists=lists, heap=heap, counters=counters,
-        after=after, next=following, dirty=np.zeros(n, np.int64), seeds=state.seeds, region_flow=np.zeros(n, np.int64),
+        after=after, next=following, dirty=np.zeros(n, np.int64), moved=np.zeros(n, np.int64), seeds=state.seeds, region_flow=np.zeros(n, np.int64),
         region_link=state.region_link, ended=np.zeros(counters.size, np.int64), tally=state.tally, level=state.level,
     )  # fmt: skip
 
