@@ -154,6 +154,8 @@ def build_cluster(name: str, fields: Mapping[str, Any]) -> Cluster:
         if isinstance(over, bool) or not isinstance(over, int | float) or not 1 <= over < float("inf"):
             raise InputError(f"topology.nic.oversubscription={over}: must be a number from 1 up (1 = non-blocking)")
         rails = nic["rails"]
+        if not isinstance(rails, bool):
+            raise InputError(f"topology.nic.rails={rails}: must be true (leaf i has NIC i of all nodes) or false (leaf per node)")
         leaf: list[Switch] = [("leaf", g % per_node if rails else g // per_node) if over > 1 else ("network", 0) for g in gpus]
         ports.append(leaf)
         _add_ports(graph, "nic", leaf, rate, units.parse_seconds(nic["latency"], "topology.nic.latency"))

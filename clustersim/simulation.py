@@ -103,8 +103,6 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     began = time.perf_counter()
     run = overrides if isinstance(overrides, Run) else compose(overrides)
     parts = _assemble(run)
-    if run.config["network"]["name"] == "fluid" and not networks.is_compiled():
-        progress(0.0, "compiling the network solver, once for this installation")
     played, counts = _play(parts, run.capacity_factor, progress)
     gpus = gpus_table(played, counts)
     layers = layers_table(played, gpus, parts.cluster, counts)
@@ -190,6 +188,8 @@ def _play(parts: _Parts, factor: float | None, progress: Progress) -> tuple[Play
 
     def work_of(layer: int) -> LayerWork:
         work, counts[layer] = _layer(parts, layer, factor)
+        if layer == 0 and parts.run.config["network"]["name"] == "fluid":       # what can be wrong has been found by now
+            networks.when_compiling(lambda: progress(0.0, "compiling the network solver, once for this installation"))
         return work
 
     played = play(

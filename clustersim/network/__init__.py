@@ -3,13 +3,23 @@
 A network is `name(env, cluster, *, options)`; what it returns opens exchanges (`.exchange(transfers)`), which GPUs enter.
 """
 
+import threading
+from collections.abc import Callable
+
 from clustersim.network.fabric import bound, fluid
 
 __all__ = ["bound", "fluid"]
 
 
-def is_compiled() -> bool:
-    """Whether the fluid solver's machine code is on disk already."""
-    from clustersim.network import jit, kernel
+def when_compiling(say: Callable[[], None]) -> None:
+    """Have `say` called when the fluid solver is not ready in two seconds from now: it is being compiled then, not loaded."""
+    from clustersim.network import kernel
 
-    return jit.is_compiled(kernel.run)
+    def look() -> None:
+        if not kernel.run.signatures:
+            say()
+
+    if not kernel.run.signatures:
+        timer = threading.Timer(2.0, look)
+        timer.daemon = True
+        timer.start()

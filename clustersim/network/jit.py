@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -19,15 +18,6 @@ def njit(function: Callable[..., Any]) -> Any:
     except RuntimeError:        # "cannot cache function: no locator available": raised by the decorator itself
         log.warning("no writable folder for numba's cache (set NUMBA_CACHE_DIR): %s is compiled anew", function.__name__)
         return numba.njit(error_model="numpy")(function)
-
-
-def is_compiled(function: Any) -> bool:
-    """True when the machine code of a function compiled by `njit` is in memory or on disk already."""
-    if function.signatures:
-        return True
-    folder = function.stats.cache_path
-    name = f"{function.py_func.__module__.rpartition('.')[2]}.{function.py_func.__name__}-"
-    return folder is not None and any(Path(folder).glob(f"{name}*.nbc"))
 
 
 def inlined(function: Callable[..., Any]) -> Any:

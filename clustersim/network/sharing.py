@@ -128,8 +128,9 @@ def _assemble(
     assert state.tally[kernel.N_HEAP] == due.size, "an event was left behind"
     return kernel.State(
         links=links, flows=flows, hops=hops, lists=lists, heap=heap, counters=counters,
-        after=after, next=following, dirty=np.zeros(n, np.int64), moved=np.zeros(n, np.int64), seeds=state.seeds, region_flow=np.zeros(n, np.int64),
-        region_link=state.region_link, ended=np.zeros(counters.size, np.int64), tally=state.tally, level=state.level,
+        after=after, next=following, dirty=np.zeros(n, np.int64), moved=np.zeros(n, np.int64), seeds=state.seeds,
+        region_flow=np.zeros(n, np.int64), region_link=state.region_link, ended=np.zeros(counters.size, np.int64),
+        tally=state.tally, level=state.level,
     )  # fmt: skip
 
 

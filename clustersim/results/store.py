@@ -33,12 +33,6 @@ def write_run(folder: Path, tables: Mapping[str, pl.DataFrame], run: Mapping[str
     _write_json(folder / "status.json", {"state": "done"})
 
 
-def write_failure(folder: Path, reason: str) -> None:
-    """Leave word of a job that failed, where its results would be; results of an earlier run are kept, but no longer `done`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "status.json", {"state": "failed", "reason": reason})
-
-
 def scan(folder: str | Path, table: str = "summary") -> pl.LazyFrame:
     """One table of every finished run under `folder`, as one frame; column `run_id` says which run a row is of.
 

@@ -80,7 +80,7 @@ def _blocks(n_gpus: int, tokens_per_gpu: int, sequence: int) -> tuple[Ints, Ints
     if tokens_per_gpu < 1:
         raise InputError(f"workload.tokens_per_gpu={tokens_per_gpu}: each GPU needs at least one token")
     if sequence < 1:
-        raise InputError(f"workload.sequence={sequence}: a sequence has at least one token")
+        raise InputError(f"trace.sequence={sequence}: a sequence has at least one token")
     source = np.repeat(np.arange(n_gpus), tokens_per_gpu)
     index = np.tile(np.arange(tokens_per_gpu), n_gpus)
     return source, index, index % sequence + 1

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -304,11 +306,25 @@ def test_an_interrupted_sweep_keeps_what_is_done(monkeypatch, capsys, empty_fold
 
 
 def test_the_first_run_says_that_it_compiles(monkeypatch, capsys):
-    monkeypatch.setattr("clustersim.network.is_compiled", lambda: False)
+    monkeypatch.setattr("clustersim.network.when_compiling", lambda say: say())
     assert main(SMALL) == 0
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "compiling the network solver" in err
+
+
+def test_a_solver_that_is_ready_is_not_announced(monkeypatch):
+    """Whether to speak is asked of the solver itself, two seconds on; here the two seconds pass at once."""
+    from clustersim.network import kernel, sharing, when_compiling
+
+    sharing.run(sharing.empty(np.ones(1)), 0.0)
+    assert kernel.run.signatures
+    said = []
+    when_compiling(lambda: said.append("ready all the same"))
+    monkeypatch.setattr("threading.Timer", lambda seconds, look: SimpleNamespace(daemon=False, start=look))
+    monkeypatch.setattr(kernel, "run", SimpleNamespace(signatures=[]))
+    when_compiling(lambda: said.append("compiling"))
+    assert said == ["compiling"]
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["--help"], ["--cfg"]])

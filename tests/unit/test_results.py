@@ -13,7 +13,7 @@ from clustersim import InputError, load_cluster, read_trace, scan, simulate
 from clustersim.model import model_from
 from clustersim.places import PACKAGE
 from clustersim.results import store, terminal
-from clustersim.results.store import TABLES, write_failure, write_run
+from clustersim.results.store import TABLES, write_run
 from clustersim.results.tables import PARTS
 from clustersim.workload.source import from_trace
 
@@ -259,7 +259,7 @@ def test_scan_takes_what_is_done(tmp_path):
     write_run(tmp_path / "s" / "one", small_tables(), RUN)
     write_run(tmp_path / "s" / "two=2 [x]", small_tables() | {"summary": pl.DataFrame({"x": [3], "y": ["more"]})}, RUN)
     write_run(tmp_path / "s" / "broken", small_tables(), RUN)
-    write_failure(tmp_path / "s" / "broken", "it broke")
+    (tmp_path / "s" / "broken" / "status.json").write_text(json.dumps({"state": "failed", "reason": "it broke"}))
     for name, text in {"other": '["not ours"]', "garbage": "{", "none": "{}"}.items():
         (tmp_path / "s" / name).mkdir()
         (tmp_path / "s" / name / "status.json").write_text(text)

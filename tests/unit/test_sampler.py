@@ -115,5 +115,5 @@ def test_less_than_one_token_is_refused():
     for make in (lambda n: from_balanced(MODEL, 2, n), lambda n: from_sampler(MODEL, 2, n, seed=0)):
         with pytest.raises(InputError, match=r"workload\.tokens_per_gpu=0"):
             make(0)
-    with pytest.raises(InputError, match=r"workload\.sequence=0"):
+    with pytest.raises(InputError, match=r"trace\.sequence=0"):
         from_balanced(MODEL, 2, 4, sequence=0)

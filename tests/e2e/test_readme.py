@@ -1,0 +1,33 @@
+"""The README says what the program prints, and its commands are the ones that CI runs."""
+
+import re
+from pathlib import Path
+
+from tests.readme import BLOCK, README, refreshed
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_output_blocks_are_what_the_commands_print(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = README.read_text(encoding="utf-8")
+    assert len(BLOCK.findall(text)) == 3
+    assert refreshed(text) == text, "run python -m tests.readme and read what changed"
+
+
+def test_every_command_the_readme_shows_before_its_output_is_the_one_that_was_run():
+    text = README.read_text(encoding="utf-8")
+    shown = re.findall(r"```\n(clustersim .*)\n```\n\n<!-- printed by: (clustersim .*) -->", text)
+    assert len(shown) == 2
+    assert all(command == printed for command, printed in shown)
+
+
+def test_ci_runs_the_readmes_test_command():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "README.md" in script
+    assert "pytest" not in script, "the command stands in the README and nowhere else"
+
+
+def test_files_that_the_readme_links_are_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8")):
+        assert (ROOT / target).exists(), target
