@@ -11,23 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clustersim.places import group_folder, options
+from clustersim.places import GROUPS, group_folder, options
 
 if TYPE_CHECKING:
     from clustersim.simulation import Result
 
-GROUPS = {                      # group -> what is chosen by it
-    "model": "the shape of the model",
-    "topology": "the machine",
-    "trace": "where router decisions come from",
-    "workload": "what the GPUs are given",
-    "capacity": "how much an expert takes",
-    "placement": "where experts live",
-    "exchange": "how tokens travel",
-    "network": "how links are shared",
-    "compute": "how long GPUs compute",
-    "experiment": "a study (write +experiment=NAME)",
-}
 NOT_BUILT = ("report", "compare", "inspect", "convert", "fit", "validate", "calibrate")
 USAGE = """\
 clustersim: a cluster that runs a mixture-of-experts model, simulated from router decisions to seconds

@@ -13,10 +13,8 @@ from typing import Any
 
 from clustersim.model import Model, model_from
 from clustersim.pick import did_you_mean
-from clustersim.places import group_folder, options
+from clustersim.places import GROUPS, group_folder, options
 from clustersim.types import InputError
-
-GROUPS = ("model", "topology", "trace", "workload", "capacity", "placement", "exchange", "network", "compute", "experiment")
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -243,7 +241,7 @@ def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model and plug-ins look after their own."""
     from omegaconf import OmegaConf
 
-    known = {key: [key] for key in config if key in (*GROUPS[:-1], "seed", "output")}
+    known = {key: [key] for key in config if key in (*GROUPS, "seed", "output")}
     for group in ("trace", "workload", "capacity", "compute"):
         chosen = OmegaConf.load(group_folder(group) / f"{choices[group]}.yaml")
         known[group] += [f"{group}.{key!s}" for key in chosen]

@@ -1,10 +1,22 @@
-"""Where the data files are: in a checkout at the top of the repository, in an installed wheel inside the package."""
+"""The config groups, and where their files are: at the top of a checkout, or inside the package of an installed wheel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+GROUPS = {                      # group -> what is chosen by it
+    "model": "the shape of the model",
+    "topology": "the machine",
+    "trace": "where router decisions come from",
+    "workload": "what the GPUs are given",
+    "capacity": "how much an expert takes",
+    "placement": "where experts live",
+    "exchange": "how tokens travel",
+    "network": "how links are shared",
+    "compute": "how long GPUs compute",
+    "experiment": "a study (write +experiment=NAME)",
+}
 
 
 def data_folder(name: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from clustersim.types import InputError
+from clustersim.writing import replacing
 
 TABLES = ("summary", "layers", "gpus", "links", "experts")
 SCHEMA_VERSION = 1
@@ -27,7 +27,7 @@ def write_run(folder: Path, tables: Mapping[str, pl.DataFrame], run: Mapping[str
     common = {"clustersim.version": run["version"], "clustersim.config": json.dumps(run["config"], sort_keys=True)}
     for name, table in tables.items():
         footer = {"clustersim.schema": f"{name}/{SCHEMA_VERSION}", **common}
-        with _Replacing(folder / f"{name}.parquet") as temporary:
+        with replacing(folder / f"{name}.parquet") as temporary:
             table.write_parquet(temporary, compression="zstd", metadata=footer)
     _write_json(folder / "run.json", run)
     _write_json(folder / "status.json", {"state": "done"})
@@ -60,25 +60,6 @@ def _state(path: Path) -> str | None:
     return status.get("state") if isinstance(status, dict) else None
 
 
-class _Replacing:
-    """A temporary name beside `path`; what was written there becomes `path` when all went well, else it is removed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.temporary.unlink(missing_ok=True)
-            return
-        with self.temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        self.temporary.replace(self.path)
-
-
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with _Replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

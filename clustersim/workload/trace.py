@@ -28,6 +28,7 @@ from clustersim.workload.trace_rules import (
     in_order,
     typed,
 )
+from clustersim.writing import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -127,9 +128,9 @@ def write_trace(trace: Trace, path: str | Path) -> None:
     seq, tokens = np.unique(trace.seq, return_counts=True)
     domain = pa.array([trace.domain.get(int(s), "") for s in seq], pa.string())
     sequences = pa.table({"seq": seq.astype(np.uint32), "domain": domain, "tokens": tokens.astype(np.uint32)})
-    with _Replacing(folder / "sequences.parquet") as partial:
+    with replacing(folder / "sequences.parquet") as partial:
         pq.write_table(sequences, partial, compression="zstd")
-    with _Replacing(folder / "tokens.parquet") as partial, pq.ParquetWriter(partial, table.schema, **options) as writer:
+    with replacing(folder / "tokens.parquet") as partial, pq.ParquetWriter(partial, table.schema, **options) as writer:
         for begin, end in _row_groups(trace.step):
             writer.write_table(table.slice(begin, end - begin), row_group_size=end - begin)
 
@@ -318,22 +319,3 @@ def _row_groups(step: Ints) -> Iterator[tuple[int, int]]:
         end = last if last > begin else end
         yield begin, end
         begin = end
-
-
-class _Replacing:
-    """Gives a temporary name beside `file`; on success that file reaches the disk and takes the name, else it goes."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        return self.partial
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.partial.unlink(missing_ok=True)
-            return
-        with self.partial.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        self.partial.replace(self.file)
