@@ -12,10 +12,11 @@ from rich.console import Console
 from clustersim import InputError, load_cluster, read_trace, scan, simulate
 from clustersim.model import model_from
 from clustersim.places import PACKAGE
-from clustersim.results import store, terminal
+from clustersim.results import terminal
 from clustersim.results.store import TABLES, write_run
 from clustersim.results.tables import PARTS
 from clustersim.workload.source import from_trace
+from clustersim.writing import replacing
 
 SMALL = ["topology.nodes=2", "topology.gpus_per_node=4", "workload.tokens_per_gpu=32", "model.n_layers=3"]
 SHAPES = {
@@ -280,7 +281,7 @@ def test_scan_says_what_it_cannot_find(tmp_path):
 
 def test_json_and_tables_go_through_a_temporary_name(tmp_path):
     def broken():
-        with store._Replacing(tmp_path / "x") as temporary:
+        with replacing(tmp_path / "x") as temporary:
             temporary.write_text("half")
             raise ZeroDivisionError
 
