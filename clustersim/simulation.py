@@ -103,14 +103,16 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     began = time.perf_counter()
     run = overrides if isinstance(overrides, Run) else compose(overrides)
     parts = _assemble(run)
-    played, counts = _play(parts, run.capacity_factor, progress)
+    share = 1.0 if run.capacity_factor is None else 0.5      # of the way; the other half is the same without dropping
+    played, counts = _play(parts, run.capacity_factor, lambda fraction, what: progress(share * fraction, what))
     gpus = gpus_table(played, counts)
     layers = layers_table(played, gpus, parts.cluster, counts)
     tables = {"layers": layers, "gpus": gpus, "links": links_table(played, parts.cluster), "experts": experts_table(counts)}
     numbers = summary_row(played, tables, counts, parts.workload.source.size, parts.cluster.n_gpus)
     saved = 0.0
     if numbers["drop_rate"] > 0:
-        saved = _play(parts, None, lambda fraction, _: progress(fraction, "the same without dropping"))[0].step_s - played.step_s
+        dropless, _ = _play(parts, None, lambda fraction, _: progress(0.5 + 0.5 * fraction, "the same without dropping"))
+        saved = dropless.step_s - played.step_s
     notes = _notes(parts, numbers)
     run_id, provenance = _provenance(parts, notes)
     summary = {**_settings(parts), **numbers, "seconds_saved_by_dropping": saved}

@@ -71,10 +71,13 @@ def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table
     keys = [dict(text.split("=", 1) for text in overrides) for overrides, _ in jobs]
     swept = [key for key in keys[0] if len({job.get(key) for job in keys}) > 1]
     best = min(row["step_s"] for _, row in jobs)
-    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table = Table(
+        box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
+        caption="exposed: communication a GPU waits for; to best: step / fastest step",
+    )  # fmt: skip
     for heading in swept:
         table.add_column(heading, justify="right", overflow="fold")
-    for heading in ("step", "exposed comm", "dropped", "tokens/s"):
+    for heading in ("step", "exposed", "dropped", "tokens/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("bottleneck", no_wrap=True)
     table.add_column("to best", justify="right", no_wrap=True)
