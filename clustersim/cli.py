@@ -140,6 +140,8 @@ def _sweep(overrides: list[str]) -> int:
             console.width = 200         # a file or a pipe has no edge to fold at
         console.print(terminal.comparison(done))
         console.print(f"{len(done)} runs in {folder}", soft_wrap=True)
+    if not done and len({reason for _, reason in failed}) == 1:
+        raise InputError(failed[0][1])          # what is wrong is in what the jobs share
     for job, reason in failed:
         print(f"clustersim: failed: {' '.join(job)}: {reason}", file=sys.stderr)
     return 2 if failed else 0

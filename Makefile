@@ -1,0 +1,11 @@
+# What developers run; CI runs the README's test command.
+check:          ## lint and types
+	ruff check .
+	mypy
+test:           ## everything but the slow tests
+	python -m pytest
+bench:          ## solves and visits of the network
+	python -m tests.bench.network
+readme:         ## print the README's outputs anew
+	COLUMNS=80 python -m tests.readme
+.PHONY: check test bench readme
