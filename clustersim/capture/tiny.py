@@ -109,12 +109,7 @@ def capture_tiny(
 
 
 def _torch() -> tuple[ModuleType, ModuleType]:
-    """(our model, torch); everything before needs neither.
-
-    Threads that wait for each other sleep, which OpenMP decides when it is loaded: spinning, two threads that share
-    their cores with another program were measured 20 times slower than one.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    """(our model, torch); everything before needs neither."""
     try:
         import torch
 
@@ -140,12 +135,15 @@ def _device(torch: ModuleType, name: str) -> Any:
 
 @contextmanager
 def _repeatable(torch: ModuleType, device: Any) -> Iterator[int]:
-    """Deterministic kernels, and denormals as zeros (they slow a CPU down); yields the threads, and puts the settings back."""
+    """Deterministic kernels, and denormals as zeros (they slow a CPU down); yields the threads, and puts the settings back.
+
+    One thread: sums then come out alike on any number of cores, and products this small gain little from a second one
+    (0.36 s per step; two threads 0.27 s on idle cores, but many times more when another program wants one of them).
+    """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")      # or cuBLAS sums in an order that varies
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(min(4, available))                             # segments this small keep no more threads busy
+    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_flush_denormal(True)
     try:

@@ -1,7 +1,6 @@
 """`capture tiny` trains a real model, routes held-out text and records what the router did; a few steps suffice to see it."""
 
 import builtins
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,6 @@ from clustersim.types import InputError
 from clustersim.workload.trace import read_trace
 
 STEPS, SEQUENCES, LENGTH = 3, 36, 16
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")         # as capture does, before anything here has imported torch
 
 
 @pytest.fixture(scope="module")

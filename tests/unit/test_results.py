@@ -323,7 +323,7 @@ def test_the_comparison_shows_what_varies_and_the_fastest_as_one():
     lines = printed(terminal.comparison(jobs), width=120).splitlines()
     assert lines[0].split()[0] == "capacity.factor"
     assert "seed" not in lines[0]
-    assert [line.split()[0] for line in lines[1:]] == ["1.0", "null", "2.0"]
-    assert [line.split()[-1] for line in lines[1:]] == ["2.00", "1.00", "4.00"]
-    assert len(printed(terminal.comparison(jobs[:1]), width=120).splitlines()) == 2
+    assert [line.split()[0] for line in lines[1:4]] == ["1.0", "null", "2.0"]
+    assert [line.split()[-1] for line in lines[1:4]] == ["2.00", "1.00", "4.00"]
+    assert len(printed(terminal.comparison(jobs[:1]), width=120).splitlines()) == 3
     assert printed(terminal.comparison([(["seed=1"], {**row, "step_s": 0.0, "tokens_per_s": None, "bottleneck": None})]))
