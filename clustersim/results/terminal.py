@@ -73,7 +73,7 @@ def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table
     best = min(row["step_s"] for _, row in jobs)
     table = Table(
         box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
-        caption="exposed: communication a GPU waits for; to best: step / fastest step",
+        caption="exposed: communication a GPU waits for",
     )  # fmt: skip
     for heading in swept:
         table.add_column(heading, justify="right", overflow="fold")
