@@ -290,6 +290,9 @@ def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     notes = list(parts.workload.notes)
     if parts.trace_sha256 is not None and numbers["drop_rate"] > 0:
         notes.append("the trace is open loop: a dropped token would have changed the choices of later layers")
+    replicated = parts.placement.n_slots > parts.run.model.n_experts and parts.placement.replica == "token_hash"
+    if parts.run.config["trace"]["name"] == "balanced" and replicated:
+        notes.append("balanced choices and token_hash both repeat with the token's index: replicas are not used evenly")
     if parts.run.config["network"]["name"] == "bound":
         notes.append("network=bound: exchanges in progress do not contend, and all GPUs leave one together")
     return tuple(notes)
