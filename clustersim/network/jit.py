@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -16,8 +17,13 @@ def njit(function: Callable[..., Any]) -> Any:
     try:
         return numba.njit(cache=True, error_model="numpy")(function)
     except RuntimeError:        # "cannot cache function: no locator available": raised by the decorator itself
-        log.warning("no writable folder for numba's cache (set NUMBA_CACHE_DIR): %s is compiled anew", function.__name__)
+        _say_once()
         return numba.njit(error_model="numpy")(function)
+
+
+@cache
+def _say_once() -> None:
+    log.warning("numba finds no folder to keep machine code in (set NUMBA_CACHE_DIR to one): the solver is compiled in every run")
 
 
 def inlined(function: Callable[..., Any]) -> Any:
