@@ -16,7 +16,7 @@ from clustersim.places import GROUPS, group_folder, options
 if TYPE_CHECKING:
     from clustersim.simulation import Result
 
-NOT_BUILT = ("report", "compare", "inspect", "convert", "fit", "validate", "calibrate")
+NOT_BUILT = ("report", "compare", "convert", "fit", "validate", "calibrate")
 USAGE = """\
 clustersim: a cluster that runs a mixture-of-experts model, simulated from router decisions to seconds
 
@@ -25,6 +25,7 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
   clustersim +experiment=NAME       a study
   clustersim --cfg [KEY=VALUE ...]  the whole config of a run, without running it
   clustersim list [GROUP]           all options, one line each
+  clustersim inspect PATH           what a topology, a trace or the folder of a run is
   clustersim capture tiny           train a small model in PyTorch and record its router
                                     (KEY=VALUE: out, device, seed, steps, scores)
 
@@ -68,7 +69,7 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(__version__)
         return 0
-    commands: dict[str, Callable[[list[str]], int]] = {"list": _list, "capture": _capture, "run": _run}
+    commands: dict[str, Callable[[list[str]], int]] = {"list": _list, "inspect": _inspect, "capture": _capture, "run": _run}
     first = arguments[0] if arguments else ""
     if first in commands:
         return commands[first](arguments[1:])
@@ -198,6 +199,19 @@ def _list(arguments: list[str]) -> int:
         print(f"{group}: {GROUPS[group]}")
         for name, line in options(group_folder(group)).items():
             print(f"  {name:<18} {line}")
+    return 0
+
+
+def _inspect(arguments: list[str]) -> int:
+    from clustersim.types import InputError
+
+    if len(arguments) != 1:
+        raise InputError(f"{' '.join(['inspect', *arguments])}: takes one path: a trace, the folder of a run, or a topology")
+    from rich.console import Console
+
+    from clustersim.results.inspection import inspect_path
+
+    Console(highlight=False).print(inspect_path(arguments[0]))
     return 0
 
 
