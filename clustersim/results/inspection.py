@@ -53,7 +53,7 @@ def topology(cluster: Cluster) -> RenderableType:
         "bisection": f"{format_bandwidth(measures.bisection_bandwidth(cluster))} each way, first half of the "
         f"{'nodes' if cluster.n_nodes > 1 else 'GPUs'} to the rest",
         "diameter": f"{measures.diameter(cluster)} links",
-        "oversubscription": ", ".join(f"{tier} {ratio:g}:1" for tier, ratio in tiers.items()) or "none: nothing blocks behind the ports",
+        "oversubscription": ", ".join(f"{tier} {ratio:g}:1" for tier, ratio in tiers.items()) or "none behind the ports",
     }
     return Group(_facts(facts), Text(), links)
 

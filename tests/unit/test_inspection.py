@@ -56,7 +56,7 @@ def said(capsys, monkeypatch, *arguments):
 def test_a_topology_is_told(capsys, monkeypatch):
     code, out, _ = said(capsys, monkeypatch, "h100_sxm")
     assert code == 0
-    for words in ("h100_sxm: 64 GPUs", "bisection 1.60 TB/s", "diameter 2 links", "nothing blocks", "nic_up 64 50.0 GB/s"):
+    for words in ("h100_sxm: 64 GPUs", "bisection 1.60 TB/s", "diameter 2 links", "none behind the ports", "nic_up 64 50.0 GB/s"):
         assert words in out
 
 
