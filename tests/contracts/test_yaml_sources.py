@@ -44,8 +44,9 @@ def test_every_number_of_a_topology_has_its_source_and_every_source_a_number(pat
 @pytest.mark.parametrize("path", TOPOLOGIES, ids=lambda path: path.stem)
 def test_every_quantity_of_a_topology_can_be_read(path):
     tree = yaml.safe_load(path.read_text())
-    for key in ("bf16", "fp8"):
-        parse_flops(tree["gpu"][key], f"gpu.{key}")
+    parse_flops(tree["gpu"]["bf16"], "gpu.bf16")
+    if tree["gpu"]["fp8"] is not None:          # null: no FP8 units
+        parse_flops(tree["gpu"]["fp8"], "gpu.fp8")
     parse_bytes(tree["gpu"]["memory"], "gpu.memory")
     parse_bandwidth(tree["gpu"]["memory_bandwidth"], "gpu.memory_bandwidth")
     for group in ("nvlink", "nic"):
