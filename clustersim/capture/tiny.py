@@ -58,13 +58,7 @@ def capture_tiny(
     Raises:
         InputError: torch is missing, the device is not there, a number is out of range, `out` is a file.
     """
-    for name, value, least in (("steps", steps, 1), ("sequences", sequences, 2), ("length", length, 2), ("seed", seed, 0)):
-        if value < least:
-            raise InputError(f"{name}={value}: must be at least {least}")
-    if sequences % 2:
-        raise InputError(f"sequences={sequences}: must be even, half of each domain")
-    if (out := Path(out)).exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; a trace is a folder")
+    out = _checked(Path(out), steps=steps, sequences=sequences, length=length, seed=seed)
     model, torch = _torch()
     where = _device(torch, device)
     tell = progress or (lambda fraction, message: None)
@@ -91,21 +85,41 @@ def capture_tiny(
         },
         "shape": {name: getattr(shape, name) for name in ("vocabulary", "length", "n_layers", "hidden", "heads", "ffn")}
         | {"parameters": sum(value.numel() for value in parameters.values())},
-        "text": {
-            "sources": dict(corpus.sources), "tokeniser": f"word pieces, {VOCABULARY} tokens",
-            "train_tokens": {domain: int(corpus.train[domain].size) for domain in DOMAINS},
-            "held_out_documents": {domain: sorted(set(corpus.documents[domain])) for domain in DOMAINS},
-        },
-        "made_with": {
-            "clustersim": clustersim.__version__, "python": platform.python_version(), "torch": torch.__version__,
-            "device": where.type, "threads": threads,
-            "device_name": torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine(),
-        },
+        "text": _about_text(corpus),
+        "made_with": _about_machine(torch, where, threads),
     }
     tell(0.99, "writing")
     write_trace(replace(trace, meta=_model_meta(shape, scores) | about), out)
     tell(1.0, "done")
     return about | {"path": str(out), "tokens": trace.n_tokens, "seconds": time.perf_counter() - begin}
+
+
+def _checked(out: Path, *, sequences: int, **numbers: int) -> Path:
+    """`out`, when it and the numbers can be used; InputError otherwise."""
+    for name, value in {"sequences": sequences, **numbers}.items():
+        if value < (least := {"steps": 1, "sequences": 2, "length": 2, "seed": 0}[name]):
+            raise InputError(f"{name}={value}: must be at least {least}")
+    if sequences % 2:
+        raise InputError(f"sequences={sequences}: must be even, half of each domain")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; a trace is a folder")
+    return out
+
+
+def _about_text(corpus: Corpus) -> dict[str, Any]:
+    return {
+        "sources": dict(corpus.sources), "tokeniser": f"word pieces, {VOCABULARY} tokens",
+        "train_tokens": {domain: int(corpus.train[domain].size) for domain in DOMAINS},
+        "held_out_documents": {domain: sorted(set(corpus.documents[domain])) for domain in DOMAINS},
+    }
+
+
+def _about_machine(torch: ModuleType, device: Any, threads: int) -> dict[str, Any]:
+    return {
+        "clustersim": clustersim.__version__, "python": platform.python_version(), "torch": torch.__version__,
+        "device": device.type, "threads": threads,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+    }
 
 
 def _torch() -> tuple[ModuleType, ModuleType]:

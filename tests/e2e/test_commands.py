@@ -227,10 +227,12 @@ def test_the_examples_of_the_help_are_understood(capsys):
     from clustersim.config import compose, sweep
 
     main(["--help"])
-    for example in capsys.readouterr().out.partition("\nexamples\n")[2].partition("\n\n")[0].splitlines():
+    examples = capsys.readouterr().out.partition("\nexamples\n")[2].partition("\n\n")[0].splitlines()
+    assert len(examples) == 3
+    for example in examples:
         words = example.split()[1:]
         for job in sweep(words[1:]) if words[0] == "-m" else [words]:
-            compose(job)
+            assert compose(job).overrides == tuple(job)
 
 
 def test_list_shows_every_option_with_a_line(capsys):
