@@ -32,20 +32,30 @@ def pick(module: ModuleType, name: str, **options: Any) -> Callable[..., Any]:
     Raises:
         InputError: no such function, an option that it does not take, or a value of another type than it says.
     """
-    home, _, leaf = str(name).rpartition(":")
     kind = module.__name__.rpartition(".")[2]
+    return bind(kind, name, find(module, name, kind), options)
+
+
+def find(module: ModuleType, name: str, key: str) -> Callable[..., Any]:
+    """The function `name` of `module`, or a user's `package.module:function`; `key` is what the config calls the choice.
+
+    Raises:
+        InputError: no such function.
+    """
+    home, _, leaf = str(name).rpartition(":")
     if not home and leaf not in module.__all__:
         raise InputError(
-            f"{kind}={name}: there is no such {kind}; it offers {', '.join(offered(module))} "
+            f"{key}={name}: there is no such {key.rpartition('.')[2]}; it offers {', '.join(offered(module))} "
             f"(or give package.module:function){did_you_mean(leaf, module.__all__)}"
         )
     try:
         function = getattr(importlib.import_module(home) if home else module, leaf)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"{kind}={name}: {error}") from error
+        raise InputError(f"{key}={name}: {error}") from error
     if not callable(function):
-        raise InputError(f"{kind}={name}: is no function")
-    return bind(kind, name, function, options)
+        raise InputError(f"{key}={name}: is no function")
+    found: Callable[..., Any] = function
+    return found
 
 
 def bind(kind: str, name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:

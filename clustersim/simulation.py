@@ -20,10 +20,10 @@ from clustersim import exchange as exchanges
 from clustersim import network as networks
 from clustersim import placement as placements
 from clustersim.cluster import Cluster, build_cluster
-from clustersim.config import Run, compose, shown, whole
+from clustersim.config import Run, compose, whole
 from clustersim.engine import compute
 from clustersim.engine.gpu import LayerWork, Played, play
-from clustersim.pick import bind, did_you_mean, offered, pick
+from clustersim.pick import bind, did_you_mean, find, pick
 from clustersim.placement.replicas import chosen_slots
 from clustersim.placement.static import default_slots
 from clustersim.places import PACKAGE
@@ -129,8 +129,7 @@ def _assemble(run: Run) -> _Parts:
     replica, slots = options.pop("replica"), options.pop("slots")
     slots = default_slots(model.n_experts, n) if slots is None else whole("placement.slots", slots, least=1)
     placement = replace(pick(placements, name, **options)(model.n_experts, slots, n), replica=replica)
-    if replica not in offered(placements.replicas) and ":" not in str(replica):
-        raise _no_such_rule("placement.replica", replica, offered(placements.replicas))
+    find(placements.replicas, replica, "placement.replica")        # a misspelt rule is found now, not in the first layer
     if config["compute"]["name"] not in ("roofline", "none"):
         raise InputError(f"compute={config['compute']['name']}: must be roofline or none")
     workload, digest = _workload(run, n)
@@ -143,20 +142,9 @@ def _assemble(run: Run) -> _Parts:
         placement=placement,
         exchange=pick(exchanges, exchange_name, **exchange_options),
         network=pick(networks, network_name, **network_options),
-        drop=_drop_rule(str(config["capacity"]["drop"])),
+        drop=find(capacities, config["capacity"]["drop"], "capacity.drop"),
         trace_sha256=digest,
     )
-
-
-def _drop_rule(name: str) -> Callable[..., Any]:
-    if name not in offered(capacities) and ":" not in name:
-        raise _no_such_rule("capacity.drop", name, offered(capacities))
-    return pick(capacities, name)
-
-
-def _no_such_rule(key: str, name: Any, known: Sequence[str]) -> InputError:
-    near = did_you_mean(str(name), known)
-    return InputError(f"{key}={shown(name)}: there is no such rule{near} (known: {', '.join(known)})")
 
 
 def _workload(run: Run, n_gpus: int) -> tuple[Workload, str | None]:
@@ -206,15 +194,14 @@ def _layer(parts: _Parts, layer: int, factor: float | None) -> tuple[LayerWork, 
     model, cluster, tokens = parts.run.model, parts.cluster, parts.workload
     n, gpu = cluster.n_gpus, cluster.gpu
     per_gpu = np.bincount(tokens.source, minlength=n)
-    context = compute.context_sums(model, layer, tokens.context, tokens.source, n)
-    attention = compute.attention_seconds(model, gpu, layer, per_gpu, context)
-    idle = np.zeros(n)
     timed = parts.run.config["compute"]["name"] == "roofline"
+    idle = np.zeros(n)
+    context = compute.context_sums(model, layer, tokens.context, tokens.source, n)
+    attention = compute.attention_seconds(model, gpu, layer, per_gpu, context) if timed else idle
     moe_layer = layer - model.n_dense_layers
     if moe_layer < 0:
-        dense = compute.dense_seconds(model, gpu, per_gpu)
-        work = LayerWork(attention_s=attention, expert_s=idle, other_s=dense, dispatch=None, combine=None)
-        return (work if timed else replace(work, attention_s=idle, other_s=idle)), None
+        dense = compute.dense_seconds(model, gpu, per_gpu) if timed else idle
+        return LayerWork(attention_s=attention, expert_s=idle, other_s=dense, dispatch=None, combine=None), None
     asked, weights = tokens.choose(moe_layer)
     assigned, capacity = capacities.limit(
         parts.drop, asked, weights, tokens.source, n_gpus=n, n_experts=model.n_experts, factor=factor
@@ -228,7 +215,7 @@ def _layer(parts: _Parts, layer: int, factor: float | None) -> tuple[LayerWork, 
         parts.exchange(phase, routing, parts.placement, cluster, model) for phase in ("dispatch", "combine")
     )
     work = LayerWork(
-        attention_s=attention if timed else idle,
+        attention_s=attention,
         expert_s=compute.expert_seconds(model, gpu, in_slot, parts.placement.gpu_of, n) if timed else idle,
         other_s=compute.shared_seconds(model, gpu, per_gpu) if timed else idle,
         dispatch=dispatch,

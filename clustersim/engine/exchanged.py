@@ -21,7 +21,6 @@ class Exchanged:
     received: Floats        # [gpus]
     span_s: float           # from the first GPU's entry to the last finish
     bound_s: float          # the same at best, given who entered when
-    link: int               # the link that took longest by itself; -1 nothing travelled
 
 
 def account(exchange: Exchange, resumed: Floats) -> Exchanged:
@@ -36,7 +35,7 @@ def account(exchange: Exchange, resumed: Floats) -> Exchanged:
     hops = np.repeat(transfers.nbytes, np.diff(exchange.routes.start)) * exchange.routes.weights
     assert np.isclose(carried.sum(), hops.sum(), rtol=1e-9, atol=0), "bytes over links are not bytes asked times hops"
     first = float(entered.min())
-    bound, link = exchange.bound()
+    bound, _ = exchange.bound()
     last = float(exchange.finish.max()) if transfers.n else first
     wait = resumed - entered - live
     wait[wait < 1e-12 * resumed.max()] = 0.0            # rounding is not waiting
@@ -48,7 +47,6 @@ def account(exchange: Exchange, resumed: Floats) -> Exchanged:
         received=_sums(transfers.dst, transfers.nbytes, n),
         span_s=last - first,
         bound_s=bound - first if transfers.n else 0.0,
-        link=int((carried / exchange.fabric.capacity).argmax()) if transfers.n else link,
     )
     assert result.span_s >= result.bound_s * (1 - 1e-9) - 1e-15, "an exchange was faster than its busiest link"
     return result

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clustersim.placement.replicas import chosen_slots
-from clustersim.types import Floats, Ints, Placement, Routing, Transfers
+from clustersim.types import Ints, Placement, Routing
 
 
 class Gpus(Protocol):
@@ -61,11 +60,3 @@ def count_copies(source: Ints, places: Ints, n_sources: int, n_places: int) -> I
     key = source * (n_places + 1) + (places + 1)    # column 0 takes those that go nowhere
     counts = np.bincount(key.ravel(), minlength=n_sources * (n_places + 1))
     return counts.reshape(n_sources, n_places + 1)[:, 1:]
-
-
-def traffic_matrix(transfers: Transfers, n_gpus: int, chosen: NDArray[np.bool_] | None = None) -> Floats:
-    """Bytes on the wire, float [from, to], over all hops; over those `chosen` (bool [transfers]) when given."""
-    rows = slice(None) if chosen is None else chosen
-    key = transfers.src[rows] * n_gpus + transfers.dst[rows]
-    nbytes: Floats = np.bincount(key, weights=transfers.nbytes[rows], minlength=n_gpus * n_gpus).astype(np.float64)
-    return nbytes.reshape(n_gpus, n_gpus)

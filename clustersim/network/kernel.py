@@ -586,7 +586,7 @@ def _fill(s, n_flows, n_links):
 
 @njit
 def _solve(s, t):
-    """Recompute the rates around the seeds; tell the followers of every flow whose rate changed."""
+    """Recompute the rates around the seeds. Returns how many flows were looked at; they stand first in region_flow."""
     tally, flows, lowest, links, region_flow = s.tally, s.flows, s.level, s.links, s.region_flow
     region_link, seeds = s.region_link, s.seeds
     n_flows, n_links = _collect_region(s, t)

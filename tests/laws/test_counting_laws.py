@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustersim import exchange, placement
-from clustersim.exchange.copies import count_copies, destinations, distinct, traffic_matrix
+from clustersim.exchange.copies import count_copies, destinations, distinct
 from clustersim.placement import replicas
 from clustersim.types import Placement, Routing
 from clustersim.workload import capacity as policies
+from tests.traffic import traffic_matrix
 
 N_EXPERTS = 8
 MODEL = SimpleNamespace(top_k=3, dispatch_token_bytes=7.0, combine_token_bytes=21.0)

@@ -114,7 +114,6 @@ def test_an_exchange_without_bytes_takes_no_time(network):
     np.testing.assert_allclose(p.marks[0, ENDED], 6)
     for one in p.exchanges[0]:
         assert one.span_s == one.bound_s == 0
-        assert one.link == -1
         for values in (one.wait_s, one.busy_s, one.sent, one.received, one.link_bytes):
             assert values.dtype == np.float64
             assert not values.any()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from clustersim.exchange import direct, node_dedup
-from clustersim.exchange.copies import distinct, traffic_matrix
+from clustersim.exchange.copies import distinct
 from clustersim.types import InputError, Placement, Routing
+from tests.traffic import traffic_matrix
 
 TOKEN = 100.0
 MODEL = SimpleNamespace(top_k=2, dispatch_token_bytes=TOKEN, combine_token_bytes=2 * TOKEN)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from clustersim import exchange, placement
-from clustersim.exchange.copies import count_copies, destinations, distinct, traffic_matrix
+from clustersim.exchange.copies import count_copies, destinations, distinct
 from clustersim.placement.replicas import token_hash
 from clustersim.types import Placement, Routing
 from clustersim.workload.capacity import capacity_per_source, position, prob
+from tests.traffic import traffic_matrix
 
 # top-2 of 4 experts, softmax over the two logits (Megatron-LM's default): 8 tokens, loads 7, 5, 2, 2
 TOP_2 = np.array([[0, 1], [0, 1], [0, 2], [1, 0], [0, 1], [0, 3], [2, 1], [0, 3]])
