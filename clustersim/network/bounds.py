@@ -25,6 +25,14 @@ def busiest_link_end(capacity: Floats, routes: Routes, nbytes: Floats, release: 
     if not nbytes.size:
         return 0.0, -1
     hops = np.diff(routes.start)
+    if (release == release[0]).all():                       # nothing to sort: what counts is the sum
+        load = link_bytes(routes, nbytes, capacity.size)
+        load = np.divide(load, capacity, out=np.zeros(capacity.size), where=load > 0)
+        first_latency = np.full(capacity.size, np.inf if routes.latency.any() else 0.0)
+        if routes.latency.any():
+            np.minimum.at(first_latency, routes.links, np.repeat(routes.latency, hops))
+        together = np.where(load > 0, release[0] + load + first_latency, -np.inf)
+        return float(together.max()), int(together.argmax())
     flow = np.repeat(np.arange(nbytes.size), hops)
     order = np.lexsort((release[flow], routes.links))
     link, flow = routes.links[order], flow[order]

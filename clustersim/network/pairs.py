@@ -49,13 +49,9 @@ def transfer(
     if network == "bound":
         finish[src, dst] = bound
     elif src.size:
-        zero = np.zeros(src.size, np.int64)
-        state = sharing.extend(sharing.empty(cluster.capacity), routes, transfers, inbox=zero, outbox=zero, n_counters=1)
-        if resolution > 0:
-            sharing.coarsen(state, resolution, bound - starts[src].min())
-        sharing.solve_all(state, starts[src])
-        finish[src, dst] = state.flows["drain"] + routes.latency
-        solves = sharing.solves(state)
+        least = bound - starts[src].min()
+        drain, solves = sharing.drain_times(cluster.capacity, routes, transfers.nbytes, starts[src], resolution, least)
+        finish[src, dst] = drain + routes.latency
     sent = finish[np.isfinite(finish)]
     return TransferResult(
         finish=finish,
