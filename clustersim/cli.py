@@ -227,9 +227,10 @@ def _inspect(arguments: list[str]) -> int:
 
     from clustersim.results import inspection
 
+    picture = inspection.plot(paths[0], file) if plot else None
     Console(highlight=False).print(inspection.inspect_path(paths[0]))
-    if plot:
-        print(f"drawn in {inspection.plot(paths[0], file)}")
+    if picture is not None:
+        print(f"drawn in {picture}")
     return 0
 
 

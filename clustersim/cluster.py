@@ -167,13 +167,13 @@ def _fabric(fields: Mapping[str, Any], nics: Nics) -> Any:
 
 
 def _choose(module: ModuleType, key: str, section: Any) -> Callable[..., Any]:
-    """The function that a section names, with its options; null is no option where the function has none of that name."""
+    """The function that a section names, with its options; an option that is null is left out."""
     if not isinstance(section, Mapping) or "name" not in section:
         raise InputError(f"{key}={section}: must name one of {', '.join(sorted(module.__all__))}, as {key}.name")
     name = str(section["name"])
     function = find(module, name, key)
     taken = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    options = {str(k): value for k, value in section.items() if k != "name" and (k in taken or value is not None)}
+    options = {str(k): value for k, value in section.items() if k != "name" and value is not None}
     if unknown := [option for option in options if option not in taken]:
         near = did_you_mean(unknown[0], taken)
         raise InputError(
@@ -210,6 +210,8 @@ def _freeze(
     relayed = "pxn" in (routing["name"], routing.get("otherwise"))
     if (lost := routes.unreached(wires, relayed=relayed, written=table)) is not None:
         raise routes.complaint(wires, *lost)
+    if n > 1:
+        cluster.routes(np.array([0]), np.array([n - 1]))        # an option that cannot be is found now
     return cluster
 
 
@@ -235,7 +237,7 @@ def _nvlink_domains(graph: nx.DiGraph) -> set[int]:
 
 
 def _is_nvlink(data: Mapping[str, Any]) -> bool:
-    return data["kind"] in ("nvlink_up", "nvlink_down", "nvlink")
+    return str(data["kind"]).startswith("nvlink")
 
 
 def _check_keys(name: str, fields: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ def draw(graph: nx.DiGraph, section: Any, n_gpus: int) -> None:
     `switches` names them all. Every other key is a class of links: `bandwidth`, `achievable` (used instead, or null) and
     `latency` of one link, and `links`, a list of `A - B` (both ways) or `A -> B`. A and B are switches or `gpu N`; one of
     the two may be a range, `gpu 0..3`. Links of class `nic` become `nic_up` (away from the GPUs), `nic_down`, or `nic`
-    between switches equally far from the GPUs.
+    between switches equally far from the GPUs. GPUs that links of `nvlink` and `nvlink...` join use these alone.
 
     Raises:
         InputError: a key, name, value or link that cannot be; two links between the same two; a class that counts twice.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,11 +221,12 @@ def _paint(axes: Any, sketch: Sketch, places: Places) -> None:
     level.update({s: -h for s, h in sketch.nvlink.items()})
     first = sorted((s for s, h in sketch.network.items() if h == 1), key=_natural)
     colours = {s: RAILS[i % len(RAILS)] for i, s in enumerate(first)} if len(first) <= 4 * len(RAILS) else {}
+    crowds = Counter((level[a], level[b]) for a, b in sketch.joins)
     for (a, b), kind in sketch.joins.items():
         colour = NVLINK if b in sketch.nvlink or kind == "nvlink" else colours.get(str(a), colours.get(str(b), PLAIN))
         if level[a] == level[b] and colour != NVLINK:
             colour = PLAIN
-        crowd = sum(level[x] == level[a] and level[y] == level[b] for x, y in sketch.joins)
+        crowd = crowds[level[a], level[b]]
         (x0, y0), (x1, y1) = places[a], places[b]
         bend = 0.0
         if level[a] == level[b] and kind != "global":
