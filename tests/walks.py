@@ -1,4 +1,4 @@
-"""What every route has to be, checked on a machine's own graph: bytes leave the source, pass on at every switch, reach the goal."""
+"""What every route has to be, checked on a machine's own graph: bytes leave the source, pass every switch, reach the goal."""
 
 from __future__ import annotations
 

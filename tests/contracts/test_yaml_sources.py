@@ -49,7 +49,8 @@ def test_every_quantity_of_a_topology_can_be_read(path):
         parse_flops(tree["gpu"]["fp8"], "gpu.fp8")
     parse_bytes(tree["gpu"]["memory"], "gpu.memory")
     parse_bandwidth(tree["gpu"]["memory_bandwidth"], "gpu.memory_bandwidth")
-    wires = {key: fields for key, fields in tree.get("graph", tree).items() if isinstance(fields, dict) and "achievable" in fields}
+    sections = tree.get("graph", tree).items()
+    wires = {key: fields for key, fields in sections if isinstance(fields, dict) and "achievable" in fields}
     assert wires.keys() >= {"nvlink", "nic"}
     for group, fields in wires.items():
         nominal = parse_bandwidth(fields["bandwidth"], f"{group}.bandwidth")

@@ -91,7 +91,8 @@ def test_a_gpu_with_two_nics_uses_both_when_sprayed():
     ))  # fmt: skip
     routes = cluster.routes(np.array([0]), np.array([1]))
     assert routes.weights.tolist() == [0.5] * 4
-    assert {link.name for link in by_kind(cluster)["nic_up"]} == {"nic_up 0", "nic_up 1", "nic_up gpu 0>leaf 1", "nic_up gpu 1>leaf 1"}
+    up = {link.name for link in by_kind(cluster)["nic_up"]}
+    assert up == {"nic_up 0", "nic_up 1", "nic_up gpu 0>leaf 1", "nic_up gpu 1>leaf 1"}
 
 
 def test_one_gpu_alone_needs_no_links_that_lead_anywhere():

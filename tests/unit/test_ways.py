@@ -1,5 +1,7 @@
 """Shortest ways, counted and walked in bulk, against networkx looking for them one pair at a time."""
 
+from itertools import pairwise
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -35,7 +37,7 @@ def found_by_networkx(graph, a, b):
         paths = list(nx.all_shortest_paths(graph, gpu_out(a), gpu_in(b), weight="hops"))
     except nx.NetworkXNoPath:
         return []
-    return [tuple(graph[x][y]["link"] for x, y in zip(path, path[1:], strict=False)) for path in paths]
+    return [tuple(graph[x][y]["link"] for x, y in pairwise(path)) for path in paths]
 
 
 def rows_of(ragged):
