@@ -10,8 +10,8 @@ from tests.walks import check_routes, pairs_of
 
 MACHINES = [path.stem for path in sorted(data_folder("topologies").glob("*.yaml"))]
 REQUIRED = {
-    "a100_sxm", "h100_sxm", "h800_sxm", "h200_sxm", "b200_hgx", "b300_hgx", "gb200_nvl72", "gb300_nvl72", "h100_2to1", "rail_only",
-    "dragonfly", "ideal_rail", "fat_tree", "multi_plane", "a100_p4d", "b200_superpod", "hand_drawn",
+    "a100_sxm", "h100_sxm", "h800_sxm", "h200_sxm", "b200_hgx", "b300_hgx", "gb200_nvl72", "gb300_nvl72", "h100_2to1",
+    "rail_only", "dragonfly", "ideal_rail", "fat_tree", "multi_plane", "a100_p4d", "b200_superpod", "hand_drawn",
 }  # fmt: skip
 SIZED = ("hand_drawn", "b200_superpod", "dragonfly", "fat_tree")        # counts that fit one number of nodes, or multiples
 POLICIES = ("shortest", "ecmp", "spray", "pxn")
