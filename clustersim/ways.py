@@ -42,7 +42,7 @@ class Ways:
     head: Ints                  # [edges]
     first: Ints                 # [nodes + 1] where the edges of each node begin
     link: Ints                  # [edges] link; -1 - p: port p of the GPU that sends; -1 - ports - p: of the one that receives
-    hops: Ints                  # [nodes, ends] fewest hops to each end, FAR where there is no way
+    hops: NDArray[np.int32]     # [nodes, ends] fewest hops to each end, FAR where there is no way
     count: Ints                 # [nodes, ends] ways of that length
     before: Ints                # [ends * edges + 1] ways that begin with an earlier edge; all edges for one end, then the next
 
@@ -121,16 +121,21 @@ class Ways:
         shares: Floats = np.ones(node.size)
         found: list[tuple[Ints, Ints, Floats]] = []
         while rows.size:
-            degree = self.first[node + 1] - self.first[node]
-            of = np.repeat(np.arange(rows.size), degree)
-            edge = np.arange(of.size) - np.repeat(np.cumsum(degree) - degree - self.first[node], degree)
+            left = self.hops[node, end[rows]]
+            now = np.flatnonzero(left == left.max())        # nothing that is still to come leads to these
+            degree = self.first[node[now] + 1] - self.first[node[now]]
+            of = np.repeat(now, degree)
+            edge = np.arange(of.size) - np.repeat(np.cumsum(degree) - degree - self.first[node[now]], degree)
             at = end[rows[of]] * self.head.size + edge
             ways = self.before[at + 1] - self.before[at]
             of, edge, ways = of[ways > 0], edge[ways > 0], ways[ways > 0]
             part = shares[of] * ways / self.count[node[of], end[rows[of]]]
             found.append((rows[of], edge, part))
-            key, which = np.unique(rows[of] * n_nodes + self.head[edge], return_inverse=True)    # ways that meet go on as one
-            rows, node, shares = key // n_nodes, key % n_nodes, np.bincount(which, part, key.size).astype(np.float64)
+            later = left < left.max()
+            rows = np.concatenate((rows[later], rows[of]))
+            node, shares = np.concatenate((node[later], self.head[edge])), np.concatenate((shares[later], part))
+            key, which = np.unique(rows * n_nodes + node, return_inverse=True)      # ways that meet go on as one
+            rows, node, shares = key // n_nodes, key % n_nodes, np.bincount(which, shares, key.size).astype(np.float64)
             on = self.hops[node, end[rows]] > 0
             rows, node, shares = rows[on], node[on], shares[on]
         row, edges, parts = (np.concatenate([step[i] for step in found]) for i in range(3))
@@ -208,7 +213,7 @@ def shortest_ways(graph: nx.DiGraph, n_gpus: int, links: Collection[int]) -> Way
     columns = np.append(np.searchsorted(goals, end), -1)        # a GPU that nothing leads to has end -1
     tail, head, link, length = np.array(sorted(edges, key=lambda edge: (edge[0], abs(edge[2]))), np.int64).reshape(-1, 4).T
     first = np.searchsorted(tail, np.arange(len(nodes) + 1))
-    hops, count = _counted(tail, head, length, first, goals)
+    hops, count = _counted(tail, head, length.astype(np.int32), first, goals)
     on_way = (hops[head] + length[:, None] == hops[tail]) & (hops[head] < FAR)
     before = np.concatenate(([0], np.cumsum(np.where(on_way, count[head], 0).T.ravel())))
     return Ways(
@@ -240,11 +245,11 @@ def _table(joined: list[dict[str, int]], ports: int) -> Ints:
     return table
 
 
-def _counted(tail: Ints, head: Ints, length: Ints, first: Ints, goals: Ints) -> tuple[Ints, Ints]:
+def _counted(tail: Ints, head: Ints, length: NDArray[np.int32], first: Ints, goals: Ints) -> tuple[NDArray[np.int32], Ints]:
     """Fewest hops to each goal and the ways of that length, both int [nodes, goals]. Edges are sorted by `tail`."""
-    hops = np.full((first.size - 1, goals.size), FAR)
+    hops = np.full((first.size - 1, goals.size), FAR, np.int32)
     hops[goals, np.arange(goals.size)] = 0
-    count = np.zeros_like(hops)
+    count = np.zeros(hops.shape, np.int64)
     count[goals, np.arange(goals.size)] = 1
     if not tail.size:
         return hops, count
