@@ -44,17 +44,17 @@ class Wires:
 
 def shortest(wires: Wires, src: Ints, dst: Ints) -> Routes:
     """The first of the ways with the fewest hops, always the same one for the same switches."""
-    return _routes(wires, [_leg(wires, src, dst, _first)])
+    return _routes(wires, _leg(wires, src, dst, _first))
 
 
 def ecmp(wires: Wires, src: Ints, dst: Ints, *, seed: int = 0) -> Routes:
     """One of the shortest ways, picked evenly by a hash of (src, dst): all bytes of a pair stay together, and pairs collide."""
-    return _routes(wires, [_leg(wires, src, dst, _hashed(seed))])
+    return _routes(wires, _leg(wires, src, dst, _hashed(seed)))
 
 
 def spray(wires: Wires, src: Ints, dst: Ints) -> Routes:
     """All shortest ways evenly: the weight of a link is the share of the ways that use it."""
-    return _routes(wires, [_leg(wires, src, dst, Ways.share)])
+    return _routes(wires, _leg(wires, src, dst, Ways.share))
 
 
 def pxn(wires: Wires, src: Ints, dst: Ints, *, then: str = "shortest", seed: int = 0) -> Routes:
@@ -67,12 +67,12 @@ def pxn(wires: Wires, src: Ints, dst: Ints, *, then: str = "shortest", seed: int
     if then not in choices:
         raise InputError(f"topology.routing.then={then}: must be {', '.join(choices)}{did_you_mean(then, choices)}")
     relay = wires.relay(src, dst)
-    moved = np.flatnonzero(relay != src)
+    moved = relay != src
     hop = _leg(wires, src[moved], relay[moved], _first)
     length = np.zeros(src.size, np.int64)
     length[moved] = hop.length
     first = Ragged(length=length, links=hop.links, shares=hop.shares)
-    return _routes(wires, [first, _leg(wires, relay, dst, choices[then])])
+    return _routes(wires, concatenated([first, _leg(wires, relay, dst, choices[then])]))
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -97,14 +97,10 @@ def table(wires: Wires, src: Ints, dst: Ints, *, routes: Table, otherwise: str =
     if otherwise not in rest:
         raise InputError(f"topology.routing.otherwise={otherwise}: must be {', '.join(rest)}{did_you_mean(otherwise, rest)}")
     written = routes.holds(src, dst, wires.n_gpus)
-    rows, others = np.flatnonzero(written), np.flatnonzero(~written)
-    length, entries = repeat_rows(routes.ways.length, np.searchsorted(routes.key, src[rows] * wires.n_gpus + dst[rows]))
-    found = rest[otherwise](src[others], dst[others])
-    parts = (
-        (rows, length, routes.ways.links[entries], routes.ways.shares[entries]),
-        (others, np.diff(found.start), found.links, found.weights),
-    )
-    return _routes(wires, [_among(src.size, *part) for part in parts])
+    length, entries = repeat_rows(routes.ways.length, np.searchsorted(routes.key, src[written] * wires.n_gpus + dst[written]))
+    own = Ragged(length=length, links=routes.ways.links[entries], shares=routes.ways.shares[entries])
+    found = rest[otherwise](src[~written], dst[~written])
+    return _routes(wires, _sorted_out(written, own, Ragged(length=np.diff(found.start), links=found.links, shares=found.weights)))
 
 
 def unreached(wires: Wires, *, relayed: bool, written: Table | None = None) -> tuple[int, int] | None:
@@ -151,27 +147,30 @@ def _leg(wires: Wires, src: Ints, dst: Ints, choose: Choose) -> Ragged:
     lost = np.flatnonzero(~inside & ~wires.network.reaches(src, dst))
     if lost.size:
         raise complaint(wires, int(src[lost[0]]), int(dst[lost[0]]))
-    parts = []
-    for ways, rows in ((wires.nvlink, np.flatnonzero(inside)), (wires.network, np.flatnonzero(~inside))):
-        if rows.size:
-            part = choose(ways, src[rows], dst[rows])
-            parts.append(part if rows.size == src.size else _among(src.size, rows, part.length, part.links, part.shares))
-    return concatenated(parts) if parts else _among(src.size, src, src, src, np.zeros(0))
+    return _sorted_out(
+        inside, *(choose(ways, src[mine], dst[mine]) for ways, mine in ((wires.nvlink, inside), (wires.network, ~inside)))
+    )
 
 
-def _among(n: int, rows: Ints, length: Ints, links: Ints, shares: Floats) -> Ragged:
-    """Ragged rows as `rows` of n; the others are empty."""
-    lengths = np.zeros(n, np.int64)
-    lengths[rows] = length
-    return Ragged(length=lengths, links=links, shares=shares)
+def _sorted_out(chosen: Bools, yes: Ragged, no: Ragged) -> Ragged:
+    """Rows of `yes` where `chosen`, of `no` elsewhere, each in order."""
+    if not yes.length.size or not no.length.size:
+        return yes if yes.length.size else no
+    length = np.empty(chosen.size, np.int64)
+    length[chosen], length[~chosen] = yes.length, no.length
+    here = np.repeat(chosen, length)
+    links, shares = np.empty(here.size, np.int64), np.empty(here.size)
+    links[here], shares[here] = yes.links, yes.shares
+    here = ~here
+    links[here], shares[here] = no.links, no.shares
+    return Ragged(length=length, links=links, shares=shares)
 
 
-def _routes(wires: Wires, legs: list[Ragged]) -> Routes:
-    all_ = concatenated(legs)
-    start = np.concatenate(([0], np.cumsum(all_.length))).astype(np.int64)
-    seconds = wires.latency[all_.links] * all_.shares
-    latency = np.add.reduceat(seconds, start[:-1]) if all_.length.size else np.zeros(0)
-    return Routes(start=start, links=all_.links, weights=all_.shares, latency=latency)
+def _routes(wires: Wires, ways: Ragged) -> Routes:
+    start = np.concatenate(([0], np.cumsum(ways.length))).astype(np.int64)
+    seconds = wires.latency[ways.links] * ways.shares
+    latency = np.add.reduceat(seconds, start[:-1]) if ways.length.size else np.zeros(0)
+    return Routes(start=start, links=ways.links, weights=ways.shares, latency=latency)
 
 
 def _first(ways: Ways, src: Ints, dst: Ints) -> Ragged:

@@ -67,6 +67,8 @@ class Ways:
 
     def take(self, src: Ints, dst: Ints, rank: Ints) -> Ragged:
         """The `rank`-th of the shortest ways of each pair [pairs], from 0 up, all bytes on it; the pairs are reached."""
+        if not src.size:
+            return Ragged(length=src, links=src, shares=np.zeros(0))
         a, b = self.start_of[src], self.end_of[dst]
         most = int(self.count.max(initial=1))
         if self.count.size * most < 2**62:
@@ -83,6 +85,8 @@ class Ways:
         """All shortest ways of each pair [pairs] together, the same share of the bytes on each; links come once, in order of
         their distance from the source. The pairs are reached.
         """
+        if not src.size:
+            return Ragged(length=src, links=src, shares=np.zeros(0))
         a, b = self.start_of[src], self.end_of[dst]
         key, which = np.unique(a * self.hops.shape[1] + b, return_inverse=True)
         length, edges, shares = self._spread(key // self.hops.shape[1], key % self.hops.shape[1])
@@ -163,8 +167,6 @@ def repeat_rows(length: Ints, which: Ints) -> tuple[Ints, Ints]:
 
 def concatenated(parts: list[Ragged]) -> Ragged:
     """Rows joined end to end: row i of the first part, then row i of the second, and so on."""
-    if len(parts) == 1:
-        return parts[0]
     length = np.sum([part.length for part in parts], axis=0)
     links, shares = np.empty(int(length.sum()), np.int64), np.empty(int(length.sum()))
     begin = np.cumsum(length) - length
