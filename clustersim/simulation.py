@@ -30,6 +30,7 @@ from clustersim.places import PACKAGE
 from clustersim.results.store import write_run
 from clustersim.results.tables import (
     LayerCounts,
+    collision,
     experts_table,
     gpus_table,
     layers_table,
@@ -109,11 +110,15 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     layers = layers_table(played, gpus, parts.cluster, counts)
     tables = {"layers": layers, "gpus": gpus, "links": links_table(played, parts.cluster), "experts": experts_table(counts)}
     numbers = summary_row(played, tables, counts, parts.workload.source.size, parts.cluster.n_gpus)
+    collided = collision(tables["links"], parts.cluster)
+    numbers["ecmp_collision"] = collided[0] if collided else None
     saved = 0.0
     if numbers["drop_rate"] > 0:
         dropless, _ = _play(parts, None, lambda fraction, _: progress(0.5 + 0.5 * fraction, "the same without dropping"))
         saved = dropless.step_s - played.step_s
     notes = _notes(parts, numbers)
+    if collided and collided[0] > 1.01:
+        notes += (f"routes pile up: the busiest {collided[1]} takes {collided[0]:.2f} times what an even spread would leave it",)
     run_id, provenance = _provenance(parts, notes)
     summary = {**_settings(parts), **numbers, "seconds_saved_by_dropping": saved}
     tables["summary"] = pl.DataFrame([{"run_id": run_id, **summary}])
