@@ -91,7 +91,7 @@ def one_of_each(
         return None
     flow = nbytes.view(np.uint64) + np.uint64(31) * release.view(np.uint64)
     table, place = np.zeros(8 * MOST, np.uint64), np.zeros(8 * MOST, np.int64)
-    kind = np.zeros(n, np.int32)
+    kind = np.zeros(n, np.int64)
     found = _classes(flow, table, place, kind)
     if found == 0 or 8 * found > n:
         return None
@@ -111,7 +111,7 @@ def one_of_each(
     chosen[first] = True
     total = np.zeros((first.size, found))
     _weights(routes.start, routes.links, routes.weights, kind, chosen, link_kind, total)
-    per_kind, of_kind = np.nonzero(total.T)
+    per_kind, of_kind = np.nonzero(total.T)             # links stand in the order of their kinds, not of their way
     example = np.zeros(found, np.int64)
     example[kind[::-1]] = np.arange(n - 1, -1, -1)
     start = np.concatenate(([0], np.cumsum(np.bincount(per_kind, minlength=found)))).astype(np.int64)
