@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import simpy
@@ -17,6 +18,21 @@ from clustersim.network import sharing
 from clustersim.network.bounds import busiest_link_end, chained, link_bytes
 from clustersim.network.sharing import need_exact
 from clustersim.types import Floats, Ints, Routes, Transfers
+
+
+class Solver(Protocol):
+    """What moves flows over links, as a module of functions: `sharing` in shares of a rate, `packets` packet by packet.
+
+    Its state is its own business, but for `counters` (fields waiting, last) and `flows` (start, drain, latency).
+    """
+
+    def extend(self, state: Any, routes: Routes, transfers: Transfers, *, inbox: Ints, outbox: Ints, n_counters: int) -> Any: ...
+    def keep(self, state: Any, flows: Ints, counters: Ints) -> Any: ...
+    def enter(self, state: Any, flows: Ints, at: Floats) -> None: ...
+    def run(self, state: Any, until: float) -> float: ...
+    def take_ended(self, state: Any) -> Ints: ...
+    def drained(self, state: Any) -> Ints: ...
+    def solves(self, state: Any) -> int: ...
 
 
 class Notice(simpy.Event):
@@ -117,15 +133,15 @@ class Bound:
 
 
 class Fluid:
-    """Max-min fair sharing of all links by all exchanges in progress, exact, with per-GPU finish times.
+    """All exchanges in progress share all links, with per-GPU finish times; how, says the solver (`sharing`: max-min, exact).
 
     Flow completions are walked inside the solver; the event loop sees arrivals and ranks that are through. The solver
     never runs past the next event of the loop, because that event may bring new flows.
     """
 
-    def __init__(self, env: simpy.Environment, cluster: Cluster) -> None:
+    def __init__(self, env: simpy.Environment, cluster: Cluster, solver: Solver = sharing, state: Any = None) -> None:
         self.env, self.cluster, self.capacity, self.solves = env, cluster, cluster.capacity, 0
-        self._state = sharing.empty(self.capacity)
+        self._solver, self._state = solver, sharing.empty(self.capacity) if state is None else state
         self._exchanges: list[Exchange] = []            # those in the solver, in the order of their counters
         self._of = np.zeros(0, np.int64)                # [flows] place in that list of each flow of the solver
         self._row = np.zeros(0, np.int64)               # [flows] its row in that exchange
@@ -167,15 +183,15 @@ class Fluid:
             place = self._exchanges.index(exchange)
             first, end = np.searchsorted(self._of, (place, place + 1))
             flows = first + np.searchsorted(self._row[first:end], rows)         # nothing of theirs has gone yet
-            sharing.enter(self._state, flows, self.env.now + exchange.transfers.release[rows])
+            self._solver.enter(self._state, flows, self.env.now + exchange.transfers.release[rows])
             for me in crowd:
                 self._tell(exchange, me)
 
     def _run_ahead(self) -> float:
         """Play the solver up to the next event of the loop; the time of the solver's next event."""
         while True:
-            following = sharing.run(self._state, self.env.peek())
-            ended = sharing.take_ended(self._state)
+            following = self._solver.run(self._state, self.env.peek())
+            ended = self._solver.take_ended(self._state)
             if not ended.size:
                 return following
             for counter in ended:
@@ -204,14 +220,14 @@ class Fluid:
         for other in self._exchanges:
             self._harvest(other)
         stay = [i for i, other in enumerate(self._exchanges) if other.open_counters or (other.told < 2).any()]
-        flows = np.setdiff1d(np.arange(self._of.size), sharing.drained(self._state))
+        flows = np.setdiff1d(np.arange(self._of.size), self._solver.drained(self._state))
         counters = (np.array(stay, np.int64)[:, None] * 2 * n + np.arange(2 * n)).ravel()
-        self._state = sharing.keep(self._state, flows, counters)
+        self._state = self._solver.keep(self._state, flows, counters)
         self._of, self._row = np.searchsorted(stay, self._of[flows]), self._row[flows]
         self._exchanges = [self._exchanges[i] for i in stay] + [exchange]
         for i, other in enumerate(self._exchanges):
             other.base = 2 * n * i
-        self._state = sharing.extend(
+        self._state = self._solver.extend(
             self._state, exchange.routes, transfers, inbox=exchange.base + transfers.dst,
             outbox=exchange.base + n + transfers.src, n_counters=exchange.base + 2 * n,
         )  # fmt: skip
@@ -221,12 +237,12 @@ class Fluid:
 
     def _harvest(self, exchange: Exchange) -> None:
         """Write down when the flows of an exchange that have drained began and ended."""
-        through = sharing.drained(self._state)
+        through = self._solver.drained(self._state)
         through = through[self._of[through] == self._exchanges.index(exchange)]
         flows, rows = self._state.flows[through], self._row[through]
         exchange.start[rows] = flows["start"]
         exchange.finish[rows] = flows["drain"] + flows["latency"]
-        self.solves = sharing.solves(self._state)
+        self.solves = self._solver.solves(self._state)
 
 
 def bound(env: simpy.Environment, cluster: Cluster) -> Bound:
