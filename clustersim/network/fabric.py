@@ -14,7 +14,7 @@ import numpy as np
 import simpy
 
 from clustersim.cluster import Cluster
-from clustersim.network import sharing
+from clustersim.network import packets, sharing
 from clustersim.network.bounds import busiest_link_end, chained, link_bytes
 from clustersim.network.sharing import need_exact
 from clustersim.types import Floats, Ints, Routes, Transfers
@@ -84,7 +84,7 @@ class Exchange:
         """When the busiest link could have been through at the earliest, given who entered when; and that link."""
         released = self.entered[self.transfers.src] + self.transfers.release
         _, earliest = chained(self.transfers, self.routes.latency, released)
-        return busiest_link_end(self.fabric.capacity, self.routes, self.transfers.nbytes, earliest)
+        return busiest_link_end(self.fabric.capacity, self.routes, self.transfers.nbytes, earliest, self.fabric.hop_latency)
 
     def link_bytes(self) -> Floats:
         """Bytes on each link, [links]."""
@@ -109,6 +109,8 @@ def _open(fabric: Fluid | Bound, transfers: Transfers, cluster: Cluster) -> Exch
 
 class Bound:
     """All GPUs leave together, when the busiest link could be through. Exchanges in progress do not contend."""
+
+    hop_latency: Floats | None = None
 
     def __init__(self, env: simpy.Environment, cluster: Cluster) -> None:
         self.env, self.cluster, self.capacity, self.solves = env, cluster, cluster.capacity, 0
@@ -138,6 +140,8 @@ class Fluid:
     Flow completions are walked inside the solver; the event loop sees arrivals and ranks that are through. The solver
     never runs past the next event of the loop, because that event may bring new flows.
     """
+
+    hop_latency: Floats | None = None       # [links] where a hop's latency passes at the hop, and not all of them at the end
 
     def __init__(self, env: simpy.Environment, cluster: Cluster, solver: Solver = sharing, state: Any = None) -> None:
         self.env, self.cluster, self.capacity, self.solves = env, cluster, cluster.capacity, 0
@@ -258,3 +262,18 @@ def fluid(env: simpy.Environment, cluster: Cluster, *, resolution: float = 0.0) 
     """
     need_exact(resolution)
     return Fluid(env, cluster)
+
+
+def packet(
+    env: simpy.Environment, cluster: Cluster, *, chunk: str | float = packets.CHUNK, queue: str = "round_robin"
+) -> Fluid:
+    """Store and forward of packets of `chunk` bytes under credits; a queue per flow and link served in turn, or `queue` "fifo".
+
+    For small cases, and to check the fluid network, which it approaches as chunks shrink; fifo shows head-of-line blocking.
+
+    Raises:
+        InputError: a chunk that is not above 0, another queue; once it plays: too many packets, a route that is spread.
+    """
+    fabric = Fluid(env, cluster, packets, packets.empty(cluster.capacity, cluster.latency, chunk, queue))
+    fabric.hop_latency = cluster.latency
+    return fabric
