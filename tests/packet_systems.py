@@ -9,7 +9,7 @@ from clustersim.types import Routes, Transfers
 
 
 def waiting(capacity, routes, nbytes, *, chunk, queue="round_robin", latency=0.0, after=None, piece=None):
-    """A state with these flows, none released. Each has a counter of its own for its last landing and one for its last leaving."""
+    """A state with these flows, none released. Each has counters of its own for its last landing and its last leaving."""
     caps = np.asarray(capacity, float)
     after = after or [[] for _ in routes]
     zero, n = np.zeros(len(routes), np.int64), len(routes)
@@ -61,7 +61,7 @@ def steady_rates(capacity, routes, *, rounds, settle=200, **options):
 
 
 def small_system(rng, *, most_flows=14, forward=False):
-    """A few flows over a few links, routes of one to six; `forward`: every route in rising order, so that none goes in a circle."""
+    """A few flows over a few links, routes of one to six; `forward`: each in rising order, so that none goes in a circle."""
     n_links, n_flows = rng.randint(2, 7), rng.randint(2, most_flows)
     routes = [rng.sample(range(n_links), rng.randint(1, min(n_links, 6))) for _ in range(n_flows)]
     return {

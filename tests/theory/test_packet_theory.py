@@ -38,7 +38,7 @@ def test_packets_of_one_flow_overlap_on_its_links_and_credits_never_hold_it_back
 
 
 def test_the_last_packet_is_what_is_left_over():
-    """25 bytes in packets of 10 over two links of 10 B/s: 10, 10 and 5 leave the first at 1, 2, 2.5 s, the second at 2, 3, 3.5 s."""
+    """25 bytes in packets of 10 over two links of 10 B/s: 10, 10 and 5 leave one at 1, 2, 2.5 s, the other at 2, 3, 3.5 s."""
     state = played([10, 10], [[0, 1]], [25], chunk=10)
     np.testing.assert_allclose(packets.finish(state), [3.5])
     assert packets.solves(state) == 6
@@ -139,8 +139,8 @@ def test_exchanges_on_a_cluster_approach_the_fluid_ones(topology):
 
 
 def test_a_uniform_exchange_takes_the_fluid_time_and_one_round():
-    """All pairs alike: each NIC sends to 8 GPUs in turn, at full rate, and all in the same order. So eight packets for one GPU come
-    together, and the last of them waits for the other seven: one round of eight packets more than the bytes take."""
+    """All pairs alike: each NIC sends to 8 GPUs in turn, at full rate, and all in the same order. So eight packets for one GPU
+    come together, and the last of them waits for the other seven: one round of eight packets more than the bytes take."""
     cluster, chunk = load_cluster("ideal_rail", nodes=2), 4096.0
     nbytes = 2.0**20 * ~np.eye(16, dtype=bool)
     packed = transfer(cluster, nbytes, network="packet", chunk=chunk)

@@ -2,6 +2,7 @@
 
 import random
 from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clustersim import load_cluster, transfer
+from clustersim import load_cluster, simulate, transfer
 from clustersim.engine.gpu import DISPATCHED, LayerWork, play
 from clustersim.exchange import node_dedup
 from clustersim.network import fluid, packet, packet_kernel, packets
@@ -98,8 +99,8 @@ def test_no_exchange_beats_its_busiest_link_whatever_the_latencies(queue):
 
 
 def test_a_bound_that_adds_whole_latencies_could_be_beaten():
-    """A: 10 s of latency after the shared link 1; B: 10 s before it. A's bytes cross link 1 from 0 to 1/2 s, B's from 10 s on: both
-    are there at 10.501 s. One second of bytes on link 1 and then 10 s of latency would be 11 s."""
+    """A: 10 s of latency after the shared link 1; B: 10 s before it. A's bytes cross link 1 from 0 to 1/2 s, B's from 10 s on:
+    both are there at 10.501 s. One second of bytes on link 1 and then 10 s of latency would be 11 s."""
     capacity, latency = np.array([500.0, 1.0, 500.0]), np.array([10.0, 0.0, 10.0])
     routes = Routes(start=np.array([0, 2, 4]), links=np.array([1, 2, 0, 1]), weights=np.ones(4), latency=np.full(2, 10.0))
     finish = ends(capacity, [[1, 2], [0, 1]], [0.5, 0.5], chunk=0.5, latency=latency)
@@ -190,7 +191,8 @@ def two_hops(cluster, seed, phase):
         index=np.tile(np.arange(tokens), n), capacity=None,
     )  # fmt: skip
     model = SimpleNamespace(top_k=2, dispatch_token_bytes=7168.0, combine_token_bytes=14336.0)
-    return node_dedup(phase, routing, Placement(gpu_of=np.arange(8) // 2, expert_of=np.arange(8)), cluster, model, metadata_bytes=0)
+    placement = Placement(gpu_of=np.arange(8) // 2, expert_of=np.arange(8))
+    return node_dedup(phase, routing, placement, cluster, model, metadata_bytes=0)
 
 
 def finish_on_loop(cluster, transfers, network, enter):
@@ -275,10 +277,10 @@ def test_layers_that_overlap_are_played_as_if_they_were_one_system(queue):
     env.run()
     finish = np.concatenate([exchange.finish for exchange in exchanges])
     assert max(e.finish.min() for e in exchanges) < max(e.finish.max() for e in exchanges)
-    assert any(a.finish.max() > b.entered.min() for a, b in zip(exchanges, exchanges[1:], strict=False)), "they overlap"
+    assert any(a.finish.max() > b.entered.min() for a, b in pairwise(exchanges)), "they overlap"
     transfers = exchanges[0].transfers
     routes = cluster.routes(transfers.src, transfers.dst)
-    rows = [list(routes.links[a:b]) for a, b in zip(routes.start, routes.start[1:], strict=False)]
+    rows = [list(routes.links[a:b]) for a, b in pairwise(routes.start)]
     expected = ends(
         cluster.capacity, rows * 4, np.concatenate([e.transfers.nbytes for e in exchanges]),
         np.concatenate([e.entered[e.transfers.src] for e in exchanges]), chunk=20_000.0, latency=cluster.latency, queue=queue,
@@ -308,13 +310,27 @@ def test_the_engine_goes_on_when_packets_have_landed():
     assert packed.step_s != smooth.step_s
 
 
+def test_a_run_in_packets_says_what_it_is_and_is_near_the_fluid_one():
+    packed = simulate(["network=packet", "network.chunk=256KiB", "topology.nodes=2"])
+    assert any("256KiB packets" in note and "served in turn" in note for note in packed.notes)
+    smooth = simulate(["topology.nodes=2"])
+    assert packed.summary["step_s"] == pytest.approx(smooth.summary["step_s"], rel=0.15)
+    assert packed.summary["nic_bytes"] == smooth.summary["nic_bytes"]
+    assert packed.run_id != smooth.run_id
+
+
+def test_a_run_of_too_many_packets_is_refused_in_its_first_layer():
+    with pytest.raises(InputError, match=r"network\.chunk=1B: the run sends"):
+        simulate(["network=packet", "network.chunk=1B", "topology.nodes=2"])
+
+
 # ---- states that are cut and put together
 
 
 @QUEUES
 def test_forgetting_what_has_landed_changes_nothing(queue):
-    """At many instants, with packets and credits on the way: the state is reduced to the flows that have not landed, and ends to the
-    last bit as one that was left alone."""
+    """At many instants, with packets and credits on the way: the state is reduced to the flows that have not landed, and
+    ends to the last bit as one that was left alone."""
     for seed in range(40):
         rng = random.Random(seed)
         system = with_latency(rng, small_system(rng, forward=True))
