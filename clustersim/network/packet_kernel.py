@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.network.jit import inlined, njit
+from clustersim.network.jit import inlined, lean
 from clustersim.types import Ints
 
 Records = NDArray[Any]
@@ -145,7 +145,7 @@ def _drop_first(heap, tally):
     heap[at].who = who
 
 
-@njit
+@lean
 def release(s, moving, at):
     """The sources of the flows `moving` are in from the times `at` on."""
     for i in range(moving.size):
@@ -211,7 +211,7 @@ def _offer(links, hops, served, pending, tally, h):
         _look_at(links, pending, tally, link)
 
 
-@njit
+@lean
 def _allow(s, f):
     """Let go as many packets of flow f, whose source is in, as what it follows allows: see types.Transfers."""
     flows, after, hops = s.flows, s.after, s.hops
@@ -232,7 +232,7 @@ def _allow(s, f):
         _offer(s.links, hops, s.served, s.pending, s.tally, h)
 
 
-@njit
+@lean
 def _count_down(counters, ended, tally, counter, finish):
     counters[counter].waiting -= 1
     counters[counter].last = max(counters[counter].last, finish)
@@ -241,33 +241,33 @@ def _count_down(counters, ended, tally, counter, finish):
         tally[N_DONE] += 1
 
 
-@njit
-def _tell_followers(s, f, before):
-    """More of flow f has landed than the fraction `before`: what it alone has held back may send more."""
+@lean
+def _tell_followers(s, f):
+    """One more packet of flow f has landed: what no other flow holds back may send more."""
     flows = s.flows
+    before = (flows[f].landed - 1) * s.chunk / flows[f].nbytes
     for i in range(flows[f].next_start, flows[f].next_end):
         c = s.next[i]
         if flows[c].status == IN and flows[c].behind >= before:
             _allow(s, c)
 
 
-@njit
-def _last_has_left(s, h, t):
-    """A flow's last packet has left the link of hop h."""
-    f = s.hops[h].flow
-    if h == s.flows[f].hop_start:
-        _count_down(s.counters, s.ended, s.tally, s.flows[f].outbox, t)
-    if h + 1 == s.flows[f].hop_end:
-        s.flows[f].drain = t
+@lean
+def _last_has_left(flows, counters, ended, tally, f, h, t):
+    """The last packet of flow f has left the link of hop h."""
+    if h == flows[f].hop_start:
+        _count_down(counters, ended, tally, flows[f].outbox, t)
+    if h + 1 == flows[f].hop_end:
+        flows[f].drain = t
 
 
-@njit
-def _last_has_landed(s, f):
+@lean
+def _last_has_landed(flows, counters, ended, tally, f):
     """All of flow f is at its destination."""
-    s.flows[f].status = DONE
-    _count_down(s.counters, s.ended, s.tally, s.flows[f].inbox, s.flows[f].drain + s.flows[f].latency)
-    if s.flows[f].landed > s.flows[f].packets:
-        s.tally[FAULT] = FAULT_LANDED
+    flows[f].status = DONE
+    _count_down(counters, ended, tally, flows[f].inbox, flows[f].drain + flows[f].latency)
+    if flows[f].landed > flows[f].packets:
+        tally[FAULT] = FAULT_LANDED
 
 
 @inlined
@@ -302,7 +302,7 @@ def _out_of_pipe(links, pipes, heap, tally, link):
 
 
 @inlined
-def _send(s, links, flows, hops, heap, tally, link, h, t):
+def _send(links, flows, hops, heap, tally, chunk, link, h, t):
     """The next packet of hop h begins to cross its link, no sooner than the one before has left."""
     f = hops[h].flow
     if links[link].serving >= 0 or links[link].free_at > t * (1 + 2 * SAME):
@@ -311,7 +311,7 @@ def _send(s, links, flows, hops, heap, tally, link, h, t):
     if h == flows[f].hop_start and hops[h].sent == 0:
         flows[f].start = begin
     hops[h].sent += 1
-    size = s.chunk if hops[h].sent < flows[f].packets else flows[f].tail
+    size = chunk if hops[h].sent < flows[f].packets else flows[f].tail
     seconds = size / links[link].capacity
     links[link].serving = h
     links[link].free_at = begin + seconds
@@ -321,7 +321,7 @@ def _send(s, links, flows, hops, heap, tally, link, h, t):
     _push(heap, tally, begin + seconds, link)
 
 
-@njit
+@lean
 def _send_first(s, link, t):
     """fifo: the first packet of a link's queue begins to cross it; its place is free when it has left."""
     links = s.links
@@ -329,10 +329,10 @@ def _send_first(s, link, t):
     links[link].place_head = _wrapped(links[link].place_head + 1, links[link].places)
     links[link].queued -= 1
     links[link].is_blocked = 0
-    _send(s, links, s.flows, s.hops, s.heap, s.tally, link, h, t)
+    _send(links, s.flows, s.hops, s.heap, s.tally, s.chunk, link, h, t)
 
 
-@njit
+@lean
 def _serve_first(s, link, t):
     """fifo: give away the free places of a link's queue in turn; send its first packet if there is a place for it beyond."""
     links, flows, hops, served = s.links, s.flows, s.hops, s.served
@@ -360,7 +360,70 @@ def _serve_first(s, link, t):
             _look_at(links, s.pending, s.tally, hops[h + 1].link)
 
 
-@njit
+@inlined
+def _leave(links, flows, hops, pipes, heap, pending, counters, ended, tally, link):
+    """The packet on a link has left it. Returns the hops of a packet that arrives, and of a credit that is back, at once."""
+    h = links[link].serving
+    f = hops[h].flow
+    t = links[link].free_at
+    links[link].serving = -1
+    _look_at(links, pending, tally, link)
+    if hops[h].sent == flows[f].packets:
+        _last_has_left(flows, counters, ended, tally, f, h, t)
+    credited = -1
+    if tally[IS_FIFO] == 1:
+        links[link].free += 1
+    elif h > flows[f].hop_start:
+        credited = h - 1
+        back = hops[credited].link
+        if links[back].latency > 0.0:
+            _into_pipe(links, pipes, heap, tally, back, t + links[back].latency, -1 - credited)
+            credited = -1
+    arrived = h
+    if links[link].latency > 0.0:
+        _into_pipe(links, pipes, heap, tally, link, t + links[link].latency, h)
+        arrived = -1
+    return arrived, credited
+
+
+@inlined
+def _arrive(links, flows, hops, served, queues, pending, counters, ended, tally, h):
+    """A packet has come over the link of hop h: to the queue before the next link, or to its destination.
+
+    Returns its flow where there are others that follow it and have to be told, else -1.
+    """
+    f = hops[h].flow
+    told = -1
+    if h + 1 == flows[f].hop_end:
+        flows[f].landed += 1
+        if flows[f].landed >= flows[f].packets:
+            _last_has_landed(flows, counters, ended, tally, f)
+        if flows[f].next_end > flows[f].next_start:
+            told = f
+    elif tally[IS_FIFO] == 1:
+        _into_queue(links, queues, hops[h + 1].link, h + 1)
+        _look_at(links, pending, tally, hops[h + 1].link)
+    else:
+        hops[h + 1].queued += 1
+        if hops[h + 1].queued > hops[h].window:
+            tally[FAULT] = FAULT_QUEUE
+        _offer(links, hops, served, pending, tally, h + 1)
+    return told
+
+
+@inlined
+def _serve_in_turn(links, flows, hops, served, heap, tally, chunk, link, t):
+    """round_robin: an idle link sends a packet of the flow whose turn it is."""
+    h = _take_turn(links, hops, served, link)
+    if h >= 0:
+        hops[h].queued -= 1
+        hops[h].credit -= 1
+        _send(links, flows, hops, heap, tally, chunk, link, h, t)
+        if hops[h].queued > 0 and hops[h].credit > 0:
+            _line_up(links, hops, served, link, h)
+
+
+@lean
 def run(s, until):
     """Play all events up to and including time `until`, but stop after an instant in which a counter reached zero.
 
@@ -369,8 +432,7 @@ def run(s, until):
     zero stand in s.ended[: s.tally[N_DONE]]; the caller empties the list.
     """
     links, flows, hops, served, pipes, queues = s.links, s.flows, s.hops, s.served, s.pipes, s.queues
-    heap, pending, tally = s.heap, s.pending, s.tally
-    fifo = tally[IS_FIFO] == 1
+    heap, pending, counters, ended, tally = s.heap, s.pending, s.counters, s.ended, s.tally
     while tally[N_HEAP] > 0:
         t = heap[0].key
         if t > until:
@@ -379,72 +441,33 @@ def run(s, until):
         while tally[N_HEAP] > 0 and heap[0].key <= horizon:
             who = heap[0].who
             _drop_first(heap, tally)
-            arrived, credited = -1, -1          # the hop over whose link a packet has come; the hop that may send one more
-            if who < links.size:                # a packet has left link `who`
-                arrived = links[who].serving
-                f = hops[arrived].flow
-                links[who].serving = -1
-                _look_at(links, pending, tally, who)
-                left = links[who].free_at
-                if hops[arrived].sent == flows[f].packets:
-                    _last_has_left(s, arrived, left)
-                if fifo:
-                    links[who].free += 1
-                elif arrived > flows[f].hop_start:
-                    credited = arrived - 1
-                    back = hops[credited].link
-                    if links[back].latency > 0.0:
-                        _into_pipe(links, pipes, heap, tally, back, left + links[back].latency, -1 - credited)
-                        credited = -1
-                if links[who].latency > 0.0:
-                    _into_pipe(links, pipes, heap, tally, who, left + links[who].latency, arrived)
-                    arrived = -1
-            elif who < 2 * links.size:          # something has come over a link
-                hop = _out_of_pipe(links, pipes, heap, tally, who - links.size)
-                if hop >= 0:
-                    arrived = hop
-                else:
-                    credited = -1 - hop
+            arrived, credited = -1, -1
+            if who < links.size:
+                arrived, credited = _leave(links, flows, hops, pipes, heap, pending, counters, ended, tally, who)
+            elif who < 2 * links.size:
+                message = _out_of_pipe(links, pipes, heap, tally, who - links.size)
+                arrived, credited = message, -1 - message           # the one that is not meant is below 0
             else:
-                f = who - 2 * links.size
-                flows[f].status = IN
-                _allow(s, f)
+                flows[who - 2 * links.size].status = IN
+                _allow(s, who - 2 * links.size)
             if credited >= 0:
                 hops[credited].credit += 1
                 if hops[credited].credit > hops[credited].window:
                     tally[FAULT] = FAULT_QUEUE
                 _offer(links, hops, served, pending, tally, credited)
             if arrived >= 0:
-                f = hops[arrived].flow
-                if arrived + 1 == flows[f].hop_end:
-                    flows[f].landed += 1
-                    if flows[f].landed >= flows[f].packets:
-                        _last_has_landed(s, f)
-                    if flows[f].next_end > flows[f].next_start:
-                        _tell_followers(s, f, (flows[f].landed - 1) * s.chunk / flows[f].nbytes)
-                elif fifo:
-                    _into_queue(links, queues, hops[arrived + 1].link, arrived + 1)
-                    _look_at(links, pending, tally, hops[arrived + 1].link)
-                else:
-                    hops[arrived + 1].queued += 1
-                    if hops[arrived + 1].queued > hops[arrived].window:
-                        tally[FAULT] = FAULT_QUEUE
-                    _offer(links, hops, served, pending, tally, arrived + 1)
+                told = _arrive(links, flows, hops, served, queues, pending, counters, ended, tally, arrived)
+                if told >= 0:
+                    _tell_followers(s, told)
         while tally[N_PENDING] > 0:
             link = pending[tally[PENDING_HEAD]]
             tally[PENDING_HEAD] = _wrapped(tally[PENDING_HEAD] + 1, links.size)
             tally[N_PENDING] -= 1
             links[link].is_pending = 0
-            if fifo:
+            if tally[IS_FIFO] == 1:
                 _serve_first(s, link, t)
             elif links[link].serving < 0:
-                h = _take_turn(links, hops, served, link)
-                if h >= 0:
-                    hops[h].queued -= 1
-                    hops[h].credit -= 1
-                    _send(s, links, flows, hops, heap, tally, link, h, t)
-                    if hops[h].queued > 0 and hops[h].credit > 0:
-                        _line_up(links, hops, served, link, h)
+                _serve_in_turn(links, flows, hops, served, heap, tally, s.chunk, link, t)
         if tally[FAULT] != 0:
             return math.nan
         if tally[N_DONE] > 0:
