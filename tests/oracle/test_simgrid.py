@@ -24,7 +24,7 @@ def test_there_are_enough_systems_and_sharing_decides_enough_of_them():
     ratios = np.array([one.over_bound for kind in KINDS for one in rows(kind)])
     assert ratios.size >= 60
     assert (ratios > 1.05).sum() >= 30
-    assert (ratios[np.isfinite(ratios)] >= 1 - 1e-12).all(), "faster than the busiest link"
+    assert (ratios[np.isfinite(ratios)] >= 1 - 1e-9).all(), "faster than the busiest link"
 
 
 @pytest.mark.parametrize("kind", KINDS)
