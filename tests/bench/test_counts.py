@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.bench.network import default_run_cost, direct_cost
+from tests.bench.counts import default_run_cost, direct_cost
 
 
 @pytest.mark.parametrize("n_gpus", [64, 128])
