@@ -2,10 +2,15 @@
 
 from functools import cache
 
+import numpy as np
 import pytest
 
+from clustersim import load_cluster
+from clustersim.network import bound, fluid
 from tests.bench.counts import default_run_cost, direct_cost
+from tests.bench.forwards import forward
 from tests.bench.rows import SCANS
+from tests.bench.workloads import layer
 
 EXACT = cache(direct_cost)
 SKEWED = pytest.mark.parametrize("n_gpus", [64, 128, pytest.param(256, marks=pytest.mark.slow)])
@@ -46,3 +51,12 @@ def test_flows_that_are_held_by_others_cost_no_solve_of_their_own(phase, solves)
     cost = default_run_cost(phase)
     assert cost.solves == pytest.approx(solves, rel=0.05)
     assert cost.solves < cost.flows
+
+
+@pytest.mark.parametrize("network", [fluid, bound])
+@pytest.mark.parametrize("exchange", ["direct", "node_dedup"])
+def test_at_most_five_events_of_the_loop_per_gpu_and_exchange(exchange, network):
+    """An exchange has 240 flows, 15 per GPU; the loop hears of arrivals and of ranks that are through."""
+    jitter = np.random.default_rng(0).exponential(1e-4, (6, 16))
+    took = forward(load_cluster("ideal_rail", nodes=2), network, list(layer(exchange, 16)) * 3, jitter)
+    assert 1 < took.events <= 5
