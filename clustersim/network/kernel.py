@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.network.jit import inlined, njit
+from clustersim.jit import inlined, njit
 from clustersim.types import Floats, Ints
 
 Records = NDArray[Any]

@@ -12,7 +12,7 @@ import pytest
 import clustersim
 
 PACKAGE = Path(clustersim.__file__).parent
-GROUND = ("types", "pick", "places", "writing", "units", "gpuspec", "model", "cluster")
+GROUND = ("types", "pick", "places", "writing", "units", "jit", "gpuspec", "model", "cluster")
 ROOMS = (
     *GROUND, "workload", "placement", "exchange", "network", "engine", "results", "config", "simulation", "validation", "cli"
 )  # fmt: skip

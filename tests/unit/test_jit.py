@@ -5,7 +5,7 @@ import logging
 import numba
 import pytest
 
-from clustersim.network import jit
+from clustersim import jit
 
 
 @pytest.fixture
