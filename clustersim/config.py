@@ -238,7 +238,7 @@ def _run(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[str,
 
 
 def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
-    """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model, plug-ins and capacity look after their own."""
+    """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model, capacity and plug-ins see to theirs."""
     from omegaconf import OmegaConf
 
     known = {key: [key] for key in config if key in (*GROUPS, "seed", "output")}

@@ -144,8 +144,9 @@ def _assemble(run: Run) -> _Parts:
     rule = capacities.rule_from(config["capacity"])
     if rule.sends_padding and ":" not in exchange_name and exchange_name not in exchanges.PADDING:
         key = "pad=true" if rule.pad else f"pad_multiple={rule.pad_multiple}"
+        can = " or ".join(sorted(exchanges.PADDING))
         raise InputError(
-            f"capacity.{key}: exchange={exchange_name} cannot send padding; use exchange={' or '.join(sorted(exchanges.PADDING))}, "
+            f"capacity.{key}: exchange={exchange_name} cannot send padding; use exchange={can}, "
             "or capacity.where=expert, which pads on arrival"
         )
     return _Parts(

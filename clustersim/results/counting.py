@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clustersim.types import Choices, Ints, Placement, Routing
 
@@ -45,9 +46,9 @@ def count_layer(
     asked, assigned = kept.asked, kept.assigned
     computed = np.bincount(placement.expert_of, in_slot, n_experts).astype(np.int64)
     assert (computed == _by_expert(assigned, n_experts)).all(), "a kept choice has no slot"
-    dropped = (asked >= 0) & (assigned < 0)
+    dropped: NDArray[np.bool_] = (asked >= 0) & (assigned < 0)
     moved = (assigned >= 0) & (assigned != asked)
-    some, left = dropped.any(axis=1), (assigned >= 0).any(axis=1)
+    some, left = dropped.any(axis=1), np.asarray((assigned >= 0).any(axis=1))
     counts = LayerCounts(
         asked=_by_expert(asked, n_experts),
         kept=computed,

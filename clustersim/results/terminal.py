@@ -110,7 +110,7 @@ def trade(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table | No
     shown = [name for name, column in costs.items() if name in ("dropped", "gate lost") or any(row[column] for _, row in jobs)]
     table = Table(
         box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
-        caption="saved: seconds against dropless; gate lost: share of the gate weights; padding: of the rows computed",
+        caption="saved: against dropless; gate lost: of the gate weights" + "; padding: of all rows" * ("padding" in shown),
     )  # fmt: skip
     for heading in (*swept, "step", "saved", *shown):
         table.add_column(heading, justify="right", overflow="fold", no_wrap=heading not in swept)

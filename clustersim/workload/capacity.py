@@ -71,7 +71,8 @@ def rule_from(config: Mapping[str, Any]) -> Rule:
     Raises:
         InputError: an unknown name or key, a value that cannot be, or keys that exclude each other.
     """
-    size, policy = (find(capacity_sizes, config["rule"], "capacity.rule"), find(capacity_policies, config["drop"], "capacity.drop"))
+    size = find(capacity_sizes, config["rule"], "capacity.rule")
+    policy = find(capacity_policies, config["drop"], "capacity.drop")
     options = {key: value for key, value in config.items() if key not in _OWN}
     taken = {key: [f for f in (size, policy) if key in _keyword_only(f)] for key in options}
     for key in options:
@@ -84,7 +85,8 @@ def rule_from(config: Mapping[str, Any]) -> Rule:
     )
     for key, allowed in _CHOICES.items():
         if config[key] not in allowed:
-            raise InputError(f"capacity.{key}={config[key]}: must be {' or '.join(allowed)}{did_you_mean(str(config[key]), allowed)}")
+            near = did_you_mean(str(config[key]), allowed)
+            raise InputError(f"capacity.{key}={_shown(config[key])}: must be {' or '.join(allowed)}{near}")
     rule = Rule(
         factor=_factor(config["factor"]), size=size, policy=policy, per=config["per"], scope=config["scope"],
         where=config["where"], group_tokens=_whole("group_tokens", config["group_tokens"], or_null=True),
@@ -155,11 +157,12 @@ def applied_weights(weights: Floats, asked: Ints, assigned: Ints, *, renormalise
     DeepSpeed's top-2 and top-k gates renormalise, Megatron-LM's and Tutel's do not. With top-1 routing nobody does: the
     weight would always be 1. A choice that went to another expert keeps the weight of the one that it asked for.
     """
-    kept = np.where((asked >= 0) & (assigned >= 0), weights, 0.0)
+    kept: Floats = np.where((asked >= 0) & (assigned >= 0), weights, 0.0)
     if not renormalise or asked.shape[1] == 1:
         return kept
     total = kept.sum(axis=1, keepdims=True)
-    return np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
+    share: Floats = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
+    return share
 
 
 def _pools(rule: Rule, source: Ints, index: Ints, n_gpus: int) -> tuple[Ints, Ints | None]:
@@ -190,7 +193,7 @@ def _check_together(rule: Rule, drop: str) -> None:
         )
     if drop in ELSEWHERE and (rule.per == "gpu" or rule.where == "expert"):
         wrong = "per=gpu" if rule.per == "gpu" else "where=expert"
-        raise InputError(f"capacity.drop={drop}: finds another expert before dispatch, expert by expert; not with capacity.{wrong}")
+        raise InputError(f"capacity.drop={drop}: finds another expert before dispatch; not with capacity.{wrong}")
 
 
 def _keyword_only(function: Callable[..., Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How many rows of padding fill buffers up: to the capacity, or to a multiple. Counts rows; bytes and seconds are made elsewhere."""
+"""How many rows of padding fill buffers up: to the capacity, or to a multiple. Counts rows, neither bytes nor seconds."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ def padding_rows(rule: Rule, limited: Limited, rows: Ints, tokens: Ints, expert_
     if rule.where == "expert":
         arrived = rows.sum(axis=0)
         places = arrived
-        if rule.pad:
-            places = np.full_like(arrived, arrived.max(initial=0)) if limited.room is None else limited.room.sum(axis=0)[expert_of]
+        if rule.pad and limited.room is None:
+            places = np.full_like(arrived, arrived.max(initial=0))
+        elif rule.pad and limited.room is not None:
+            places = limited.room.sum(axis=0)[expert_of]
         return None, _filled(np.maximum(places, arrived), rule.pad_multiple) - arrived
     if not rule.sends_padding:
         return None, np.zeros(expert_of.size, np.int64)
@@ -44,7 +46,9 @@ def pad_routing_map(chosen: NDArray[np.bool_], multiple: int) -> NDArray[np.bool
     what this adds for each source GPU.
     """
     wanted = -chosen.sum(axis=0) % multiple
-    return chosen | ((~chosen).cumsum(axis=0) <= wanted) & ~chosen
+    added = ~chosen & ((~chosen).cumsum(axis=0) <= wanted)
+    padded: NDArray[np.bool_] = chosen | added
+    return padded
 
 
 def _buffers(limited: Limited, rows: Ints, expert_of: Ints) -> Ints:

@@ -112,7 +112,7 @@ def reroute(rng: np.random.Generator, contest: Contest, *, first: str = "positio
     if first in ELSEWHERE:
         raise InputError(f"capacity.first={first}: must be a policy that only drops, such as position or prob")
     assigned: Ints = find(sys.modules[__name__], first, "capacity.first")(rng, contest)
-    lost = ((contest.asked >= 0) & (assigned < 0)).any(axis=1)
+    lost = np.asarray(((contest.asked >= 0) & (assigned < 0)).any(axis=1))
     left = _left(contest, assigned)
     from clustersim.workload import capacity_kernel
 
@@ -129,7 +129,7 @@ def no_token_left_behind(rng: np.random.Generator, contest: Contest, *, tries: i
     that is Mesh TensorFlow's no-token-left-behind (mesh_tensorflow/transformer/moe.py, `_ntlb_gating`).
 
     Args:
-        tries: experts that a token may try in all, its own top_k included; None: as many as there are.
+        tries: experts that a token may try in all, its own choices included; None: as many as there are.
 
     Raises:
         InputError: scores are not known, or tries is below 1.
@@ -140,10 +140,11 @@ def no_token_left_behind(rng: np.random.Generator, contest: Contest, *, tries: i
     lost = np.flatnonzero((contest.asked >= 0).any(axis=1) & (assigned < 0).all(axis=1))
     left = _left(contest, assigned)
     n_experts = contest.room.shape[1]
-    more = max(0, (n_experts if tries is None else min(tries, n_experts)) - contest.asked.shape[1])
-    ranked = _others(contest, lost, more)
+    ranked = _others(contest, lost, n_experts if tries is None else min(tries, n_experts))
     slot = (contest.asked[lost] >= 0).argmax(axis=1)            # the choice whose place in the token the new expert takes
-    for turn in range(more if lost.size else 0):
+    for turn in range(ranked.shape[1]):
+        if not lost.size:
+            break
         wanted = ranked[:, turn : turn + 1].astype(np.int64)
         place = _places(wanted, contest.pool[lost], n_experts)
         won = np.flatnonzero((wanted[:, 0] >= 0) & (place[:, 0] < left[contest.pool[lost], wanted[:, 0]]))
@@ -209,11 +210,17 @@ def _left(contest: Contest, assigned: Ints) -> Ints:
     """Places that are still free, int [pools, experts]."""
     taken = contest.pool[:, None] * contest.room.shape[1] + assigned
     count = np.bincount(taken[assigned >= 0], minlength=contest.room.size)
-    return np.maximum(contest.room - count.reshape(contest.room.shape), 0)
+    left: Ints = np.maximum(contest.room - count.reshape(contest.room.shape), 0)
+    return left
 
 
-def _others(contest: Contest, tokens: Ints, n: int) -> NDArray[np.int32]:
-    """The n best-scored experts of each of `tokens` that it did not ask for, best first, int [tokens, n]; -1 none left."""
+def _others(contest: Contest, tokens: Ints, tries: int) -> NDArray[np.int32]:
+    """The best-scored experts that each of `tokens` did not ask for, best first, int [tokens, some]; -1 none left.
+
+    With those that it did ask for they are at most `tries`.
+    """
+    more = tries - (contest.asked[tokens] >= 0).sum(axis=1)
+    n = max(0, int(more.max(initial=0)))
     ranked = np.full((tokens.size, n), -1, np.int32)
     for begin, end in pieces(contest.asked.shape[0]):
         rows = slice(*np.searchsorted(tokens, (begin, end)))
@@ -223,19 +230,21 @@ def _others(contest: Contest, tokens: Ints, n: int) -> NDArray[np.int32]:
             row, choice = np.nonzero(own >= 0)
             scores[row, own[row, choice]] = -np.inf
             order = np.argsort(-scores, axis=1, kind="stable")[:, :n]
-            ranked[rows] = np.where(np.isneginf(np.take_along_axis(scores, order, axis=1)), -1, order)
+            none = np.isneginf(np.take_along_axis(scores, order, axis=1)) | (np.arange(n) >= more[rows, None])
+            ranked[rows] = np.where(none, -1, order)
     return ranked
 
 
 def _confidence(contest: Contest) -> Floats:
     """How sure the router is of each token, float [tokens]."""
-    if contest.scores is None and contest.weights is None:
-        raise InputError(
-            "capacity.drop=bpr: the trace has neither gate weights nor scores to rank tokens by; "
-            "use capacity.drop=choice_major, or a trace recorded with gate_weights"
-        )
     if contest.scores is None:
-        return np.where(contest.asked < 0, -np.inf, contest.weights).max(axis=1)
+        if contest.weights is None:
+            raise InputError(
+                "capacity.drop=bpr: the trace has neither gate weights nor scores to rank tokens by; "
+                "use capacity.drop=choice_major, or a trace recorded with gate_weights"
+            )
+        largest: Floats = np.where(contest.asked < 0, -np.inf, contest.weights).max(axis=1)
+        return largest
     sure = np.empty(contest.asked.shape[0])
     for begin, end in pieces(sure.size):
         scores = _scores("bpr", contest, begin, end)

@@ -13,8 +13,10 @@ A product that is whole in decimals stays whole (10 · 1.1 is 11), where floats 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clustersim.types import Floats, InputError, Ints
 
@@ -149,11 +151,11 @@ def moe_plus_plus_shares(top_k: int, ffn_experts: int, zero_experts: int, factor
     return np.array([tau * share, share])
 
 
-def _up(exact: Floats) -> Ints:
+def _up(exact: NDArray[Any]) -> Ints:
     return np.ceil(exact * (1 - 1e-12)).astype(np.int64)
 
 
-def _down(exact: Floats) -> Ints:
+def _down(exact: NDArray[Any]) -> Ints:
     return np.floor(exact * (1 + 1e-12)).astype(np.int64)
 
 
