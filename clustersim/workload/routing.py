@@ -27,6 +27,7 @@ ONE_BY_ONE = {          # routers that rank tokens against each other, and what 
     "mixture_of_depths": None,
     "base": {"method": "greedy"},       # fairseq, base_layer.py: evaluation takes the best expert
     "sinkhorn": {"balance": False},     # Megatron-LM, router.py: evaluation takes the plain top k
+    "swipe": {"balance": False},        # FastMoE, swipe_gate.py: so does this
 }
 
 

@@ -17,20 +17,38 @@ PIECE = 1024                                # tokens worked on at a time: 1 MiB 
 ACTIVATIONS = ("softmax", "sigmoid", "sqrtsoftplus", "none")
 
 
+def check_k(k: int, n_experts: int) -> None:
+    """
+    Raises:
+        InputError: k is not a whole number from 1 to the number of experts.
+    """
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= n_experts:
+        raise InputError(f"router.k={k}: must be a whole number from 1 to {n_experts}, the experts that are scored")
+
+
 def checked(scores: Scores, k: int = 1) -> Scores:
     """`scores`, once they are numbers and there are k experts.
 
     Raises:
         InputError: k is not from 1 to the number of experts; a score is NaN.
     """
-    n_experts = scores.shape[1]
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= n_experts:
-        raise InputError(f"router.k={k}: must be a whole number from 1 to {n_experts}, the experts that are scored")
+    check_k(k, scores.shape[1])
     for part in pieces(len(scores)):
-        if part.stop > part.start and np.isnan(scores[part].max()):
-            token, expert = np.argwhere(np.isnan(scores[part]))[0]
-            raise InputError(f"router scores: token {part.start + token}, expert {expert} is NaN; every score must be a number")
+        check_numbers(scores[part], part.start)
     return scores
+
+
+def check_numbers(scores: Scores, first: int = 0) -> None:
+    """
+    Args:
+        first: number of the first of these tokens.
+
+    Raises:
+        InputError: a score is NaN.
+    """
+    if scores.size and np.isnan(scores.max()):
+        token, expert = np.argwhere(np.isnan(scores))[0]
+        raise InputError(f"router scores: token {first + token}, expert {expert} is NaN; every score must be a number")
 
 
 def pieces(n_tokens: int) -> Iterator[slice]:
@@ -64,17 +82,24 @@ def activated(scores: Scores, kind: str) -> Scores:
 
 
 def best(scores: Scores, k: int, bias: Floats | None = None) -> Ints:
-    """Experts of the k largest scores + bias of every token, largest first; of equal ones the lower. int [tokens, k]."""
+    """Experts of the k largest scores + bias of every token, largest first; of equal ones the lower. int [tokens, k].
+
+    Raises:
+        InputError: k is not from 1 to the number of experts; a score is NaN.
+    """
     from clustersim.workload.routers import kernels
 
+    check_k(k, scores.shape[1])
     ids = np.empty((len(scores), k), np.int64)
     added = np.zeros(scores.shape[1], scores.dtype) if bias is None else np.asarray(bias, scores.dtype)
-    kernels.top_rows(np.ascontiguousarray(scores), added, k, ids)
+    for part in pieces(len(scores)):
+        check_numbers(scores[part], part.start)
+        kernels.top_rows(np.ascontiguousarray(scores[part]), added, k, ids[part])
     return ids
 
 
 def softmax_of(scores: Scores, ids: Ints) -> Floats:
-    """The softmax over the scores of the chosen alone, float [tokens, k]. ids: largest score first, none missing."""
+    """The softmax over the scores of the chosen alone, float [tokens, k]; none is missing."""
     from clustersim.workload.routers import kernels
 
     weights = np.empty(ids.shape)

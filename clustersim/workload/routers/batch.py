@@ -81,8 +81,8 @@ def sinkhorn_scaled(scores: Scores, tolerance: float = 1e-4) -> Floats:
     matrix = np.exp(np.asarray(scores, np.float64) - scores.max(axis=1, keepdims=True))     # a row's factor cancels
     of_expert, moved = np.ones(n_experts), math.inf
     while moved > tolerance:
-        of_token = 1 / (n_tokens * (matrix @ of_expert + 1e-8))
-        now = 1 / (n_experts * (of_token @ matrix + 1e-8))
+        of_token = 1 / (n_tokens * np.maximum(matrix @ of_expert, 1e-300))
+        now = 1 / (n_experts * np.maximum(of_token @ matrix, 1e-300))       # 0 where every exp underflows
         moved, of_expert = float(np.abs(now - of_expert).mean()), now
     return np.asarray(of_expert * matrix * of_token[:, None])
 

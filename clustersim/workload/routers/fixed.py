@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from clustersim.pick import did_you_mean
 from clustersim.types import Floats, InputError, Ints
-from clustersim.workload.routers.activation import Scores, best, checked
+from clustersim.workload.routers.activation import Scores, best, check_k
 
 TABLES = ("modulo", "knuth", "mixed", "balanced")
 
@@ -29,7 +29,7 @@ def hash_table(scores: Scores, *, k: int, table: str = "mixed", token_ids: Ints)
     Source: Hash Layers (arXiv 2106.04426); SplitMix64 after Steele et al., OOPSLA 2014.
     """
     n_experts = scores.shape[1]
-    checked(scores[:0], k)
+    check_k(k, scores.shape[1])
     if table not in TABLES:
         raise InputError(f"router.table={table}: must be one of {', '.join(TABLES)}{did_you_mean(str(table), TABLES)}")
     number = np.asarray(token_ids).astype(np.uint64)
@@ -43,7 +43,7 @@ def hash_table(scores: Scores, *, k: int, table: str = "mixed", token_ids: Ints)
     elif number.size:
         ids[:, 0] = balanced_table(int(number.max()) + 1, n_experts)[number]
     for j in range(1, k):
-        pick = (_mixed(number + np.uint64(j) * _STEP) % np.uint64(n_experts - j)).astype(np.int64)
+        pick = (_mixed(number + np.uint64(j * int(_STEP) & 0xFFFF_FFFF_FFFF_FFFF)) % np.uint64(n_experts - j)).astype(np.int64)
         for before in np.sort(ids[:, :j], axis=1).T:        # count past the experts that the token has
             pick += pick >= before
         ids[:, j] = pick
@@ -67,7 +67,7 @@ def random(scores: Scores, *, k: int, rng: np.random.Generator) -> tuple[Ints, F
     Raises:
         InputError: k does not fit.
     """
-    checked(scores[:0], k)
+    check_k(k, scores.shape[1])
     ids = best(rng.random(scores.shape, dtype=np.float32), k)
     return ids, np.full(ids.shape, 1.0 / k)
 
@@ -80,7 +80,7 @@ def round_robin(scores: Scores, *, k: int) -> tuple[Ints, Floats]:
 
     Source: databricks/megablocks (`uniform_expert_assignment`).
     """
-    checked(scores[:0], k)
+    check_k(k, scores.shape[1])
     n_tokens, n_experts = scores.shape
     ids = (np.arange(n_tokens)[:, None] * k + np.arange(k)) % n_experts
     return ids, np.full(ids.shape, 1.0 / k)

@@ -210,9 +210,11 @@ def weigh_rows(values, ids, renormalise, scale, weights):
 
 @njit
 def softmax_rows(scores, ids, weights):
-    """Weights of the chosen: the softmax over their scores alone. ids largest score first, none missing."""
+    """Weights of the chosen: the softmax over their scores alone. None is missing."""
     for t in range(ids.shape[0]):
         top = np.float64(scores[t, ids[t, 0]])
+        for j in range(1, ids.shape[1]):
+            top = max(top, np.float64(scores[t, ids[t, j]]))
         total = 0.0
         for j in range(ids.shape[1]):
             w = math.exp(np.float64(scores[t, ids[t, j]]) - top)

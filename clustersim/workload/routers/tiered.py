@@ -66,7 +66,7 @@ def topology_aware(
             f"router=topology_aware: takes two experts of the token's own node, which holds {int(np.count_nonzero(near))}; "
             "use fewer nodes or a placement with more slots"
         )
-    ids = best(checked(scores, 2), 2)
+    ids = best(scores, 2)
     far = ~near[ids[:, 0]]
     allowed = int(len(scores) * fraction)
     if np.count_nonzero(far) < allowed or not far.any():
@@ -77,18 +77,17 @@ def topology_aware(
     outward = ids[going, 0]
     ids = best(np.where(near, scores, -np.inf).astype(scores.dtype), 2)
     ids[going, 1] = outward
-    chosen = np.take_along_axis(scores, ids, axis=1).astype(np.float64)
-    odds = np.exp(chosen - chosen.max(axis=1, keepdims=True))
-    return ids, odds / odds.sum(axis=1, keepdims=True)
+    return ids, softmax_of(scores, ids)
 
 
-def swipe(scores: Scores, *, k: int, factor: float = 1.0) -> tuple[Ints, Floats]:
+def swipe(scores: Scores, *, k: int, factor: float = 1.0, balance: bool = True) -> tuple[Ints, Floats]:
     """Top k, but a full expert passes a token on to the next expert by number that has room: no load above the mean.
 
     First choices before second ones, tokens in order. Weights are the softmax over the scores of those taken in the end.
 
     Args:
         factor: room of an expert, ceil(T k factor / E).
+        balance: False: the plain top k, as in evaluation.
 
     Raises:
         InputError: factor is below 1, k does not fit, a score is NaN.
@@ -99,10 +98,10 @@ def swipe(scores: Scores, *, k: int, factor: float = 1.0) -> tuple[Ints, Floats]
 
     if not 1 <= factor < math.inf:
         raise InputError(f"router.factor={factor}: must be a number from 1 up")
-    n_tokens, n_experts = checked(scores, k).shape
+    n_tokens, n_experts = scores.shape
     ranked = best(scores, k)
+    if not balance:
+        return ranked, softmax_of(scores, ranked)
     ids = np.full_like(ranked, -1)
     kernels.next_with_room(ranked, n_experts, math.ceil(n_tokens * k * factor / n_experts), ids)
-    chosen = np.take_along_axis(scores, ids, axis=1).astype(np.float64)
-    odds = np.exp(chosen - chosen.max(axis=1, keepdims=True))
-    return ids, odds / odds.sum(axis=1, keepdims=True)
+    return ids, softmax_of(scores, ids)

@@ -10,7 +10,8 @@ from clustersim.workload.routers.activation import (
     Scores,
     activated,
     best,
-    checked,
+    check_k,
+    check_numbers,
     pieces,
     softmax_of,
     weights_of,
@@ -35,12 +36,15 @@ def top_k(
     """
     if softmax not in ("after", "before"):
         raise InputError(f"router.softmax={softmax}: must be after (over the chosen) or before (over all experts)")
-    ids = best(checked(scores, k), k)
-    if softmax == "after" or renormalise:
-        return ids, softmax_of(scores, ids) * scale
-    weights = np.empty(ids.shape)
+    check_k(k, scores.shape[1])
+    ids, weights = np.empty((len(scores), k), np.int64), np.empty((len(scores), k))
     for part in pieces(len(scores)):
-        weights[part] = weights_of(activated(scores[part], "softmax"), ids[part], renormalise=False, scale=scale)
+        check_numbers(scores[part], part.start)
+        ids[part] = best(scores[part], k)
+        if softmax == "after" or renormalise:
+            weights[part] = softmax_of(scores[part], ids[part]) * scale
+        else:
+            weights[part] = weights_of(activated(scores[part], "softmax"), ids[part], renormalise=False, scale=scale)
     return ids, weights
 
 
@@ -69,11 +73,12 @@ def group_limited(
     from clustersim.workload.routers import kernels
 
     n_tokens, n_experts = scores.shape
+    check_k(k, n_experts)
     members = _group_members(k, n_experts, n_groups, best_groups, group_score, zero_others)
-    checked(scores, k)
     ids, weights = np.empty((n_tokens, k), np.int64), np.empty((n_tokens, k))
     added = np.zeros(n_experts, scores.dtype) if bias is None else np.asarray(bias, scores.dtype)
     for part in pieces(n_tokens):
+        check_numbers(scores[part], part.start)
         values = np.ascontiguousarray(activated(scores[part], score))
         if n_groups == 1:
             kernels.top_rows(values, added, k, ids[part])
@@ -115,7 +120,6 @@ def switch(scores: Scores, *, jitter: float = 0.0, rng: np.random.Generator | No
     """
     if not 0 <= jitter < 1:
         raise InputError(f"router.jitter={jitter}: must be from 0 to below 1")
-    checked(scores)
     if jitter:
         assert rng is not None, "jitter is drawn"
         scores = scores * rng.uniform(1 - jitter, 1 + jitter, scores.shape).astype(scores.dtype)
@@ -144,7 +148,7 @@ def gshard(
         raise InputError(f"router.second={second}: must be one of {', '.join(kinds)}{did_you_mean(str(second), kinds)}")
     if not threshold > 0:
         raise InputError(f"router.threshold={threshold}: must be above 0")
-    ids = best(checked(scores, 2), 2)
+    ids = best(scores, 2)
     if second == "sampled":
         assert rng is not None, "the second is drawn"
         others = scores + rng.gumbel(size=scores.shape).astype(scores.dtype)
@@ -173,6 +177,5 @@ def noisy_top_k(scores: Scores, *, k: int, noise: float = 1.0, rng: np.random.Ge
     """
     if not noise >= 0:
         raise InputError(f"router.noise={noise}: must be 0 or above")
-    checked(scores, k)
     noisy = scores + (noise * rng.standard_normal(scores.shape)).astype(scores.dtype)
     return top_k(noisy, k=k)

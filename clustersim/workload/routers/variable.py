@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from clustersim.types import Floats, InputError, Ints
-from clustersim.workload.routers.activation import Scores, activated, best, checked, falling, weights_of
+from clustersim.workload.routers.activation import Scores, activated, best, checked, falling, softmax_of, weights_of
 
 
 def top_p(
@@ -110,7 +110,7 @@ def quantile_balanced(
         bias = -beta
     ids = best(values, k, bias)
     if score == "none":
-        return ids, _softmax_of_unsorted(values, ids)
+        return ids, softmax_of(values, ids)
     return ids, weights_of(values, ids, renormalise=renormalise, scale=scale)
 
 
@@ -134,13 +134,6 @@ def dual_beta(values: Scores, k: int, beta: Floats) -> Floats:
     less = values - beta
     alpha = -np.partition(-less, k, axis=1)[:, k]
     return np.asarray(-np.partition(alpha[:, None] - values, share, axis=0)[share], np.float64)
-
-
-def _softmax_of_unsorted(values: Scores, ids: Ints) -> Floats:
-    """The softmax over the chosen, in the order in which they were chosen."""
-    chosen = np.take_along_axis(values, ids, axis=1).astype(np.float64)
-    odds = np.exp(chosen - chosen.max(axis=1, keepdims=True))
-    return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 
 
 def _order_statistic(values: Scores, share: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from clustersim.types import Floats, InputError, Ints
-from clustersim.workload.routers.activation import Scores, activated, best, checked, pieces, weights_of
+from clustersim.workload.routers.activation import Scores, activated, best, check_k, check_numbers, pieces, weights_of
 
 
 def moe_plus_plus(scores: Scores, *, k: int, n_zero: int = 4) -> tuple[Ints, Floats]:
@@ -26,7 +26,6 @@ def moe_plus_plus(scores: Scores, *, k: int, n_zero: int = 4) -> tuple[Ints, Flo
     Source: MoE++ (arXiv 2410.07348); SkyworkAI/MoE-plus-plus, moe_plus_plus_layer.py.
     """
     real = _real(scores, n_zero)
-    checked(scores, k)
     ids = best(scores, k)
     weights = np.empty(ids.shape)
     for part in pieces(len(scores)):
@@ -51,9 +50,10 @@ def longcat(
     Source: LongCat-Flash (arXiv 2509.01322); its router in transformers (`longcat_flash`).
     """
     real = _real(scores, n_zero)
-    checked(scores, k)
+    check_k(k, scores.shape[1])
     ids, weights = np.empty((len(scores), k), np.int64), np.empty((len(scores), k))
     for part in pieces(len(scores)):
+        check_numbers(scores[part], part.start)
         values = activated(scores[part], "softmax")
         ids[part] = best(values, k, bias)
         weights[part] = weights_of(values, ids[part], renormalise=False, scale=scale)
