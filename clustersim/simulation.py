@@ -40,11 +40,12 @@ from clustersim.types import Choices, InputError, Placement, Routing, Workload
 from clustersim.workload import capacity as capacities
 from clustersim.workload import source
 from clustersim.workload.capacity_padding import padding_rows
+from clustersim.workload.routing import rerouted, router_from
 from clustersim.workload.trace import read_trace
 
 PHYSICS = 2             # raised whenever the same config gives other numbers; part of every run_id
 
-_CAPACITY = 1 << 32     # beside a layer in the key of its random stream: far from what samplers number
+_CAPACITY = 2**32 - 1   # ends the key of the capacity rule's random streams: above all that samplers and routers number
 
 VERSIONS = ("numpy", "numba", "polars", "simpy")        # packages whose versions run.json tells
 
@@ -91,6 +92,7 @@ class _Parts:
     exchange: Callable[..., Any]
     network: Callable[..., Any]
     rule: capacities.Rule
+    top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
     trace_sha256: str | None
 
@@ -138,7 +140,13 @@ def _assemble(run: Run) -> _Parts:
     find(placements.replicas, replica, "placement.replica")        # a misspelt rule is found now, not in the first layer
     if config["compute"]["name"] not in ("roofline", "none"):
         raise InputError(f"compute={config['compute']['name']}: must be roofline or none")
-    workload, digest = _workload(run, n)
+    name, options = run.options("router")
+    router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
+    workload, digest = _workload(run, n, router.extra)
+    workload = rerouted(
+        workload, router, run.model, run.seed, name=f"trace={config['trace']['name']}",
+        near=lambda gpu: _held_near(placement, cluster, run.model.n_experts, gpu),
+    )  # fmt: skip
     exchange_name, exchange_options = run.options("exchange")
     network_name, network_options = run.options("network")
     rule = capacities.rule_from(config["capacity"])
@@ -157,20 +165,28 @@ def _assemble(run: Run) -> _Parts:
         exchange=pick(exchanges, exchange_name, **exchange_options),
         network=pick(networks, network_name, **network_options),
         rule=rule,
+        top_k=router.options.get("k") or run.model.top_k,
         protected=capacities.protected_tokens(_stream(run.seed), rule, workload.context),
         trace_sha256=digest,
     )
 
 
-def _workload(run: Run, n_gpus: int) -> tuple[Workload, str | None]:
-    """The tokens and their router, and the hash of the trace they come from."""
+def _held_near(placement: Placement, cluster: Cluster, n_experts: int, gpu: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """bool [experts]: whether the node of a GPU holds a copy of the expert."""
+    held = np.zeros(n_experts, bool)
+    held[placement.expert_of[cluster.node_of[placement.gpu_of] == cluster.node_of[gpu]]] = True
+    return held
+
+
+def _workload(run: Run, n_gpus: int, extra: int) -> tuple[Workload, str | None]:
+    """The tokens and what is recorded or drawn of them, and the hash of the trace they come from. `extra` columns of scores."""
     name, options = run.options("trace")
     if name in ("tiny", "file"):
         path = PACKAGE / "workload" / "data" / "tiny" if name == "tiny" else Path(str(options["path"]))
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
         return source.from_trace(read_trace(path), run.model, n_gpus, run.tokens_per_gpu, name=label), _contents(path)
     if name == "sampled":
-        return bind("trace", name, source.from_sampler, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed), None
+        return bind("trace", name, source.from_sampler, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed, extra), None
     if name == "balanced":
         return bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu), None
     known = ("tiny", "file", "sampled", "balanced")
@@ -261,7 +277,7 @@ def _routings(parts: _Parts, rule: capacities.Rule, layer: int, chosen: Choices)
         computing = np.where(slots < 0, -1, parts.placement.gpu_of[slots])
     limited = capacities.limit(
         _stream(parts.run.seed, layer), rule, chosen, source=tokens.source, index=tokens.index, n_gpus=n,
-        n_experts=model.n_experts, gpu_of_choice=computing, protected=parts.protected,
+        n_experts=model.n_experts, top_k=min(parts.top_k, chosen.ids.shape[1]), gpu_of_choice=computing, protected=parts.protected,
     )  # fmt: skip
     weights = None
     if chosen.weights is not None:
@@ -285,6 +301,7 @@ def _settings(parts: _Parts) -> dict[str, Any]:
         "nodes": parts.cluster.n_nodes,
         "gpus": parts.cluster.n_gpus,
         "trace": config["trace"]["name"],
+        "router": config["router"]["name"],
         "tokens_per_gpu": run.tokens_per_gpu,
         "capacity_factor": run.capacity_factor,
         "capacity_rule": config["capacity"]["rule"],

@@ -100,7 +100,7 @@ def rule_from(config: Mapping[str, Any]) -> Rule:
 
 
 def limit(
-    rng: np.random.Generator, rule: Rule, choices: Choices, *, source: Ints, index: Ints, n_gpus: int, n_experts: int,
+    rng: np.random.Generator, rule: Rule, choices: Choices, *, source: Ints, index: Ints, n_gpus: int, n_experts: int, top_k: int,
     gpu_of_choice: Ints | None = None, protected: NDArray[np.bool_] | None = None,
 ) -> Limited:  # fmt: skip
     """What becomes of the choices of one layer.
@@ -108,6 +108,7 @@ def limit(
     Args:
         source: int [tokens], GPU that holds the token.
         index: int [tokens], place in its GPU's batch, from 0.
+        top_k: choices of a token that the formula counts on; some may have fewer or, where k varies, more.
         gpu_of_choice: int [tokens, top_k], GPU that would compute each choice, -1 none; only read for `per: gpu`.
         protected: bool [tokens], never dropped; None: nobody.
 
@@ -129,7 +130,7 @@ def limit(
     n_pools = 1 if gpu_of_pool is None else gpu_of_pool.size
     tokens = np.bincount(pool, minlength=n_pools)
     load = np.bincount((pool[:, None] * n_units + unit)[unit >= 0], minlength=n_pools * n_units)
-    places = rule.size(tokens, asked.shape[1], n_units, rule.factor, int(load.max(initial=0)))
+    places = rule.size(tokens, top_k, n_units, rule.factor, int(load.max(initial=0)))
     room = np.ascontiguousarray(np.broadcast_to(places.reshape(n_pools, -1), (n_pools, n_units)))
     contest = Contest(
         asked=asked, weights=choices.weights, scores=choices.scores, pool=pool, unit=unit, room=room, protected=protected

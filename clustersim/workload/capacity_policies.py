@@ -30,7 +30,7 @@ class Contest:
 
     asked: Ints                                 # [tokens, top_k] logical expert; -1 no expert
     weights: Floats | None                      # [tokens, top_k] gate weights, or None when unknown
-    scores: Callable[[int, int], Float32s] | None       # router scores of tokens first to last - 1, or None when unknown
+    scores: Callable[[int, int], Float32s] | None       # as of Choices; columns beyond the experts are no experts of the model
     pool: Ints                                  # [tokens] tokens of one pool compete with each other and with nobody else
     unit: Ints                                  # [tokens, top_k] whose places the choice wants: its expert's, or a GPU's; -1 none
     room: Ints                                  # [pools, units] places
@@ -118,7 +118,8 @@ def reroute(rng: np.random.Generator, contest: Contest, *, first: str = "positio
 
     for begin, end in pieces(lost.size):
         if lost[begin:end].any():
-            capacity_kernel.take_next(contest.asked, assigned, begin, _scores("reroute", contest, begin, end), contest.pool, left)
+            scores = _scores("reroute", contest, begin, end)[:, : left.shape[1]]        # the model's own experts
+            capacity_kernel.take_next(contest.asked, assigned, begin, scores, contest.pool, left)
     return assigned
 
 
@@ -225,7 +226,7 @@ def _others(contest: Contest, tokens: Ints, tries: int) -> NDArray[np.int32]:
     for begin, end in pieces(contest.asked.shape[0]):
         rows = slice(*np.searchsorted(tokens, (begin, end)))
         if rows.start < rows.stop and n:
-            scores = _scores("no_token_left_behind", contest, begin, end)[tokens[rows] - begin]
+            scores = _scores("no_token_left_behind", contest, begin, end)[tokens[rows] - begin, : contest.room.shape[1]]
             own = contest.asked[tokens[rows]]
             row, choice = np.nonzero(own >= 0)
             scores[row, own[row, choice]] = -np.inf
@@ -253,7 +254,7 @@ def _confidence(contest: Contest) -> Floats:
 
 
 def _scores(policy: str, contest: Contest, begin: int, end: int) -> Float32s:
-    """Scores of tokens begin to end - 1, float32 [end - begin, experts]; a copy that may be written to."""
+    """Scores of tokens begin to end - 1, float32 [end - begin, experts and what else is routed to]; a copy."""
     if contest.scores is None:
         raise InputError(
             f"capacity.drop={policy}: the trace has no router scores to rank other experts by; "

@@ -1,6 +1,6 @@
 """How many places an expert has: the formulas of the frameworks, found by name. Pure NumPy; who gets them is decided elsewhere.
 
-A size is `name(tokens, top_k, n_units, factor, largest, *, options) -> places`, int [pools], or [pools, units]:
+A size is `name(tokens, top_k, n_units, factor, largest, *, options) -> places`, int [pools], or [pools, units] where they differ:
 
     tokens: int [pools], tokens of each pool (a source GPU, a local group, or all).
     n_units: experts; GPUs where the capacity is one of GPUs.
@@ -126,28 +126,25 @@ def fastmoe_switch(tokens: Ints, top_k: int, n_units: int, factor: float, larges
 
 
 def moe_plus_plus(
-    tokens: Ints, top_k: int, n_units: int, factor: float, largest: int, *, zero_experts: int = 0, tau: float = 0.75
+    tokens: Ints, top_k: int, n_units: int, factor: float, largest: int, *, zero_experts: int = 4, tau: float = 0.75
 ) -> Ints:
-    """Unequal places: FFN experts have tau times those of the last `zero_experts` experts, which compute nothing.
+    """factor · tau · top_k · tokens / (tau · experts + zero_experts), rounded up (how the original rounds is not known).
 
-    factor · top_k · tokens / (tau · FFN experts + zero experts), rounded up (the paper does not say how it rounds).
+    Zero-computation experts are beside the model's experts; every GPU has them, and choosing them is not limited here.
 
     Source: MoE++, arXiv 2410.07348, section 3.
 
     Raises:
-        InputError: zero_experts is not below the number of experts, or tau is not in (0, 1].
+        InputError: zero_experts is below 0, or tau is not in (0, 1].
     """
-    if not 0 <= zero_experts < n_units:
-        raise InputError(f"capacity.zero_experts={zero_experts}: must be from 0 to {n_units - 1} of the {n_units} experts")
-    zero = np.arange(n_units) >= n_units - zero_experts
-    return _up(tokens[:, None] * moe_plus_plus_shares(top_k, n_units - zero_experts, zero_experts, factor, tau)[zero.astype(int)])
+    return _up(tokens * moe_plus_plus_shares(top_k, n_units, zero_experts, factor, tau)[0])
 
 
 def moe_plus_plus_shares(top_k: int, ffn_experts: int, zero_experts: int, factor: float, tau: float) -> Floats:
     """Places per token, not rounded: of an FFN expert, and of a zero-computation one (MoE++, arXiv 2410.07348, section 3)."""
     if not 0 < tau <= 1:
         raise InputError(f"capacity.tau={tau}: must be above 0 and at most 1")
-    share = _above_zero(factor) * top_k / (tau * ffn_experts + zero_experts)
+    share = _above_zero(factor) * top_k / (tau * ffn_experts + _at_least("zero_experts", zero_experts, 0))
     return np.array([tau * share, share])
 
 

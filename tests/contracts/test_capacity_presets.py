@@ -32,6 +32,7 @@ def limited(what, one, n_gpus=4, n_experts=16):
     index = np.arange(tokens) - np.searchsorted(source, source)
     return limit(
         np.random.default_rng(7), what, one, source=source, index=index, n_gpus=n_gpus, n_experts=n_experts,
+        top_k=one.ids.shape[1],
         gpu_of_choice=np.where(one.ids < 0, -1, one.ids * n_gpus // n_experts),
     )
 

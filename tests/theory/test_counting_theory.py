@@ -148,7 +148,7 @@ def test_what_a_uniform_top_1_router_drops_at_usual_factors(preset, factor, perc
     ids = np.random.default_rng(29).integers(0, n_experts, (tokens * batches, 1))
     done = limit(
         np.random.default_rng(0), what, Choices(ids=ids, weights=None), source=source, index=index, n_gpus=batches,
-        n_experts=n_experts,
+        n_experts=n_experts, top_k=1,
     )
     room = int(done.room[0, 0])
     expected = n_experts * overflow(tokens, 1 / n_experts, room) / tokens

@@ -11,13 +11,15 @@ from clustersim.workload.capacity import applied_weights, limit, protected_token
 from tests.contests import assigned, contest, rule
 
 
-def limited(what, ids, source=None, weights=None, scores=None, n_gpus=1, n_experts=4, seed=0, **more):
+def limited(what, ids, source=None, weights=None, scores=None, n_gpus=1, n_experts=4, seed=0, top_k=None, **more):
     ids = np.asarray(ids)
     source = np.zeros(len(ids), int) if source is None else np.asarray(source)
     index = np.arange(len(ids)) - np.searchsorted(source, source)
     choices = Choices(ids=ids, weights=weights, scores=scores)
     rng = np.random.default_rng(seed)
-    return limit(rng, what, choices, source=source, index=index, n_gpus=n_gpus, n_experts=n_experts, **more)
+    return limit(
+        rng, what, choices, source=source, index=index, n_gpus=n_gpus, n_experts=n_experts, top_k=top_k or ids.shape[1], **more
+    )
 
 
 # ---- policies
@@ -168,7 +170,21 @@ def test_options_of_a_policy_are_judged():
         assigned("reroute", [[0]], 1, options={"first": "probs"})
 
 
+def test_scores_beyond_the_models_experts_are_no_way_out():
+    """A third column, as of a zero-computation expert."""
+    scores = np.array([[2.0, 1.0, 9.0]] * 3, np.float32)
+    for policy in capacity_policies.ELSEWHERE:
+        assert assigned(policy, [[0], [0], [0]], [[1, 1]], scores=scores).ravel().tolist() == [0, 1, -1]
+
+
 # ---- rules
+
+
+def test_a_formula_counts_on_the_routers_top_k_not_on_how_many_choices_there_happen_to_be():
+    wide = np.full((8, 5), -1)
+    wide[:, 0] = 0
+    done = limited(rule(factor=1.0, drop="position"), wide, n_experts=4, top_k=2)
+    assert done.room.tolist() == [[4] * 4]
 
 
 def test_no_factor_means_nobody_is_dropped():

@@ -27,7 +27,7 @@ def routed(rng, tokens_per_gpu, n_experts, top_k, overrides, n_gpus=4):
     source, index = np.repeat(np.arange(n_gpus), tokens_per_gpu), np.tile(np.arange(tokens_per_gpu), n_gpus)
     what = rule(**overrides)
     limited = limit(rng, what, Choices(ids=ids, weights=rng.random(ids.shape)), source=source, index=index, n_gpus=n_gpus,
-                    n_experts=n_experts)  # fmt: skip
+                    n_experts=n_experts, top_k=top_k)  # fmt: skip
     rows = np.zeros((n_gpus, n_experts), int)
     t, j = np.nonzero(limited.assigned >= 0)
     np.add.at(rows, (source[t], limited.assigned[t, j]), 1)

@@ -5,7 +5,17 @@ import pytest
 
 from clustersim.types import InputError
 from clustersim.workload import capacity_sizes
-from clustersim.workload.capacity_sizes import deepspeed, fastmoe_switch, megatron, mesh_tensorflow, moe_plus_plus, tutel, vmoe
+from clustersim.workload.capacity_sizes import (
+    deepspeed,
+    fastmoe_switch,
+    megatron,
+    mesh_tensorflow,
+    moe_plus_plus,
+    moe_plus_plus_shares,
+    tutel,
+    vmoe,
+)
+
 
 
 def places(size, tokens, top_k, n_units, factor, largest=0, **options):
@@ -67,7 +77,7 @@ def test_vmoe_refuses_a_capacity_of_nothing():
     ("name", "option", "value"),
     [
         ("tutel", "alignment", 0), ("vmoe", "multiple", 0), ("megatron_rank", "multiple", -4), ("deepspeed", "min_capacity", -1),
-        ("mesh_tensorflow", "min_capacity", -1), ("flaxformer", "min_capacity", -1), ("moe_plus_plus", "zero_experts", 4),
+        ("mesh_tensorflow", "min_capacity", -1), ("flaxformer", "min_capacity", -1), ("moe_plus_plus", "zero_experts", -1),
         ("moe_plus_plus", "tau", 0.0),
     ],
 )  # fmt: skip
@@ -82,5 +92,8 @@ def test_with_equal_batches_fastmoe_counts_all_tokens_over_all_experts_as_each_w
 
 
 def test_ffn_experts_have_tau_times_the_places_of_zero_computation_experts():
-    assert places(moe_plus_plus, [1024, 512], 2, 12, 1.1, zero_experts=4) == [[169] * 8 + [226] * 4, [85] * 8 + [113] * 4]
-    assert places(moe_plus_plus, [1024], 2, 8, 1.0) == [[256] * 8]                  # no zero experts: the plain mean
+    ffn, zero = moe_plus_plus_shares(2, 8, 4, 1.1, 0.75)
+    assert ffn / zero == pytest.approx(0.75)
+    assert 8 * ffn + 4 * zero == pytest.approx(1.1 * 2), "all of them together: factor times the choices of a token"
+    assert places(moe_plus_plus, [1024, 512], 2, 8, 1.1) == [169, 85]
+    assert places(moe_plus_plus, [1024], 2, 8, 1.0, zero_experts=0) == [256]        # the plain mean
