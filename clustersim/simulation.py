@@ -116,7 +116,7 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     tables = {"layers": layers, "gpus": gpus, "links": links_table(played, parts.cluster), "experts": experts_table(counts)}
     numbers = summary_row(played, tables, counts, parts.workload.source.size, parts.cluster.n_gpus)
     saved = 0.0
-    if parts.rule.limits and any(numbers[name] > 0 for name in ("drop_rate", "rerouted", "padding_computed_rows")):
+    if parts.rule.limits and any(numbers[name] > 0 for name in ("drop_rate", "rerouted_rate", "padding_computed_rows")):
         dropless, _ = _play(
             parts, parts.rule.without_limit(), lambda fraction, _: progress(0.5 + 0.5 * fraction, "the same without dropping")
         )
@@ -277,7 +277,8 @@ def _routings(parts: _Parts, rule: capacities.Rule, layer: int, chosen: Choices)
         computing = np.where(slots < 0, -1, parts.placement.gpu_of[slots])
     limited = capacities.limit(
         _stream(parts.run.seed, layer), rule, chosen, source=tokens.source, index=tokens.index, n_gpus=n,
-        n_experts=model.n_experts, top_k=min(parts.top_k, chosen.ids.shape[1]), gpu_of_choice=computing, protected=parts.protected,
+        n_experts=model.n_experts, top_k=min(parts.top_k, chosen.ids.shape[1]), gpu_of_choice=computing,
+        protected=parts.protected,
     )  # fmt: skip
     weights = None
     if chosen.weights is not None:
@@ -331,7 +332,7 @@ def _leaf(config: Mapping[str, Any], key: str) -> Any:
 def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     """What a reader of the result has to know about how it came about."""
     notes = list(parts.workload.notes)
-    if parts.trace_sha256 is not None and numbers["drop_rate"] + numbers["rerouted"] > 0:
+    if parts.trace_sha256 is not None and numbers["drop_rate"] + numbers["rerouted_rate"] > 0:
         notes.append("the trace is open loop: a dropped token would have changed the choices of later layers")
     replicated = parts.placement.n_slots > parts.run.model.n_experts and parts.placement.replica == "token_hash"
     if parts.run.config["trace"]["name"] == "balanced" and replicated:

@@ -191,7 +191,7 @@ def _trade(real: Sequence[LayerCounts], n_tokens: int) -> dict[str, Any]:
     padding = sum(int(c.padding_rows.sum()) for c in real)
     return {
         "partly_dropped": sum(c.partly_dropped for c in real) / (n_tokens * len(real)),
-        "rerouted": sum(int(c.rerouted_here.sum()) for c in real) / asked if asked else 0.0,
+        "rerouted_rate": sum(int(c.rerouted_here.sum()) for c in real) / asked if asked else 0.0,
         "gate_mass_dropped": sum(c.gate_mass_dropped for c in real) / mass if mass else None,
         "gate_mass_lost": sum(c.gate_mass_lost for c in real) / mass if mass else None,
         "capacity_used": kept / room if room else None,

@@ -60,13 +60,13 @@ def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
         "expert load of a GPU": f"max/mean {_number(row['imbalance'], 2)}, mean over the layers",
         "dropped": f"{_percent(row['drop_rate'])} of the choices, {_percent(row['fully_dropped'])} of the tokens wholly, "
         f"{_percent(row['gate_mass_lost'])} of the gate weights; saves {format_seconds(row['seconds_saved_by_dropping'])}",
-        "rerouted": f"{_percent(row['rerouted'])} of the choices, to the next expert with room",
+        "rerouted": f"{_percent(row['rerouted_rate'])} of the choices, to the next expert with room",
         "padding": f"{_percent(row['padding_share'])} of the rows that experts compute; "
         f"{format_bytes(row['padding_sent_bytes'])} sent",
     }
     if not row["drop_rate"]:
         lines["dropped"] = "nothing"
-    for name, share in (("rerouted", "rerouted"), ("padding", "padding_share")):
+    for name, share in (("rerouted", "rerouted_rate"), ("padding", "padding_share")):
         if not row[share]:
             del lines[name]
     for name, text in lines.items():
@@ -101,10 +101,10 @@ def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table
 def trade(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table | None:
     """Both sides of a capacity, one line per job of a sweep; None when no job drops, reroutes or pads."""
     costs = {
-        "dropped": "drop_rate", "wholly": "fully_dropped", "gate lost": "gate_mass_lost", "rerouted": "rerouted",
+        "dropped": "drop_rate", "wholly": "fully_dropped", "gate lost": "gate_mass_lost", "rerouted": "rerouted_rate",
         "used": "capacity_used", "padding": "padding_share",
     }  # fmt: skip
-    if not any(row["drop_rate"] or row["rerouted"] or row["padding_share"] for _, row in jobs):
+    if not any(row["drop_rate"] or row["rerouted_rate"] or row["padding_share"] for _, row in jobs):
         return None
     keys, swept = _swept(jobs)
     shown = [name for name, column in costs.items() if name in ("dropped", "gate lost") or any(row[column] for _, row in jobs)]

@@ -9,7 +9,7 @@ Ties fall to the earlier token. Gate weights, where a policy ranks by them, are 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from clustersim.pick import find
 from clustersim.types import Float32s, Floats, InputError, Ints
-from clustersim.workload.scores import pieces
 
 __all__ = ["bpr", "choice_major", "deepspeed", "no_token_left_behind", "position", "prob", "random", "reroute"]
 
+PIECE = 16_384          # tokens whose scores are in memory at a time
 ELSEWHERE = ("no_token_left_behind", "reroute")         # policies that may give a choice to an expert it did not ask for
 
 
@@ -116,7 +116,7 @@ def reroute(rng: np.random.Generator, contest: Contest, *, first: str = "positio
     left = _left(contest, assigned)
     from clustersim.workload import capacity_kernel
 
-    for begin, end in pieces(lost.size):
+    for begin, end in _pieces(lost.size):
         if lost[begin:end].any():
             scores = _scores("reroute", contest, begin, end)[:, : left.shape[1]]        # the model's own experts
             capacity_kernel.take_next(contest.asked, assigned, begin, scores, contest.pool, left)
@@ -223,7 +223,7 @@ def _others(contest: Contest, tokens: Ints, tries: int) -> NDArray[np.int32]:
     more = tries - (contest.asked[tokens] >= 0).sum(axis=1)
     n = max(0, int(more.max(initial=0)))
     ranked = np.full((tokens.size, n), -1, np.int32)
-    for begin, end in pieces(contest.asked.shape[0]):
+    for begin, end in _pieces(contest.asked.shape[0]):
         rows = slice(*np.searchsorted(tokens, (begin, end)))
         if rows.start < rows.stop and n:
             scores = _scores("no_token_left_behind", contest, begin, end)[tokens[rows] - begin, : contest.room.shape[1]]
@@ -247,10 +247,16 @@ def _confidence(contest: Contest) -> Floats:
         largest: Floats = np.where(contest.asked < 0, -np.inf, contest.weights).max(axis=1)
         return largest
     sure = np.empty(contest.asked.shape[0])
-    for begin, end in pieces(sure.size):
+    for begin, end in _pieces(sure.size):
         scores = _scores("bpr", contest, begin, end)
         sure[begin:end] = 1 / np.exp(scores - scores.max(axis=1, keepdims=True), dtype=np.float64).sum(axis=1)
     return sure
+
+
+def _pieces(n_tokens: int) -> Iterator[tuple[int, int]]:
+    """(first, last) of consecutive pieces of at most PIECE tokens."""
+    for begin in range(0, n_tokens, PIECE):
+        yield begin, min(begin + PIECE, n_tokens)
 
 
 def _scores(policy: str, contest: Contest, begin: int, end: int) -> Float32s:

@@ -17,7 +17,6 @@ from clustersim.workload.capacity_sizes import (
 )
 
 
-
 def places(size, tokens, top_k, n_units, factor, largest=0, **options):
     return size(np.atleast_1d(tokens), top_k, n_units, factor, largest, **options).tolist()
 

@@ -325,7 +325,7 @@ def test_rerouting_needs_scores_and_loses_no_more_than_dropping(drop, first):
     assert moved["drop_rate"] < dropped["drop_rate"]
     assert moved["fully_dropped"] <= dropped["fully_dropped"]
     assert moved["gate_mass_lost"] < dropped["gate_mass_lost"]
-    assert moved["rerouted"] > 0 == dropped["rerouted"]
+    assert moved["rerouted_rate"] > 0 == dropped["rerouted_rate"]
     with pytest.raises(InputError, match=rf"^capacity\.drop={drop}: the trace has no router scores"):
         run("capacity.factor=0.75", f"capacity.drop={drop}")
 
