@@ -39,13 +39,11 @@ from clustersim.results.tables import (
 from clustersim.types import Choices, InputError, Placement, Routing, Workload
 from clustersim.workload import capacity as capacities
 from clustersim.workload import source
-from clustersim.workload.capacity_padding import padding_rows
+from clustersim.workload.capacity_padding import padding_rows, rows_by_source
 from clustersim.workload.routing import rerouted, router_from
 from clustersim.workload.trace import read_trace
 
 PHYSICS = 2             # raised whenever the same config gives other numbers; part of every run_id
-
-_CAPACITY = 2**32 - 1   # ends the key of the capacity rule's random streams: above all that samplers and routers number
 
 VERSIONS = ("numpy", "numba", "polars", "simpy")        # packages whose versions run.json tells
 
@@ -166,7 +164,7 @@ def _assemble(run: Run) -> _Parts:
         network=pick(networks, network_name, **network_options),
         rule=rule,
         top_k=router.options.get("k") or run.model.top_k,
-        protected=capacities.protected_tokens(_stream(run.seed), rule, workload.context),
+        protected=capacities.protected_tokens(capacities.stream(run.seed), rule, workload.context),
         trace_sha256=digest,
     )
 
@@ -200,11 +198,6 @@ def _contents(path: Path) -> str:
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()
-
-
-def _stream(seed: int, *key: int) -> np.random.Generator:
-    """What the capacity rule draws from: one stream for a run, and with a layer as key one for each layer."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(*key, _CAPACITY)))
 
 
 def _play(parts: _Parts, rule: capacities.Rule, progress: Progress) -> tuple[Played, list[LayerCounts | None]]:
@@ -241,7 +234,7 @@ def _layer(parts: _Parts, layer: int, rule: capacities.Rule) -> tuple[LayerWork,
     chosen = tokens.choose(moe_layer)
     limited, sent, kept = _routings(parts, rule, layer, chosen)
     slots = chosen_slots(kept, parts.placement, cluster)
-    rows = _rows(slots, kept.source, n, parts.placement.n_slots)
+    rows = rows_by_source(slots, kept.source, n, parts.placement.n_slots)
     travelling, computed = padding_rows(rule, limited, rows, per_gpu, parts.placement.expert_of)
     dispatch, combine = (
         parts.exchange(phase, replace(routing, padding=travelling), parts.placement, cluster, model)
@@ -255,13 +248,10 @@ def _layer(parts: _Parts, layer: int, rule: capacities.Rule) -> tuple[LayerWork,
         dispatch=dispatch,
         combine=combine,
     )
-    padding_bytes = 0.0
-    if travelling is not None:
-        padding_bytes = float(travelling.sum() - travelling[parts.placement.gpu_of, np.arange(parts.placement.n_slots)].sum())
-        padding_bytes *= model.dispatch_token_bytes + model.combine_token_bytes
     return work, count_layer(
-        chosen, kept, parts.placement, in_slot, computed, padding_bytes,
-        n_experts=model.n_experts, n_gpus=n, renormalised=rule.renormalise and model.top_k > 1,
+        chosen, kept, parts.placement, in_slot, travelling, computed, n_experts=model.n_experts, n_gpus=n,
+        row_bytes=model.dispatch_token_bytes + model.combine_token_bytes,
+        renormalised=rule.renormalise and chosen.ids.shape[1] > 1,
     )  # fmt: skip
 
 
@@ -276,7 +266,7 @@ def _routings(parts: _Parts, rule: capacities.Rule, layer: int, chosen: Choices)
         slots = chosen_slots(asked, parts.placement, parts.cluster)
         computing = np.where(slots < 0, -1, parts.placement.gpu_of[slots])
     limited = capacities.limit(
-        _stream(parts.run.seed, layer), rule, chosen, source=tokens.source, index=tokens.index, n_gpus=n,
+        capacities.stream(parts.run.seed, layer), rule, chosen, source=tokens.source, index=tokens.index, n_gpus=n,
         n_experts=model.n_experts, top_k=min(parts.top_k, chosen.ids.shape[1]), gpu_of_choice=computing,
         protected=parts.protected,
     )  # fmt: skip
@@ -285,12 +275,6 @@ def _routings(parts: _Parts, rule: capacities.Rule, layer: int, chosen: Choices)
         weights = capacities.applied_weights(chosen.weights, chosen.ids, limited.assigned, renormalise=rule.renormalise)
     kept = replace(asked, assigned=limited.assigned, weights=weights, capacity=limited.room)
     return limited, replace(kept, assigned=chosen.ids) if rule.where == "expert" else kept, kept
-
-
-def _rows(slots: Any, source: Any, n_gpus: int, n_slots: int) -> Any:
-    """Choices of each source GPU for each slot, int [gpus, slots]."""
-    key = np.where(slots < 0, n_gpus * n_slots, source[:, None] * n_slots + slots)
-    return np.bincount(key.ravel(), minlength=n_gpus * n_slots + 1)[:-1].reshape(n_gpus, n_slots)
 
 
 def _settings(parts: _Parts) -> dict[str, Any]:

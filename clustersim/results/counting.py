@@ -32,15 +32,17 @@ class LayerCounts:
 
 
 def count_layer(
-    chosen: Choices, kept: Routing, placement: Placement, in_slot: Ints, padding_computed: Ints, padding_sent_bytes: float,
-    *, n_experts: int, n_gpus: int, renormalised: bool,
+    chosen: Choices, kept: Routing, placement: Placement, in_slot: Ints, padding_sent: Ints | None, padding_computed: Ints,
+    *, n_experts: int, n_gpus: int, row_bytes: float, renormalised: bool,
 ) -> LayerCounts:  # fmt: skip
     """Count a layer.
 
     Args:
         kept: its `assigned` is what is computed.
         in_slot: int [slots], choices that each slot computes.
+        padding_sent: int [gpus, slots] rows that travel, own GPU included; None: none.
         padding_computed: int [slots].
+        row_bytes: of a row there and back.
         renormalised: the kept gate weights of a token sum to what they were to sum to, if it kept any.
     """
     asked, assigned = kept.asked, kept.assigned
@@ -48,6 +50,7 @@ def count_layer(
     assert (computed == _by_expert(assigned, n_experts)).all(), "a kept choice has no slot"
     dropped: NDArray[np.bool_] = (asked >= 0) & (assigned < 0)
     moved = (assigned >= 0) & (assigned != asked)
+    away = np.arange(n_gpus)[:, None] != placement.gpu_of
     some, left = dropped.any(axis=1), np.asarray((assigned >= 0).any(axis=1))
     counts = LayerCounts(
         asked=_by_expert(asked, n_experts),
@@ -58,7 +61,7 @@ def count_layer(
         replicas=np.bincount(placement.expert_of, minlength=n_experts),
         gpu_tokens=np.bincount(placement.gpu_of, in_slot, n_gpus).astype(np.int64),
         padding_rows=np.bincount(placement.expert_of, padding_computed, n_experts).astype(np.int64),
-        padding_sent_bytes=padding_sent_bytes,
+        padding_sent_bytes=0.0 if padding_sent is None else float(padding_sent[away].sum() * row_bytes),
         partly_dropped=int((some & left).sum()),
         fully_dropped=int((some & ~left).sum()),
         room=None if kept.capacity is None else int(kept.capacity.sum()),

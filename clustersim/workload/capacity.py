@@ -22,6 +22,8 @@ from clustersim.workload.capacity_policies import ELSEWHERE, Contest
 _CHOICES = {"per": ("expert", "gpu"), "scope": ("source", "group", "global"), "where": ("source", "expert")}
 _OWN = ("factor", "rule", "drop", *_CHOICES, "group_tokens", "pad", "pad_multiple", "renormalise", "protect")
 
+_KEY = 2**32 - 1        # ends the key of a rule's random streams: above all that samplers and routers number
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Rule:
@@ -136,6 +138,11 @@ def limit(
         asked=asked, weights=choices.weights, scores=choices.scores, pool=pool, unit=unit, room=room, protected=protected
     )
     return Limited(assigned=rule.policy(rng, contest), room=room, gpu_of_pool=gpu_of_pool)
+
+
+def stream(seed: int, *layer: int) -> np.random.Generator:
+    """What a rule draws from: one stream for a run, and one for each layer."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(*layer, _KEY)))
 
 
 def protected_tokens(rng: np.random.Generator, rule: Rule, context: Ints) -> NDArray[np.bool_] | None:
