@@ -68,6 +68,8 @@ def router_from(name: str, options: Mapping[str, Any], model: Model, *, phase: s
     if name == "recorded":
         return Router(name=name, function=_nothing, wants=frozenset(), options=given, bias=bias)
     if name == "model":
+        if not isinstance(model.router, Mapping):
+            raise InputError(f"model.router={model.router}: must be a group of keys, the name of a router and its options")
         if not model.router:
             raise InputError(f"router=model: model {model.name} names no router; choose one by name (clustersim list router)")
         given = {**given, **model.router}
