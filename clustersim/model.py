@@ -242,7 +242,7 @@ def _known(config: Mapping[str, Any], kind: type, key: str) -> dict[str, Any]:
         if name not in fields:
             raise InputError(f"{key}.{name}: there is no such key; known: {', '.join(fields)}{did_you_mean(str(name), fields)}")
     for name, field in fields.items():
-        if field.default is dataclasses.MISSING and name not in config:
+        if field.default is field.default_factory is dataclasses.MISSING and name not in config:
             raise InputError(f"{key}.{name}: is missing")
     return dict(config)
 

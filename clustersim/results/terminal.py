@@ -120,6 +120,26 @@ def trade(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table | No
     return table
 
 
+def choosing(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table | None:
+    """What the routers of a sweep ask of experts and links, one line per job; None when no key of a router is swept."""
+    keys, swept = _swept(jobs)
+    if not any(key.partition(".")[0] == "router" for key in swept):
+        return None
+    table = Table(
+        box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
+        caption="experts: that compute a token; load: tokens of the busiest GPU / mean; bytes: per token and layer",
+    )  # fmt: skip
+    for heading in (*swept, "experts", "load", "over NIC", "over NVLink", "step"):
+        table.add_column(heading, justify="right", no_wrap=heading not in swept)
+    for job, (_, row) in zip(keys, jobs, strict=True):
+        sent = [format_bytes(row[f"{wire}_bytes"] / row["tokens"] / row["moe_layers"]) for wire in ("nic", "nvlink")]
+        table.add_row(
+            *(job.get(key, "") for key in swept), _number(row["experts_per_token"], 2), _number(row["imbalance"], 2), *sent,
+            format_seconds(row["step_s"]),
+        )  # fmt: skip
+    return table
+
+
 def _swept(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> tuple[list[dict[str, str]], list[str]]:
     """The overrides of every job by key, and the keys in which jobs differ."""
     plain = {"True": "true", "False": "false"}          # as they are written in an override

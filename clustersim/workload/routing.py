@@ -16,6 +16,7 @@ from clustersim.pick import bind, find
 from clustersim.types import Choices, Floats, InputError, Ints, ScoreProcess, Workload
 from clustersim.workload import balancing, routers
 from clustersim.workload.routers.activation import Scores, activated
+from clustersim.workload.scores import experts_alone
 
 BLIND = ("hash_table", "random", "round_robin")         # do not look at the scores
 RUN = 16_384            # tokens whose scores are in memory at a time, or those of one GPU if it has more
@@ -68,6 +69,8 @@ def router_from(name: str, options: Mapping[str, Any], model: Model, *, phase: s
     if name == "recorded":
         return Router(name=name, function=_nothing, wants=frozenset(), options=given, bias=bias)
     if name == "model":
+        if not isinstance(model.router, Mapping):
+            raise InputError(f"model.router={model.router}: must be a group of keys, the name of a router and its options")
         if not model.router:
             raise InputError(f"router=model: model {model.name} names no router; choose one by name (clustersim list router)")
         given = {**given, **model.router}
@@ -169,7 +172,8 @@ def rerouted(
             for first, last, scores in _by_gpu(partial(process, layer), begin, end)
         ]
         ids, weights = _joined(parts)
-        return Choices(ids=ids, weights=weights, scores=partial(process, layer))
+        scores = None if workload.scores is None else partial(experts_alone, process, layer, model.n_experts)
+        return Choices(ids=ids, weights=weights, scores=scores)
 
     return replace(workload, choose=choose, notes=(*workload.notes, *router.notes, *_notes(router)))
 
@@ -259,6 +263,8 @@ def _notes(router: Router) -> tuple[str, ...]:
     notes = []
     if router.name in ("expert_choice", "base", "sinkhorn", "soft_moe", "swipe"):
         notes.append(f"router={router.name} balances the tokens of each GPU by themselves, not those of all GPUs together")
+    if router.name == "round_robin":
+        notes.append("router=round_robin: a token's experts are neighbours, on fewer GPUs and nodes than a learned router's")
     if router.name == "soft_moe":
         notes.append("router=soft_moe: what travels are its slots, mixtures of all tokens of a GPU")
     if router.name == "mixture_of_depths":

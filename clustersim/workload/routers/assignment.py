@@ -48,8 +48,10 @@ def assigned_exactly(scores: Scores) -> Ints:
 
 
 def assigned_by_auction(scores: Scores) -> Ints:
-    """int [tokens], as `assigned_exactly` up to tokens times epsilon. Experts bid for tokens, with epsilon a 50th of the
-    scores' range (at least 1e-4)."""
+    """int [tokens], as `assigned_exactly` up to tokens times epsilon, a 50th of the scores' range and at least 1e-4.
+
+    Experts bid for tokens. An auction that is not over after its exact rounds, as with many ties, ends further off.
+    """
     n_tokens, n_experts = scores.shape
     share = n_tokens // n_experts
     if n_experts == 1 or not n_tokens:
