@@ -126,7 +126,7 @@ def dual_beta(values: Scores, k: int, beta: Floats) -> Floats:
     share, rest = divmod(n_tokens * k, n_experts)
     if rest:
         raise InputError(
-            f"router=quantile: {n_tokens} tokens times top-{k} must be a multiple of {n_experts} experts; "
+            f"router=quantile: {n_tokens} tokens of a GPU times top-{k} must be a multiple of the {n_experts} experts; "
             "choose workload.tokens_per_gpu so"
         )
     if k == n_experts or share == n_tokens:
