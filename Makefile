@@ -4,8 +4,9 @@ check:          ## lint and types
 	mypy
 test:           ## everything but the slow tests
 	python -m pytest
-bench:          ## solves and visits of the network
+bench:          ## solves and visits of the network, speed of the routers
 	python -m tests.bench.network
+	python -m tests.bench.routers
 readme:         ## print the README's outputs anew
 	COLUMNS=80 python -m tests.readme
 .PHONY: check test bench readme

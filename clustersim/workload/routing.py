@@ -274,8 +274,8 @@ def _notes(router: Router) -> tuple[str, ...]:
         notes.append("router=soft_moe: what travels are its slots, mixtures of all tokens of a GPU")
     if router.bias["updates"]:
         notes.append(
-            f"the bias comes from {router.bias['updates']} updates by rule={router.bias['rule']} on {router.bias['tokens']:,} tokens "
-            "each; where these are of a trace, they are its own again and again"
+            f"the bias comes from {router.bias['updates']} updates by rule={router.bias['rule']} on {router.bias['tokens']:,} "
+            "tokens each; a trace's come again and again"
         )
     if router.name == "mixture_of_depths":
         notes.append("router=mixture_of_depths: tokens that pass a layer by still attend in it here")
