@@ -258,12 +258,12 @@ def _flag(key: str, text: str) -> bool:
 
 
 def _help() -> str:
-    import textwrap
+    from textwrap import fill
 
     width = max(len(group) for group in GROUPS)
+    under = " " * (width + 4)           # a long list of options goes on below its beginning
     lines = [
-        textwrap.fill(f"  {group:<{width}}  {', '.join(options(group_folder(group)))}", 130, subsequent_indent=" " * (width + 4))
-        for group in GROUPS
+        fill(f"  {group:<{width}}  {', '.join(options(group_folder(group)))}", 110, subsequent_indent=under) for group in GROUPS
     ]
     keys = "any key of the config can be set: workload.tokens_per_gpu=1024 topology.nodes=16 seed=1 (clustersim --cfg lists them)"
     return "\n".join([USAGE, "groups and their options (the defaults: clustersim --cfg)", *lines, "", keys])

@@ -64,7 +64,7 @@ def from_sampler(
     Raises:
         InputError: less than one token per GPU or per sequence; alpha not above 0.
     """
-    process = independent_scores(seed, n_experts=model.n_experts + extra, alpha=alpha)
+    process = independent_scores(seed, n_experts=model.n_experts, alpha=alpha, extra=extra)
     return from_scores(model, n_gpus, tokens_per_gpu, seed, process, sequence=sequence)
 
 
@@ -85,7 +85,7 @@ def from_scores(
 
     return Workload(
         source=source, index=index, context=context, choose=choose, scores=process,
-        token_ids=partial(zipf_token_ids, seed, source.size, model.vocab),
+        token_ids=lambda: zipf_token_ids(seed, source.size, model.vocab),
     )
 
 
