@@ -4,15 +4,10 @@ check:          ## lint and types
 	mypy
 test:           ## everything but the slow tests
 	python -m pytest
-<<<<<<< HEAD
-bench:          ## solves and visits of the network, speed of the capacity policies
-	python -m tests.bench.network
-	python -m tests.bench.capacity
-=======
-bench:          ## solves and visits of the network, speed of the routers
+bench:          ## solves and visits of the network, speed of the routers and of the capacity policies
 	python -m tests.bench.network
 	python -m tests.bench.routers
->>>>>>> routers
+	python -m tests.bench.capacity
 readme:         ## print the README's outputs anew
 	COLUMNS=80 python -m tests.readme
 .PHONY: check test bench readme
