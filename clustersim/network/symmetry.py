@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.network.jit import inlined, lean
+from clustersim.jit import inlined, lean
 from clustersim.types import Floats, Ints, Routes
 
 MOST = 1024             # with more classes of flows than this the system is solved as it is
