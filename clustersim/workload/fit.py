@@ -17,7 +17,7 @@ from clustersim.workload.sampler_popularity import concentration, inclusion
 from clustersim.workload.sampler_process import Pieces, Process
 
 ROUNDS = 10
-LAGS = (1, 2, 4, 8, 16, 32, 64)
+LAGS = (1, 2, 4, 16, 64)
 NEAR, FAR = 1, 16                   # the lags that the loadings of the two memories answer for
 FAST = (0.0, 0.2, 0.4, 0.6)         # what the memories may keep from token to token
 SLOW = (0.8, 0.9, 0.95, 0.97, 0.98, 0.99)

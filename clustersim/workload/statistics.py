@@ -43,11 +43,12 @@ def overlap(trace: Trace, lag: int) -> Floats:
     order = np.lexsort((trace.pos, trace.seq))
     seq, pos = trace.seq[order], trace.pos[order]
     pairs = (seq[lag:] == seq[:-lag]) & (pos[lag:] - pos[:-lag] == lag)
-    now, before = trace.expert_ids[order[lag:][pairs]], trace.expert_ids[order[:-lag][pairs]]
-    shared = np.zeros(trace.n_layers)
-    for a in range(trace.top_k):
-        for b in range(trace.top_k):
-            shared += ((now[:, :, a] == before[:, :, b]) & (now[:, :, a] >= 0)).sum(0)
+    slots = np.ascontiguousarray(trace.expert_ids.transpose(2, 1, 0))       # [top_k, layers, tokens]
+    now, before = slots[:, :, order[lag:][pairs]], slots[:, :, order[:-lag][pairs]]
+    shared = np.zeros(trace.n_layers, np.int64)
+    for mine in now:
+        for other in before:
+            shared += ((mine == other) & (mine >= 0)).sum(1)
     asked = (now >= 0).sum((0, 2))
     return np.asarray(np.divide(shared, asked, out=np.full(trace.n_layers, np.nan), where=asked > 0), np.float64)
 
@@ -73,16 +74,15 @@ def next_layer_recall(trace: Trace, *, ahead: int = 1, seed: int = 0, held_out: 
     sequences = np.unique(trace.seq)
     tested = np.random.default_rng(seed).permutation(sequences)[: max(1, round(held_out * sequences.size))]
     test = np.isin(trace.seq, tested)
-    chosen = membership(trace.expert_ids, trace.n_experts)
-    learn, tell = chosen[~test].astype(np.float32), chosen[test].astype(np.float32)
+    learn, tell = trace.expert_ids[~test], trace.expert_ids[test]
     found = np.zeros((2, max(trace.n_layers - ahead, 0)))
     for layer in range(trace.n_layers - ahead):
-        here, after = learn[:, layer], learn[:, layer + ahead]
+        here, after = (_used(learn[:, at], trace.n_experts) for at in (layer, layer + ahead))
         popularity = (after.sum(0, dtype=np.float64) + 1) / (len(after) + 2)
-        given = (here.T.astype(np.float64) @ after + 1) / (here.sum(0, dtype=np.float64)[:, None] + 2)
+        given = (here.T @ after + 1) / (here.sum(0, dtype=np.float64)[:, None] + 2)
         lift = np.log(given / popularity)
-        truth = chosen[test, layer + ahead]
-        scores = np.log(popularity) + tell[:, layer] @ lift
+        truth = _used(tell[:, layer + ahead], trace.n_experts)
+        scores = np.log(popularity) + _used(tell[:, layer], trace.n_experts) @ lift
         best = np.argpartition(-scores, trace.top_k - 1, axis=1)[:, : trace.top_k]
         popular = np.argpartition(-popularity, trace.top_k - 1)[: trace.top_k]
         found[0, layer] = np.take_along_axis(truth, best, axis=1).sum() / truth.sum()
@@ -96,13 +96,13 @@ def pair_lift(expert_ids: NDArray[np.integer], n_experts: int) -> tuple[Floats, 
     (observed / expected, expected) pairs, expected tokens x p_e x p_f with p_e the fraction of tokens that use expert e; lift 0
     where nothing is expected. The diagonal means nothing.
     """
-    chosen = membership(expert_ids, n_experts)
-    seen = np.empty((chosen.shape[1], n_experts, n_experts))
-    for layer in range(chosen.shape[1]):
-        one = chosen[:, layer].astype(np.float32)
+    tokens, layers, _ = expert_ids.shape
+    seen, expected = np.zeros((layers, n_experts, n_experts)), np.zeros((layers, n_experts, n_experts))
+    for layer in range(layers):
+        one = _used(expert_ids[:, layer], n_experts)
         seen[layer] = one.T @ one
-    used = chosen.mean(0, dtype=np.float64)
-    expected = len(chosen) * used[:, :, None] * used[:, None, :]
+        load = np.diagonal(seen[layer])
+        expected[layer] = np.outer(load, load) / tokens
     return np.divide(seen, expected, out=np.zeros_like(seen), where=expected > 0), expected
 
 
@@ -147,3 +147,11 @@ def membership(expert_ids: NDArray[np.integer], n_experts: int) -> NDArray[np.bo
     used = np.zeros((*expert_ids.shape[:2], n_experts + 1), bool)       # the last column takes the -1
     np.put_along_axis(used, expert_ids.astype(np.int64) % (n_experts + 1), True, axis=2)
     return used[:, :, :n_experts]
+
+
+def _used(expert_ids: NDArray[np.integer], n_experts: int) -> NDArray[np.float32]:
+    """Whether a token uses an expert in one layer, as 0 or 1, float32 [tokens, experts]; sums stay exact up to 2^24 tokens."""
+    used = np.zeros((len(expert_ids), n_experts + 1), np.float32)
+    for slot in expert_ids.T:
+        used[np.arange(len(used)), slot] = 1            # -1 goes to the last column
+    return used[:, :n_experts]
