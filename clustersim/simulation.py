@@ -39,6 +39,7 @@ from clustersim.results.tables import (
 from clustersim.types import InputError, Placement, Routing, Workload
 from clustersim.workload import capacity as capacities
 from clustersim.workload import source
+from clustersim.workload.routing import rerouted, router_from
 from clustersim.workload.trace import read_trace
 
 PHYSICS = 2             # raised whenever the same config gives other numbers; part of every run_id
@@ -132,7 +133,13 @@ def _assemble(run: Run) -> _Parts:
     find(placements.replicas, replica, "placement.replica")        # a misspelt rule is found now, not in the first layer
     if config["compute"]["name"] not in ("roofline", "none"):
         raise InputError(f"compute={config['compute']['name']}: must be roofline or none")
-    workload, digest = _workload(run, n)
+    name, options = run.options("router")
+    router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
+    workload, digest = _workload(run, n, router.extra)
+    workload = rerouted(
+        workload, router, run.model, run.seed, name=f"trace={config['trace']['name']}",
+        near=lambda gpu: _held_near(placement, cluster, run.model.n_experts, gpu),
+    )  # fmt: skip
     exchange_name, exchange_options = run.options("exchange")
     network_name, network_options = run.options("network")
     return _Parts(
@@ -147,15 +154,22 @@ def _assemble(run: Run) -> _Parts:
     )
 
 
-def _workload(run: Run, n_gpus: int) -> tuple[Workload, str | None]:
-    """The tokens and their router, and the hash of the trace they come from."""
+def _held_near(placement: Placement, cluster: Cluster, n_experts: int, gpu: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """bool [experts]: whether the node of a GPU holds a copy of the expert."""
+    held = np.zeros(n_experts, bool)
+    held[placement.expert_of[cluster.node_of[placement.gpu_of] == cluster.node_of[gpu]]] = True
+    return held
+
+
+def _workload(run: Run, n_gpus: int, extra: int) -> tuple[Workload, str | None]:
+    """The tokens and what is recorded or drawn of them, and the hash of the trace they come from. `extra` columns of scores."""
     name, options = run.options("trace")
     if name in ("tiny", "file"):
         path = PACKAGE / "workload" / "data" / "tiny" if name == "tiny" else Path(str(options["path"]))
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
         return source.from_trace(read_trace(path), run.model, n_gpus, run.tokens_per_gpu, name=label), _contents(path)
     if name == "sampled":
-        return bind("trace", name, source.from_sampler, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed), None
+        return bind("trace", name, source.from_sampler, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed, extra), None
     if name == "balanced":
         return bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu), None
     known = ("tiny", "file", "sampled", "balanced")
@@ -248,6 +262,7 @@ def _settings(parts: _Parts) -> dict[str, Any]:
         "nodes": parts.cluster.n_nodes,
         "gpus": parts.cluster.n_gpus,
         "trace": config["trace"]["name"],
+        "router": config["router"]["name"],
         "tokens_per_gpu": run.tokens_per_gpu,
         "capacity_factor": run.capacity_factor,
         "placement": config["placement"]["name"],

@@ -10,7 +10,7 @@ from clustersim.model import Model
 from clustersim.types import Choices, Float32s, InputError, Ints, ScoreProcess, Trace, Workload
 from clustersim.workload.deal import Deal, deal_sequences
 from clustersim.workload.sampler import balanced
-from clustersim.workload.scores import best_of, independent_scores
+from clustersim.workload.scores import best_of, independent_scores, zipf_token_ids
 
 
 def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, name: str = "trace") -> Workload:
@@ -31,44 +31,47 @@ def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, 
         )
     deal = deal_sequences(trace, n_gpus, tokens_per_gpu)
 
+    weights, logged = trace.gate_weights, trace.scores
+
+    def scores(layer: int, first: int, last: int) -> Float32s:
+        assert logged is not None
+        return np.asarray(logged[deal.rows[np.arange(first, last) % deal.rows.size], layer % trace.n_layers], np.float32)
+
     def choose(layer: int) -> Choices:
         recorded = layer % trace.n_layers
-        weights, logged = trace.gate_weights, trace.scores
-
-        def scores(first: int, last: int) -> Float32s:
-            assert logged is not None
-            return np.asarray(logged[deal.rows[np.arange(first, last) % deal.rows.size], recorded], np.float32)
-
         return Choices(
             ids=trace.expert_ids[deal.rows, recorded].astype(np.int64),
             weights=None if weights is None else weights[deal.rows, recorded].astype(np.float64),
-            scores=None if logged is None else scores,
+            scores=None if logged is None else partial(scores, layer),
         )
 
     return Workload(
-        source=deal.source, index=deal.index, context=deal.context, choose=choose, notes=_notes(trace, model, deal)
+        source=deal.source, index=deal.index, context=deal.context, choose=choose, scores=None if logged is None else scores,
+        notes=_notes(trace, model, deal),
     )
 
 
 def from_sampler(
-    model: Model, n_gpus: int, tokens_per_gpu: int, seed: int, *, alpha: float = 1.0, sequence: int = 128
+    model: Model, n_gpus: int, tokens_per_gpu: int, seed: int, extra: int = 0, *, alpha: float = 1.0, sequence: int = 128
 ) -> Workload:
     """Tokens of `independent_scores`, a popularity of its own in every layer; layer i is the same whatever was drawn before it.
 
     Args:
         seed: 0 or more.
+        extra: columns of scores beside those of the experts, for routers that have use for them.
         sequence: tokens per sequence; a GPU's batch is whole sequences, the last one cut.
 
     Raises:
         InputError: less than one token per GPU or per sequence; alpha not above 0.
     """
-    return from_scores(
-        model, n_gpus, tokens_per_gpu, independent_scores(seed, n_experts=model.n_experts, alpha=alpha), sequence=sequence
-    )
+    process = independent_scores(seed, n_experts=model.n_experts + extra, alpha=alpha)
+    return from_scores(model, n_gpus, tokens_per_gpu, seed, process, sequence=sequence)
 
 
-def from_scores(model: Model, n_gpus: int, tokens_per_gpu: int, process: ScoreProcess, *, sequence: int) -> Workload:
-    """Tokens of a score process, numbered GPU after GPU; each goes to the experts of its top_k scores.
+def from_scores(
+    model: Model, n_gpus: int, tokens_per_gpu: int, seed: int, process: ScoreProcess, *, sequence: int
+) -> Workload:
+    """Tokens of a score process, numbered GPU after GPU; each goes to the top_k experts of its scores. Words by Zipf's law.
 
     Raises:
         InputError: less than one token per GPU or per sequence.
@@ -77,10 +80,13 @@ def from_scores(model: Model, n_gpus: int, tokens_per_gpu: int, process: ScorePr
 
     def choose(layer: int) -> Choices:
         scores = partial(process, layer)
-        ids, weights = best_of(scores, source.size, model.top_k)
+        ids, weights = best_of(scores, source.size, n_experts=model.n_experts, k=model.top_k)
         return Choices(ids=ids, weights=weights, scores=scores)
 
-    return Workload(source=source, index=index, context=context, choose=choose)
+    return Workload(
+        source=source, index=index, context=context, choose=choose, scores=process,
+        token_ids=partial(zipf_token_ids, seed, source.size, model.vocab),
+    )
 
 
 def from_balanced(model: Model, n_gpus: int, tokens_per_gpu: int, *, sequence: int = 128) -> Workload:
