@@ -194,7 +194,7 @@ def _memory(parameters: Parameters, lag: int) -> Floats:
 
 def _start(trace: Trace, sequences: Sequences, real: Measured) -> tuple[Parameters, tuple[str, ...]]:
     """Where the fit begins: loads as counted, the rest as in the moderate preset, with notes on what will stay so."""
-    start = load_parameters("moderate", None)
+    start = load_parameters("moderate")
     layers = trace.n_layers
     notes = []
     if np.isnan(real.overlap[LAGS.index(NEAR)]).all():

@@ -36,7 +36,7 @@ SINGLE = {                          # key -> lowest and highest value; one numbe
     "turn": (0.0, math.pi / 2),
     "sharpness": (0.0, 100.0),
 }
-TOKENS = ("correlated", "independent", "counts")
+TOKENS = ("correlated", "independent")
 OWN = ("schema", "fitted_to", "tokens", "popularity", "spread", "domains")
 
 
@@ -58,7 +58,7 @@ class Parameters:
     """
 
     name: str                       # preset or file
-    tokens: str                     # correlated, independent or counts
+    tokens: str                     # correlated or independent
     popularity: str                 # family of the loads: sampler_popularity
     domains: tuple[Domain, ...]
     dimension: Floats               # of the latent vector, may be broken: the fewer, the more experts go together
@@ -90,20 +90,26 @@ class Parameters:
         return None if loads[0] is None else (int(loads[0].shape[0]), int(loads[0].shape[1]))
 
 
-def load_parameters(preset: str, path: str | None) -> Parameters:
+def load_parameters(preset: str, path: str | None = None) -> Parameters:
     """The parameters in the file `path`, or else those of a preset.
 
     Raises:
         InputError: no such preset or file, or something wrong in it.
     """
+    where = f"preset {preset}" if path is None else f"trace.parameters={path}"
+    return read_parameters(parameters_file(preset, path), where)
+
+
+def parameters_file(preset: str, path: str | None) -> Path:
+    """The file that holds them; InputError: no such preset."""
     if path is not None:
-        return read_parameters(path, f"trace.parameters={path}")
+        return Path(path)
     known = preset_names()
     if preset not in known:
         raise InputError(
             f"trace.preset={preset}: there is no such preset{did_you_mean(str(preset), known)} (known: {', '.join(known)})"
         )
-    return read_parameters(PRESETS / f"{preset}.yaml", f"preset {preset}")
+    return PRESETS / f"{preset}.yaml"
 
 
 def preset_names() -> list[str]:
@@ -218,7 +224,7 @@ def _checked(parameters: Parameters, where: str) -> Parameters:
 
 def _tokens(value: Any, where: str) -> str:
     if value not in TOKENS:
-        raise InputError(f"{where}.tokens={value}: must be {', '.join(TOKENS[:-1])} or {TOKENS[-1]}")
+        raise InputError(f"{where}.tokens={value}: must be {' or '.join(TOKENS)}")
     return str(value)
 
 
