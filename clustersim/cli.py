@@ -140,6 +140,8 @@ def _sweep(overrides: list[str]) -> int:
         if not console.is_terminal:
             console.width = 200         # a file or a pipe has no edge to fold at
         console.print(terminal.comparison(done))
+        if (routers := terminal.choosing(done)) is not None:
+            console.print(routers)
         console.print(f"{len(done)} runs in {folder}", soft_wrap=True)
     if not done and len({reason for _, reason in failed}) == 1:
         raise InputError(failed[0][1])          # what is wrong is in what the jobs share

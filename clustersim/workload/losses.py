@@ -82,7 +82,7 @@ def deepseek_v2_losses(scores: Scores, ids: Ints, device: Ints, most_devices: in
 
 
 def deepseek_v3_sequence_loss(scores: Scores, sequence: Ints, k: int) -> float:
-    """Mean over sequences of E · sum of f P: P of sigmoids over their sum, f of the k largest sigmoids without bias. 1 at balance.
+    """Mean over sequences of E · sum of f P: P of sigmoids over their sum, f of the k largest of them, no bias. 1 at balance.
 
     Source: DeepSeek-V3 (arXiv 2412.19437), equations 17 to 20.
     """

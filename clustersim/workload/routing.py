@@ -16,6 +16,7 @@ from clustersim.pick import bind, find
 from clustersim.types import Choices, Floats, InputError, Ints, ScoreProcess, Workload
 from clustersim.workload import balancing, routers
 from clustersim.workload.routers.activation import Scores, activated
+from clustersim.workload.scores import experts_alone
 
 BLIND = ("hash_table", "random", "round_robin")         # do not look at the scores
 RUN = 16_384            # tokens whose scores are in memory at a time, or those of one GPU if it has more
@@ -171,7 +172,8 @@ def rerouted(
             for first, last, scores in _by_gpu(partial(process, layer), begin, end)
         ]
         ids, weights = _joined(parts)
-        return Choices(ids=ids, weights=weights, scores=partial(process, layer))
+        scores = None if workload.scores is None else partial(experts_alone, process, layer, model.n_experts)
+        return Choices(ids=ids, weights=weights, scores=scores)
 
     return replace(workload, choose=choose, notes=(*workload.notes, *router.notes, *_notes(router)))
 
@@ -261,6 +263,8 @@ def _notes(router: Router) -> tuple[str, ...]:
     notes = []
     if router.name in ("expert_choice", "base", "sinkhorn", "soft_moe", "swipe"):
         notes.append(f"router={router.name} balances the tokens of each GPU by themselves, not those of all GPUs together")
+    if router.name == "round_robin":
+        notes.append("router=round_robin: a token's experts are neighbours, on fewer GPUs and nodes than a learned router's")
     if router.name == "soft_moe":
         notes.append("router=soft_moe: what travels are its slots, mixtures of all tokens of a GPU")
     if router.name == "mixture_of_depths":

@@ -53,17 +53,18 @@ def log_popularity(rng: np.random.Generator, n_experts: int, alpha: float) -> Fl
     return np.asarray(log_p - log_p.max(), np.float64)
 
 
-def best_of(scores: Callable[[int, int], Float32s], n_tokens: int, *, n_experts: int, k: int) -> tuple[Ints, Floats]:
-    """Experts of the k largest scores of every token, largest first, and the softmax over these k: both [tokens, k].
-
-    Args:
-        n_experts: columns that count, the first ones.
-    """
+def best_of(scores: Callable[[int, int], Float32s], n_tokens: int, k: int) -> tuple[Ints, Floats]:
+    """Experts of the k largest scores of every token, largest first, and the softmax over these k: both [tokens, k]."""
     ids, weights = np.empty((n_tokens, k), np.int64), np.empty((n_tokens, k), np.float64)
     for first in range(0, n_tokens, PIECE):
         part = slice(first, min(first + PIECE, n_tokens))
-        ids[part], weights[part] = top_k(scores(part.start, part.stop)[:, :n_experts], k=k)
+        ids[part], weights[part] = top_k(scores(part.start, part.stop), k=k)
     return ids, weights
+
+
+def experts_alone(process: ScoreProcess, layer: int, n_experts: int, first: int, last: int) -> Float32s:
+    """Scores of a layer in the columns of the experts, which are the first ones."""
+    return process(layer, first, last)[:, :n_experts]
 
 
 def zipf_token_ids(seed: int, n_tokens: int, vocab: int) -> Ints:

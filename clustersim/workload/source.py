@@ -10,7 +10,7 @@ from clustersim.model import Model
 from clustersim.types import Choices, Float32s, InputError, Ints, ScoreProcess, Trace, Workload
 from clustersim.workload.deal import Deal, deal_sequences
 from clustersim.workload.sampler import balanced
-from clustersim.workload.scores import best_of, independent_scores, zipf_token_ids
+from clustersim.workload.scores import best_of, experts_alone, independent_scores, zipf_token_ids
 
 
 def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, name: str = "trace") -> Workload:
@@ -105,8 +105,8 @@ def from_scores(
     source, index, context = _blocks(n_gpus, tokens_per_gpu, sequence)
 
     def choose(layer: int) -> Choices:
-        scores = partial(process, layer)
-        ids, weights = best_of(scores, source.size, n_experts=model.n_experts, k=model.top_k)
+        scores = partial(experts_alone, process, layer, model.n_experts)
+        ids, weights = best_of(scores, source.size, model.top_k)
         return Choices(ids=ids, weights=weights, scores=scores)
 
     return Workload(

@@ -1,6 +1,7 @@
 """From a name in a config to choices: what a router is given, what it is refused, and that pieces and order do not matter."""
 
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,8 @@ from clustersim.workload.scores import BLOCK, independent_scores, zipf_token_ids
 from clustersim.workload.source import from_balanced, from_sampler, from_trace
 
 MODEL = SimpleNamespace(
-    name="toy", n_experts=16, top_k=2, n_moe_layers=3, vocab=1000, router={"name": "group_limited", "n_groups": 4, "best_groups": 2}
+    name="toy", n_experts=16, top_k=2, n_moe_layers=3, vocab=1000,
+    router={"name": "group_limited", "n_groups": 4, "best_groups": 2},
 )  # fmt: skip
 RUN = ["topology.nodes=2", "topology.gpus_per_node=4", "workload.tokens_per_gpu=32", "model.n_layers=2", "network=bound"]
 
@@ -53,7 +55,7 @@ def test_scores_do_not_depend_on_the_pieces_they_are_asked_in():
     whole = process(2, 0, 5 * BLOCK)
     assert whole.dtype == np.float32
     edges = [0, 1, 7, BLOCK - 1, BLOCK, 2 * BLOCK + 5, 5 * BLOCK]
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         assert (independent_scores(3, n_experts=8, alpha=1.0)(2, first, last) == whole[first:last]).all()
     assert process(2, 9, 9).shape == (0, 8)
     assert (process(2, 0, 8) != process(1, 0, 8)).any()

@@ -75,6 +75,8 @@ def random(scores: Scores, *, k: int, rng: np.random.Generator) -> tuple[Ints, F
 def round_robin(scores: Scores, *, k: int) -> tuple[Ints, Floats]:
     """Choice j of token t is expert (t k + j) mod experts, all weights equal: the balance that benchmarks force.
 
+    A token's experts are neighbours: where neighbours share a GPU or a node, it visits fewer of these than a real one.
+
     Raises:
         InputError: k does not fit.
 
