@@ -37,7 +37,7 @@ def quantiles() -> NDArray[np.float32]:
     return np.asarray(knots / np.sqrt(((a * a + a * b + b * b) / 3).mean()), np.float32)
 
 
-def mixed(key, counter):
+def mixed(key: Any, counter: Any) -> Any:
     """64 random bits for a key and a counter; numbers or arrays of uint64."""
     z = key + (counter + np.uint64(1)) * STEP
     z = (z ^ (z >> np.uint64(30))) * MIX_1

@@ -1,4 +1,4 @@
-"""What the sampler is told: the parameters of routing without a trace, as presets, as files, and changed by keys. Draws nothing."""
+"""What the sampler is told: parameters of routing without a trace, as presets, as files, changed by keys. Draws nothing."""
 
 from __future__ import annotations
 

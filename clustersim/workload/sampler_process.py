@@ -67,13 +67,24 @@ class Process:
         self._tables: Callable[[int], tuple[Any, Any, Floats]] = cache(self._make_tables)
         self._all_directions: Callable[[], list[Floats]] = cache(self._make_directions)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader has to know."""
+        if not self.redrawn or self.parameters.shape is None:
+            return ()
+        layers, experts = self.parameters.shape
+        return (
+            f"{self.parameters.name} has the loads of {experts} experts in {layers} layers; "
+            f"those of this model's {self.n_experts} in {self.n_layers} are drawn anew, as unevenly",
+        )
+
     # ---- sequences
 
     def keys(self, sequence: Ints) -> NDArray[np.uint64]:
         """Keys of sequences, by their number; a domain and all tokens follow from the key."""
         from clustersim.workload.sampler_kernel import mixed
 
-        return mixed(self._key, sequence.astype(np.uint64))
+        return np.asarray(mixed(self._key, sequence.astype(np.uint64)), np.uint64)
 
     def domains(self, key: NDArray[np.uint64]) -> Ints:
         """Domain of each sequence: drawn by the domains' shares."""
@@ -81,7 +92,7 @@ class Process:
 
         edges = np.cumsum([domain.share for domain in self.parameters.domains])[:-1]
         u = (mixed(key, np.full_like(key, 1 << 62)) >> np.uint64(11)) * 2.0**-53
-        return np.searchsorted(edges, u, side="right").astype(np.int64)
+        return np.asarray(np.searchsorted(edges, u, side="right"), np.int64)
 
     # ---- what a layer's router says
 

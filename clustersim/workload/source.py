@@ -9,8 +9,10 @@ import numpy as np
 from clustersim.model import Model
 from clustersim.types import Choices, Float32s, InputError, Ints, ScoreProcess, Trace, Workload
 from clustersim.workload.deal import Deal, deal_sequences
-from clustersim.workload.sampler import balanced
-from clustersim.workload.scores import best_of, experts_alone, independent_scores, zipf_token_ids
+from clustersim.workload.sampler import Batch, balanced
+from clustersim.workload.sampler_parameters import changed, load_parameters
+from clustersim.workload.sampler_process import Process
+from clustersim.workload.scores import best_of, experts_alone, zipf_token_ids
 
 
 def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, name: str = "trace") -> Workload:
