@@ -15,6 +15,7 @@ from clustersim.workload import statistics
 from clustersim.workload.sampler_parameters import MOST_DIMENSIONS, Domain, Parameters, load_parameters
 from clustersim.workload.sampler_popularity import concentration, inclusion
 from clustersim.workload.sampler_process import Pieces, Process
+from clustersim.workload.trace_counts import Counts
 
 ROUNDS = 10
 LAGS = (1, 2, 4, 16, 64)
@@ -258,3 +259,19 @@ def _sharpened(parameters: Parameters, trace: Trace, sequences: Sequences, seed:
         odds = np.exp(middle * (logits - logits.max(2, keepdims=True)))
         low, high = (middle, high) if float((1 / odds.sum(2)).mean()) < real else (low, middle)
     return replace(parameters, sharpness=(low + high) / 2)
+
+
+def fit_counts(counts: Counts) -> tuple[Parameters, tuple[str, ...]]:
+    """Parameters from counts alone: loads by layer and domain; everything else as in the moderate preset, as the notes say."""
+    start = load_parameters("moderate")
+    share = 1 / len(counts.choices)
+    domains = tuple(counted_domain(name or UNNAMED, share, choices) for name, choices in counts.choices.items())
+    layers = len(counts.layers)
+    notes = (
+        "counts do not tell how tokens hang together: dimension, topic, memories, alignment, turn and sharpness are those of the "
+        "preset moderate",
+        "counts do not tell how many sequences a domain has: all domains get the same share",
+        f"loads are of {layers} layers ({', '.join(map(str, counts.layers))}): a model of another number of layers gets loads "
+        "drawn anew, as unevenly",
+    )
+    return replace(start, name="fitted", domains=domains), notes

@@ -16,6 +16,7 @@ from clustersim.workload.fit import fit_tokens, sample_like, sequences_of
 from clustersim.workload.trace_rules import take
 
 HELD_OUT = 0.3
+SEEDS = 4
 LIMITS = {                          # statistic -> the mean over layers of the absolute difference must not exceed this
     "load CV": 0.10,
     "overlap, lag 1": 0.05,
@@ -45,7 +46,7 @@ class Score:
         return self.sampled <= self.limit
 
 
-def score_fit(trace: Trace, *, seeds: int = 4, progress: Progress = lambda fraction, what: None) -> list[Score]:
+def score_fit(trace: Trace, *, seeds: int = SEEDS, progress: Progress = lambda fraction, what: None) -> list[Score]:
     """Fit and score `seeds` times; a seed decides the split by sequence (30 % of every domain) and all that is drawn.
 
     Raises:

@@ -61,7 +61,7 @@ def chance_overlap(trace: Trace) -> Floats:
 
 
 def next_layer_recall(trace: Trace, *, ahead: int = 1, seed: int = 0, held_out: float = 0.3) -> tuple[Floats, Floats]:
-    """How much of a layer's choice the one before gives away: (recall from its experts, recall from popularity alone), [layers - 1].
+    """How much of a layer's choice the one before gives away: recall from its experts, and from popularity alone, both [layers - 1].
 
     The later layer's experts are ranked by log p(e') + sum over the chosen e of log(p(e'|e) / p(e')), counts smoothed by one,
     and the best top_k are compared with what was chosen. Learned on part of the sequences, tested on the rest.
@@ -107,7 +107,7 @@ def pair_lift(expert_ids: NDArray[np.integer], n_experts: int) -> tuple[Floats, 
 
 
 def lift_p99(lift: Floats, *expected: Floats, least: float = 50) -> Floats:
-    """99th percentile of the lift of pairs expected `least` times in each of `expected`, float [layers]; NaN where there is none."""
+    """99th percentile of the lift of pairs expected `least` times in each of `expected`, float [layers]; NaN without any."""
     upper = np.triu(np.ones(lift.shape[1:], bool), 1)
     found = np.full(len(lift), np.nan)
     for layer in range(len(lift)):
