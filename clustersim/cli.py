@@ -71,7 +71,9 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(__version__)
         return 0
-    commands: dict[str, Callable[[list[str]], int]] = {"list": _list, "inspect": _inspect, "fit": _fit, "capture": _capture, "run": _run}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "list": _list, "inspect": _inspect, "fit": _fit, "capture": _capture, "run": _run,
+    }  # fmt: skip
     first = arguments[0] if arguments else ""
     if first in commands:
         return commands[first](arguments[1:])
@@ -269,8 +271,8 @@ def _score(path: Path) -> int:
     from clustersim.workload.fit_score import SEEDS, score_fit
     from clustersim.workload.trace import read_trace
 
-    folders = [path] if (path / "tokens.parquet").is_file() or path.is_file() else sorted(p.parent for p in path.glob("*/*.parquet"))
-    folders = list(dict.fromkeys(folders))
+    alone = path.is_file() or (path / "tokens.parquet").is_file()
+    folders = [path] if alone else sorted({file.parent for file in path.glob("*/*.parquet")})
     if not folders:
         raise InputError(f"fit --score: {path}: there is no trace, nor a folder of traces")
     scores = {}

@@ -19,9 +19,10 @@ def score_table(scores: dict[str, list[Score]], seeds: int) -> Table:
                 f"{row.limit:.2f}", f"{row.real:.3f}", "holds" if row.holds else "MISSED",
             )  # fmt: skip
     table.caption = (
-        f"held out: the statistic of 30 % of the sequences, mean over layers and {seeds} splits; sampled: distance from it of tokens\n"
-        "sampled with what was fitted to the other 70 %, mean over layers of the absolute difference (of the lift: relative), mean\n"
-        "and worst over the splits; real 70/30: the same distance between the trace's own two parts"
+        f"held out: the statistic of 30 % of the sequences, mean over layers and {seeds} splits\n"
+        "sampled: how far tokens are from it that were sampled with what was fitted to the other 70 %, mean over layers of\n"
+        "the absolute difference (of the lift: relative), mean and worst over the splits\n"
+        "real 70/30: the same distance between the trace's own two parts"
     )
     table.caption_justify = "left"
     return table

@@ -5,7 +5,7 @@ The method of simulated moments (McFadden 1989). Writes no files and judges noth
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -220,18 +220,26 @@ def _start(trace: Trace, sequences: Sequences, real: Measured) -> tuple[Paramete
 def _domains(trace: Trace, sequences: Sequences) -> tuple[Domain, ...]:
     used = statistics.membership(trace.expert_ids, trace.n_experts)
     of_token = sequences.domain[np.searchsorted(sequences.number, trace.seq)]
-    return tuple(
-        counted_domain(name, float((sequences.domain == i).mean()), used[of_token == i].sum(0, dtype=np.int64))
+    return _sharing(
+        counted_domain(name, used[of_token == i].sum(0, dtype=np.int64))
         for i, name in enumerate(sequences.names)
     )
 
 
-def counted_domain(name: str, share: float, counts: Ints) -> Domain:
-    """A domain with the loads that were counted, int [layers, experts], and the Dirichlet that is as uneven."""
+def counted_domain(name: str, counts: Ints) -> Domain:
+    """A domain with the loads that were counted, int [layers, experts], and the Dirichlet that is as uneven. Its share is by
+    tokens: sampled sequences are all of one length."""
     load = (counts + 0.5) / (counts + 0.5).sum(1, keepdims=True)       # an expert that was never seen may still be used
     cv = load.std(1) / load.mean(1)
     spread = np.array([concentration(float(one), counts.shape[1]) for one in cv])
-    return Domain(name=name, share=share, spread=spread, load=load)
+    return Domain(name=name, share=float(counts[0].sum()), spread=spread, load=load)
+
+
+def _sharing(domains: Iterable[Domain]) -> tuple[Domain, ...]:
+    """The domains with shares that sum to 1."""
+    all_of_them = list(domains)
+    total = sum(domain.share for domain in all_of_them)
+    return tuple(replace(domain, share=domain.share / total) for domain in all_of_them)
 
 
 def _chance(parameters: Parameters, sequences: Sequences, top_k: int) -> Floats:
@@ -264,13 +272,11 @@ def _sharpened(parameters: Parameters, trace: Trace, sequences: Sequences, seed:
 def fit_counts(counts: Counts) -> tuple[Parameters, tuple[str, ...]]:
     """Parameters from counts alone: loads by layer and domain; everything else as in the moderate preset, as the notes say."""
     start = load_parameters("moderate")
-    share = 1 / len(counts.choices)
-    domains = tuple(counted_domain(name or UNNAMED, share, choices) for name, choices in counts.choices.items())
+    domains = _sharing(counted_domain(name or UNNAMED, choices) for name, choices in counts.choices.items())
     layers = len(counts.layers)
     notes = (
         "counts do not tell how tokens hang together: dimension, topic, memories, alignment, turn and sharpness are those of the "
         "preset moderate",
-        "counts do not tell how many sequences a domain has: all domains get the same share",
         f"loads are of {layers} layers ({', '.join(map(str, counts.layers))}): a model of another number of layers gets loads "
         "drawn anew, as unevenly",
     )

@@ -45,7 +45,7 @@ class Domain:
     """A kind of text, with its own popular experts."""
 
     name: str
-    share: float                    # of the sequences
+    share: float                    # of the sequences, which are all of one length
     spread: Floats                  # [layers or 1] parameter of the popularity's family
     load: Floats | None = None      # [layers, experts] recorded shares of the load; None: drawn
 

@@ -61,7 +61,7 @@ def chance_overlap(trace: Trace) -> Floats:
 
 
 def next_layer_recall(trace: Trace, *, ahead: int = 1, seed: int = 0, held_out: float = 0.3) -> tuple[Floats, Floats]:
-    """How much of a layer's choice the one before gives away: recall from its experts, and from popularity alone, both [layers - 1].
+    """How much of a layer's choice the one before gives away: recall from its experts, from popularity alone; both [layers - 1].
 
     The later layer's experts are ranked by log p(e') + sum over the chosen e of log(p(e'|e) / p(e')), counts smoothed by one,
     and the best top_k are compared with what was chosen. Learned on part of the sequences, tested on the rest.

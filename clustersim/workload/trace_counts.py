@@ -1,4 +1,4 @@
-"""Traces that hold counts alone, `counts.parquet` of `moetrace/1`: how many choices each expert got. Reads and adds up, no more."""
+"""Traces that hold counts alone: how many choices each expert got (`counts.parquet` of `moetrace/1`). Reads and adds up."""
 
 from __future__ import annotations
 
