@@ -72,8 +72,8 @@ def inclusion(shares: Floats, top_k: int) -> Floats:
 def plackett_luce_weights(used: Floats) -> Floats:
     """Weights with which drawing without replacement includes each expert about as often as `used` says.
 
-    -log(1 - used): exact for a fixed threshold in an exponential race, and asymptotically for a fixed number
-    (Rosén 1997, Asymptotic theory for order sampling).
+    -log(1 - used): exact for a fixed threshold in an exponential race, and asymptotically for a fixed number (Rosén 1997,
+    Asymptotic theory for order sampling). Off by up to 7 % for 3 of 8 experts, 2 % for 4 of 32.
     """
     return np.asarray(-np.log1p(-np.minimum(used, 1 - 1e-9)), np.float64)
 
