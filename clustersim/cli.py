@@ -144,8 +144,9 @@ def _sweep(overrides: list[str]) -> int:
         if not console.is_terminal:
             console.width = 200         # a file or a pipe has no edge to fold at
         console.print(terminal.comparison(done))
-        if (routers := terminal.choosing(done)) is not None:
-            console.print(routers)
+        for more in (terminal.choosing(done), terminal.trade(done)):
+            if more is not None:
+                console.print(more)
         console.print(f"{len(done)} runs in {folder}", soft_wrap=True)
     if not done and len({reason for _, reason in failed}) == 1:
         raise InputError(failed[0][1])          # what is wrong is in what the jobs share
@@ -331,8 +332,13 @@ def _flag(key: str, text: str) -> bool:
 
 
 def _help() -> str:
+    from textwrap import fill
+
     width = max(len(group) for group in GROUPS)
-    lines = [f"  {group:<{width}}  {', '.join(options(group_folder(group)))}" for group in GROUPS]
+    under = " " * (width + 4)           # a long list of options goes on below its beginning
+    lines = [
+        fill(f"  {group:<{width}}  {', '.join(options(group_folder(group)))}", 110, subsequent_indent=under) for group in GROUPS
+    ]
     keys = "any key of the config can be set: workload.tokens_per_gpu=1024 topology.nodes=16 seed=1 (clustersim --cfg lists them)"
     return "\n".join([USAGE, "groups and their options (the defaults: clustersim --cfg)", *lines, "", keys])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import simpy
@@ -15,7 +16,7 @@ import simpy
 from clustersim.cluster import Cluster
 from clustersim.network import sharing
 from clustersim.network.bounds import busiest_link_end, chained, link_bytes
-from clustersim.network.sharing import need_exact
+from clustersim.network.sharing import check_resolution
 from clustersim.types import Floats, Ints, Routes, Transfers
 
 
@@ -70,6 +71,12 @@ class Exchange:
         _, earliest = chained(self.transfers, self.routes.latency, released)
         return busiest_link_end(self.fabric.capacity, self.routes, self.transfers.nbytes, earliest)
 
+    @cached_property
+    def least(self) -> float:
+        """Seconds that it takes at least, were all GPUs in at once."""
+        _, earliest = chained(self.transfers, self.routes.latency, self.transfers.release)
+        return busiest_link_end(self.fabric.capacity, self.routes, self.transfers.nbytes, earliest)[0]
+
     def link_bytes(self) -> Floats:
         """Bytes on each link, [links]."""
         return link_bytes(self.routes, self.transfers.nbytes, self.fabric.capacity.size)
@@ -123,8 +130,9 @@ class Fluid:
     never runs past the next event of the loop, because that event may bring new flows.
     """
 
-    def __init__(self, env: simpy.Environment, cluster: Cluster) -> None:
+    def __init__(self, env: simpy.Environment, cluster: Cluster, resolution: float) -> None:
         self.env, self.cluster, self.capacity, self.solves = env, cluster, cluster.capacity, 0
+        self.resolution = resolution
         self._state = sharing.empty(self.capacity)
         self._exchanges: list[Exchange] = []            # those in the solver, in the order of their counters
         self._of = np.zeros(0, np.int64)                # [flows] place in that list of each flow of the solver
@@ -215,6 +223,8 @@ class Fluid:
             self._state, exchange.routes, transfers, inbox=exchange.base + transfers.dst,
             outbox=exchange.base + n + transfers.src, n_counters=exchange.base + 2 * n,
         )  # fmt: skip
+        if self.resolution > 0:
+            sharing.coarsen(self._state, self.resolution, min(other.least for other in self._exchanges))
         exchange.open_counters = np.unique(transfers.dst).size + np.unique(transfers.src).size
         self._of = np.concatenate((self._of, np.full(transfers.n, len(self._exchanges) - 1)))
         self._row = np.concatenate((self._row, np.arange(transfers.n)))
@@ -235,10 +245,13 @@ def bound(env: simpy.Environment, cluster: Cluster) -> Bound:
 
 
 def fluid(env: simpy.Environment, cluster: Cluster, *, resolution: float = 0.0) -> Fluid:
-    """Max-min fair sharing with per-GPU finish times; `resolution` 0 is exact.
+    """Max-min fair sharing with per-GPU finish times.
+
+    Args:
+        resolution: 0 is exact; else rates are agreed on at most once in `resolution` x the least time of the exchange.
 
     Raises:
-        InputError: another resolution.
+        InputError: a resolution that is not from 0 to 1.
     """
-    need_exact(resolution)
-    return Fluid(env, cluster)
+    check_resolution(resolution)
+    return Fluid(env, cluster, resolution)

@@ -19,7 +19,7 @@ def transfer(
     Args:
         nbytes: float [gpus, gpus], not negative. What a GPU keeps (the diagonal) takes no time and loads no link.
         network: "fluid" (max-min fair sharing) or "bound" (every pair ends when the busiest link could be through).
-        resolution: 0, the exact solution.
+        resolution: 0 is exact; else rates are agreed on at most once in `resolution` x the bound.
         release: seconds, one for all or float [gpus]: when each source starts.
 
     Raises:
@@ -37,7 +37,7 @@ def transfer(
             raise InputError(f"{name}: must be finite and not negative")
     if network not in ("fluid", "bound"):
         raise InputError(f"network={network}: must be fluid or bound")
-    sharing.need_exact(resolution)
+    sharing.check_resolution(resolution)
     starts = np.broadcast_to(starts, (n,))
     src, dst = np.nonzero(sizes * ~np.eye(n, dtype=bool))
     transfers, routes = independent(src, dst, sizes[src, dst]), cluster.routes(src, dst)
@@ -51,6 +51,8 @@ def transfer(
     elif src.size:
         zero = np.zeros(src.size, np.int64)
         state = sharing.extend(sharing.empty(cluster.capacity), routes, transfers, inbox=zero, outbox=zero, n_counters=1)
+        if resolution > 0:
+            sharing.coarsen(state, resolution, bound - starts[src].min())
         sharing.solve_all(state, starts[src])
         finish[src, dst] = state.flows["drain"] + routes.latency
         solves = sharing.solves(state)

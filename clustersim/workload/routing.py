@@ -92,6 +92,11 @@ def router_from(name: str, options: Mapping[str, Any], model: Model, *, phase: s
     bound = bind("router", name, function, given)
     if bias["updates"] and "bias" not in takes:
         raise InputError(f"router.bias.updates={bias['updates']}: {name} takes no bias")
+    if bias["updates"] and bias["rule"] == "quantile" and (bias["tokens"] * given.get("k", model.top_k)) % model.n_experts:
+        raise InputError(
+            f"router.bias.tokens={bias['tokens']}: times top-{given.get('k', model.top_k)} must be a multiple of the "
+            f"{model.n_experts} experts of {model.name} for rule=quantile"
+        )
     return Router(name=name, function=bound, wants=frozenset(takes - given.keys()), options=given, bias=bias, notes=notes)
 
 
@@ -197,11 +202,11 @@ def _process(workload: Workload, router: Router, model: Model, name: str) -> Sco
 
 
 def settled_bias(process: ScoreProcess, router: Router, model: Model, layer: int) -> Floats | None:
-    """The bias of a layer after the closed loop's updates, float [columns]; None without a rule.
+    """The bias of a layer after the closed loop's updates, float [columns]; None without any.
 
     The loop sees tokens of its own, beyond any pass: those from BEYOND on.
     """
-    if router.bias["rule"] == "none":
+    if router.bias["rule"] == "none" or not router.bias["updates"]:
         return None
     *_, (bias, _, _) = bias_steps(process, router, model, layer)
     return bias
@@ -267,6 +272,11 @@ def _notes(router: Router) -> tuple[str, ...]:
         notes.append("router=round_robin: a token's experts are neighbours, on fewer GPUs and nodes than a learned router's")
     if router.name == "soft_moe":
         notes.append("router=soft_moe: what travels are its slots, mixtures of all tokens of a GPU")
+    if router.bias["updates"]:
+        notes.append(
+            f"the bias comes from {router.bias['updates']} updates by rule={router.bias['rule']} on {router.bias['tokens']:,} "
+            "tokens each; a trace's come again and again"
+        )
     if router.name == "mixture_of_depths":
         notes.append("router=mixture_of_depths: tokens that pass a layer by still attend in it here")
     return tuple(notes)

@@ -14,7 +14,7 @@ BLOCK = 256             # tokens drawn together; part of what a seed means
 PIECE = 16_384          # tokens asked for at a time where many are looked at: what it takes of memory, not what comes out
 
 
-def independent_scores(seed: int, *, n_experts: int, alpha: float) -> ScoreProcess:
+def independent_scores(seed: int, *, n_experts: int, alpha: float, extra: int = 0) -> ScoreProcess:
     """Scores of independent tokens over experts of unequal popularity: log popularity plus Gumbel noise.
 
     Popularity is one draw per layer from a symmetric Dirichlet(alpha): the smaller alpha, the fewer experts share the
@@ -22,8 +22,11 @@ def independent_scores(seed: int, *, n_experts: int, alpha: float) -> ScoreProce
     without replacement with probabilities proportional to popularity (Plackett-Luce). Every block of tokens has a
     random stream of its own, so that scores do not depend on what else is asked.
 
+    Args:
+        extra: columns after those of the experts, drawn alike. The experts' do not depend on them.
+
     Returns:
-        (layer, first, last) -> float32 [last - first, experts].
+        (layer, first, last) -> float32 [last - first, experts + extra].
 
     Raises:
         InputError: alpha is not a number above 0.
@@ -34,10 +37,14 @@ def independent_scores(seed: int, *, n_experts: int, alpha: float) -> ScoreProce
 
     def scores(layer: int, first: int, last: int) -> Float32s:
         if layer not in popularity:
-            popularity[layer] = log_popularity(_stream(seed, layer, 0), n_experts, alpha).astype(np.float32)
-        out = np.empty((last - first, n_experts), np.float32)
+            experts = log_popularity(_stream(seed, layer, 0), n_experts, alpha)
+            beside = log_popularity(_stream(seed, layer, 0, 3), extra, alpha)
+            popularity[layer] = (np.append(experts, beside) - experts.max()).astype(np.float32)
+        out = np.empty((last - first, n_experts + extra), np.float32)
         for block in range(first // BLOCK, -(-last // BLOCK)):
             noise = _log_exponential(_stream(seed, layer, 1 + block), (BLOCK, n_experts))
+            if extra:
+                noise = np.hstack([noise, _log_exponential(_stream(seed, layer, 1 + block, 3), (BLOCK, extra))])
             begin, end = max(first, block * BLOCK), min(last, (block + 1) * BLOCK)
             part = noise[begin - block * BLOCK : end - block * BLOCK]
             np.subtract(popularity[layer], part, out=out[begin - first : end - first])
@@ -47,10 +54,9 @@ def independent_scores(seed: int, *, n_experts: int, alpha: float) -> ScoreProce
 
 
 def log_popularity(rng: np.random.Generator, n_experts: int, alpha: float) -> Floats:
-    """Logarithms, up to a constant, of a draw from a symmetric Dirichlet(alpha); the largest is 0."""
-    # log of a Gamma(alpha) draw as log Gamma(alpha + 1) + log(U) / alpha, which does not underflow where alpha is small
-    log_p = np.log(rng.standard_gamma(alpha + 1, n_experts)) + np.log1p(-rng.random(n_experts)) / alpha
-    return np.asarray(log_p - log_p.max(), np.float64)
+    """Logarithms of Gamma(alpha) draws: up to a constant, those of one draw from a symmetric Dirichlet(alpha)."""
+    # log Gamma(alpha) as log Gamma(alpha + 1) + log(U) / alpha, which does not underflow where alpha is small
+    return np.asarray(np.log(rng.standard_gamma(alpha + 1, n_experts)) + np.log1p(-rng.random(n_experts)) / alpha, np.float64)
 
 
 def best_of(scores: Callable[[int, int], Float32s], n_tokens: int, k: int) -> tuple[Ints, Floats]:
@@ -74,9 +80,9 @@ def zipf_token_ids(seed: int, n_tokens: int, vocab: int) -> Ints:
     return np.asarray(np.searchsorted(below, rng.random(n_tokens) * below[-1], side="right"), np.int64)
 
 
-def _stream(seed: int, layer: int, block: int) -> np.random.Generator:
-    """A random stream for (seed, layer, block), independent of all others."""
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(layer, block))))
+def _stream(seed: int, *key: int) -> np.random.Generator:
+    """A random stream for a seed and a key, independent of those for all others."""
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=key)))
 
 
 def _log_exponential(rng: np.random.Generator, shape: tuple[int, int]) -> Float32s:

@@ -113,7 +113,7 @@ def from_scores(
 
     return Workload(
         source=source, index=index, context=context, choose=choose, scores=process,
-        token_ids=partial(zipf_token_ids, seed, source.size, model.vocab),
+        token_ids=lambda: zipf_token_ids(seed, source.size, model.vocab),
     )
 
 

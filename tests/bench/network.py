@@ -76,7 +76,8 @@ def direct_cost(pattern: str, n_gpus: int) -> Cost:
 
 def default_run_cost(phase: str) -> Cost:
     """The first layer of the default run: two hops, coupled by chunks."""
-    work, _ = _layer(_assemble(compose([])), 0, None)
+    parts = _assemble(compose([]))
+    work, _ = _layer(parts, 0, parts.rule)
     return cost(f"node_dedup, default run, {phase}", getattr(work, phase), "h100_sxm", 8)
 
 

@@ -70,7 +70,7 @@ def test_what_cannot_be_is_refused_in_one_line(name, given, said):
 def test_tokens_that_do_not_divide_are_refused_where_they_must():
     with pytest.raises(InputError, match="router=base: the 23 tokens of a GPU must be a multiple of the 8 experts"):
         routers.base(SCORES[:23])
-    with pytest.raises(InputError, match="router=quantile: 23 tokens times top-2 must be a multiple of 8 experts"):
+    with pytest.raises(InputError, match="router=quantile: 23 tokens of a GPU times top-2 must be a multiple of the 8 experts"):
         routers.quantile_balanced(SCORES[:23], k=2)
 
 

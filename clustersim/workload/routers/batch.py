@@ -12,6 +12,7 @@ from clustersim.workload.routers.activation import (
     activated,
     best,
     checked,
+    column_statistic,
     falling,
     softmax_of,
     weights_of,
@@ -39,10 +40,12 @@ def expert_choice(scores: Scores, *, k: int, factor: float = 1.0) -> tuple[Ints,
         return np.zeros((0, 0), np.int64), np.zeros((0, 0))
     take = min(max(1, round(n_tokens * k * factor / n_experts)), n_tokens)
     values = activated(scores, "softmax")
-    last = np.partition(values, n_tokens - take, axis=0)[n_tokens - take]       # of those an expert takes, the smallest
-    taken = values > last
-    level = values == last
-    taken |= level & (np.cumsum(level, axis=0) <= take - taken.sum(axis=0))     # of equal ones the earlier tokens
+    last = column_statistic(values, n_tokens - take)        # of those an expert takes, the smallest
+    taken = values >= last
+    for expert in np.flatnonzero(np.count_nonzero(taken, axis=0) > take):
+        level = np.flatnonzero(values[:, expert] == last[expert])       # of equal ones the earlier tokens
+        spare = np.count_nonzero(taken[:, expert]) - take
+        taken[level[level.size - spare :], expert] = False
     ids = falling(np.where(taken, values, -1), floor=-0.5)
     return ids, weights_of(values, ids, renormalise=False)
 
