@@ -87,11 +87,13 @@ def from_sampler(
     batch = Batch(process=process, n_gpus=n_gpus, tokens_per_gpu=tokens_per_gpu, sequence=sequence)
 
     def choose(layer: int) -> Choices:
+        assert not counts, "there are no tokens"
         ids, weights = batch.choose(layer)
         return Choices(ids=ids, weights=weights, scores=partial(experts_alone, batch.scores, layer, model.n_experts))
 
     return Workload(
-        source=source, index=index, context=context, choose=choose, scores=batch.scores, notes=process.notes,
+        source=source, index=index, context=context, choose=choose, scores=None if counts else batch.scores,
+        count=batch.count if counts else None, notes=(*process.notes, *batch.notes) if counts else process.notes,
         token_ids=partial(zipf_token_ids, seed, source.size, model.vocab),
     )
 
