@@ -23,6 +23,7 @@ from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, compose, whole
 from clustersim.engine import compute
 from clustersim.engine.gpu import LayerWork, Played, play
+from clustersim.network import packets
 from clustersim.pick import bind, did_you_mean, find, pick
 from clustersim.placement.replicas import chosen_slots
 from clustersim.placement.static import default_slots
@@ -183,8 +184,14 @@ def _play(parts: _Parts, factor: float | None, progress: Progress) -> tuple[Play
 
     def work_of(layer: int) -> LayerWork:
         work, counts[layer] = _layer(parts, layer, factor)
-        if layer == 0 and parts.run.config["network"]["name"] == "fluid":       # what can be wrong has been found by now
-            networks.when_compiling(lambda: progress(0.0, "compiling the network solver, once for this installation"))
+        if layer == model.n_dense_layers and parts.run.config["network"]["name"] == "packet":
+            both = [transfers for transfers in (work.dispatch, work.combine) if transfers is not None]
+            packets.need_few(parts.cluster, both, model.n_layers - layer, parts.run.config["network"]["chunk"])
+        if layer == 0:                          # what can be wrong has been found by now
+            networks.when_compiling(
+                lambda: progress(0.0, "compiling the network solver, once for this installation"),
+                parts.run.config["network"]["name"],
+            )
         return work
 
     played = play(
@@ -287,6 +294,10 @@ def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
         notes.append("balanced choices and token_hash both repeat with the token's index: replicas are not used evenly")
     if parts.run.config["network"]["name"] == "bound":
         notes.append("network=bound: exchanges in progress do not contend, and all GPUs leave one together")
+    if parts.run.config["network"]["name"] == "packet":
+        chunk, queue = parts.run.config["network"]["chunk"], parts.run.config["network"]["queue"]
+        queues = "a queue per flow and link, served in turn" if queue == "round_robin" else "one queue per link"
+        notes.append(f"network=packet: store and forward of {chunk} packets, {queues}; full buffers hold back what feeds them")
     return tuple(notes)
 
 

@@ -72,8 +72,7 @@ class Ways:
         a, b = self.start_of[src], self.end_of[dst]
         most = int(self.count.max(initial=1))
         if self.count.size * most < 2**62:
-            key = (a * self.hops.shape[1] + b) * most + rank
-            _, chosen, which = np.unique(key, return_index=True, return_inverse=True)
+            chosen, which = _distinct((a * self.hops.shape[1] + b) * most + rank, self.count.size * most)
         else:
             chosen = which = np.arange(a.size)
         length, edges = self._walk(a[chosen], b[chosen], rank[chosen])
@@ -149,14 +148,27 @@ class Ways:
     def _links(self, links: Ints, length: Ints, src: Ints, dst: Ints) -> Ints:
         """`links` of rows with the ports in it replaced by the links of each row's GPUs."""
         ports = self.up.shape[1]
+        rows = np.repeat(np.arange(length.size), length)
         for gpus, table, low in ((src, self.up, -1), (dst, self.down, -1 - ports)):
             at = np.flatnonzero((links <= low) & (links > low - table.shape[1]))
-            row = np.searchsorted(np.cumsum(length), at, side="right")
-            links[at] = table[gpus[row], low - links[at]]
+            links[at] = table[gpus[rows[at]], low - links[at]]
         return links
 
 
 FAR = np.iinfo(np.int32).max // 2       # hops where there is no way
+
+
+def _distinct(key: Ints, n: int) -> tuple[Ints, Ints]:
+    """Where one of each distinct key stands, and which of those each key equals; keys are from 0 to n - 1."""
+    if n > 8 * key.size:
+        _, chosen, which = np.unique(key, return_index=True, return_inverse=True)
+        return chosen, which
+    place = np.full(n, -1)                      # a table of all keys, where that is shorter than sorting them
+    place[key] = np.arange(key.size)
+    there = np.flatnonzero(place >= 0)
+    chosen = place[there]
+    place[there] = np.arange(there.size)
+    return chosen, place[key]
 
 
 def repeat_rows(length: Ints, which: Ints) -> tuple[Ints, Ints]:
