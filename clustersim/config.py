@@ -252,7 +252,7 @@ def _run(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[str,
     workload, capacity = config["workload"], config["capacity"]
     if workload["phase"] != "prefill":
         raise InputError(f"workload.phase={workload['phase']}: only prefill is built so far")
-    for group in ("trace", "placement", "exchange", "network", "compute"):
+    for group in ("trace", "router", "placement", "exchange", "network", "compute"):
         for key, value in config[group].items():
             if value == "???" or (key == "path" and not value):
                 raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")
@@ -263,14 +263,14 @@ def _run(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[str,
         model=model_from(config["model"]),
         topology=choices["topology"],
         tokens_per_gpu=whole("workload.tokens_per_gpu", workload["tokens_per_gpu"], least=1),
-        capacity_factor=None if capacity["factor"] is None else positive("capacity.factor", capacity["factor"]),
+        capacity_factor=capacity["factor"],         # judged with the rest of the capacity rule
         seed=whole("seed", config["seed"], least=0),
         output=_folder("output", config["output"]),
     )
 
 
 def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
-    """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model and plug-ins look after their own."""
+    """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model, capacity and plug-ins see to theirs."""
     from omegaconf import OmegaConf
 
     known = {key: [key] for key in config if key in (*GROUPS, "seed", "output")}
@@ -279,7 +279,7 @@ def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
         known[group] += [f"{group}.{key!s}" for key in chosen]
     every = [key for keys in known.values() for key in keys]
     for key in _leaves({key: value for key, value in config.items() if key not in known or len(known[key]) > 1}):
-        if key not in every:
+        if key not in every and not key.startswith("capacity."):
             raise InputError(_no_such_key(key, every))
 
 

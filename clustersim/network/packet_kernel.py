@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.network.jit import inlined, lean
+from clustersim.jit import inlined, lean
 from clustersim.types import Ints
 
 Records = NDArray[Any]

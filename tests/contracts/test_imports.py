@@ -13,7 +13,7 @@ import clustersim
 
 PACKAGE = Path(clustersim.__file__).parent
 GROUND = (
-    "types", "pick", "places", "writing", "units", "gpuspec", "model", "wiring", "handmade", "fabrics", "ways", "routes",
+    "types", "pick", "places", "writing", "units", "jit", "gpuspec", "model", "wiring", "handmade", "fabrics", "ways", "routes",
     "route_table", "cluster",
 )  # fmt: skip
 ROOMS = (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numba.core.options import DefaultOptions
 
-from clustersim.network import jit
+from clustersim import jit
 
 
 @pytest.fixture

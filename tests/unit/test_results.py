@@ -226,7 +226,7 @@ def test_law_34_the_bytes_of_every_link_are_those_of_the_tokens_that_cross_it():
     tokens = from_trace(read_trace(PACKAGE / "workload" / "data" / "tiny"), model, 8, 32)
     links = result.tables["links"]
     for layer in range(3):
-        asked, _ = tokens.choose(layer)
+        asked = tokens.choose(layer).ids
         crossed = defaultdict(int)
         for home, row in zip(tokens.source.tolist(), asked.tolist(), strict=True):
             for expert in row:
@@ -359,3 +359,31 @@ def test_the_comparison_shows_what_varies_and_the_fastest_as_one():
     assert [line.split()[-1] for line in lines[1:4]] == ["2.00", "1.00", "4.00"]
     assert len(printed(terminal.comparison(jobs[:1]), width=120).splitlines()) == 3
     assert printed(terminal.comparison([(["seed=1"], {**row, "step_s": 0.0, "tokens_per_s": None, "bottleneck": None})]))
+
+
+def test_the_summary_shows_padding_and_rerouting_only_where_there_is_any():
+    row = made("dropping").summary
+    plain, more = (
+        " ".join(printed(terminal.summary({**row, **extra}, ())).split())
+        for extra in ({}, {"rerouted_rate": 0.123, "padding_share": 0.25, "padding_sent_bytes": 3e6})
+    )
+    assert "of the gate weights; saves" in plain
+    assert "capacity factor 0.75 (megatron, prob)" in plain
+    assert "rerouted" not in plain
+    assert "padding" not in plain
+    assert "rerouted 12.30 % of the choices" in more
+    assert "padding 25.00 % of the rows that experts compute; 3.00 MB sent" in more
+    assert "- of the gate weights" in " ".join(printed(terminal.summary({**row, "gate_mass_lost": None}, ())).split())
+
+
+def test_the_trade_shows_both_sides_of_dropping_in_80_columns_and_nothing_where_nothing_is_dropped():
+    row = made("dropping").summary
+    jobs = [([f"capacity.factor={f}"], {**row, "seconds_saved_by_dropping": s}) for f, s in (("0.75", 2e-3), ("null", -1e-3))]
+    lines = printed(terminal.trade(jobs)).splitlines()
+    assert " ".join(lines[0].split()) == "capacity.factor step saved dropped wholly gate lost used"
+    assert [line.split()[3:5] for line in lines[1:3]] == [["2.00", "ms"], ["-1.00", "ms"]]
+    assert f"{100 * row['gate_mass_lost']:.2f} %" in lines[1]
+    assert all(len(line) <= 80 for line in lines)
+    padded = terminal.trade([(overrides, {**numbers, "padding_share": 0.5}) for overrides, numbers in jobs])
+    assert printed(padded).splitlines()[0].split()[-1] == "padding"
+    assert terminal.trade([(["seed=1"], made("default").summary)]) is None

@@ -34,7 +34,7 @@ def lean(function: Callable[..., Any]) -> Any:
 
 @cache
 def _say_once() -> None:
-    log.warning("numba finds no folder to keep machine code in (set NUMBA_CACHE_DIR to one): the solver is compiled in every run")
+    log.warning("numba finds no folder to keep machine code in (set NUMBA_CACHE_DIR to one): loops are compiled in every run")
 
 
 def inlined(function: Callable[..., Any]) -> Any:
