@@ -319,7 +319,7 @@ def test_an_interrupted_sweep_keeps_what_is_done(monkeypatch, capsys, empty_fold
 
 
 def test_the_first_run_says_that_it_compiles(monkeypatch, capsys):
-    monkeypatch.setattr("clustersim.network.when_compiling", lambda say: say())
+    monkeypatch.setattr("clustersim.network.when_compiling", lambda say, network: say())
     assert main(SMALL) == 0
     err = capsys.readouterr().err
     assert err.count("\n") == 1
