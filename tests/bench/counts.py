@@ -61,7 +61,9 @@ def default_run_cost(phase: str) -> Cost:
     work = from_trace(
         read_trace(PACKAGE / "workload" / "data" / "tiny"), run.model, cluster.n_gpus, run.tokens_per_gpu, name="trace=tiny"
     )
-    asked, weights = work.choose(0)
-    routing = Routing(asked=asked, assigned=asked, weights=weights, source=work.source, index=work.index, capacity=None)
+    chosen = work.choose(0)
+    routing = Routing(
+        asked=chosen.ids, assigned=chosen.ids, weights=chosen.weights, source=work.source, index=work.index, capacity=None
+    )
     placement = contiguous(run.model.n_experts, 64, cluster.n_gpus)
     return cost(node_dedup(phase, routing, placement, cluster, run.model), cluster)
