@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.jit import inlined, njit
+from clustersim.jit import inlined, lean
 from clustersim.types import Floats, Ints, Routes
 
 MOST = 1024             # with more classes of flows than this the system is solved as it is
@@ -28,7 +28,7 @@ def _mixed(x):
     return x ^ (x >> np.uint64(31))
 
 
-@njit
+@lean
 def _classes(of, table, place, number):
     """Number the distinct values of `of` in order of appearance; 0 when there are more than MOST, else how many."""
     mask = np.uint64(table.size - 1)
@@ -48,7 +48,7 @@ def _classes(of, table, place, number):
     return n
 
 
-@njit
+@lean
 def _refine(start, links, weight_bits, flow, link, sums):
     """One round: links learn of their flows, then flows of their links."""
     sums[:] = np.uint64(0)
@@ -64,7 +64,7 @@ def _refine(start, links, weight_bits, flow, link, sums):
         flow[f] = _mixed(flow[f] + total)
 
 
-@njit
+@lean
 def _weights(start, links, weights, flow_class, chosen, link_class, total):
     """total [link classes, flow classes]: the weights that the flows of each class have on the link that stands for a class."""
     for f in range(flow_class.size):
