@@ -165,8 +165,14 @@ def test_the_router_of_the_model_is_the_one_it_names():
     one, other = routed("model").choose(0), routed("group_limited", n_groups=4, best_groups=2).choose(0)
     assert (one.ids == other.ids).all()
     assert (one.weights == other.weights).all()
-    with pytest.raises(InputError, match="router=model: model nameless names no router"):
-        router_from("model", {}, SimpleNamespace(name="nameless", router={}, top_k=2))
+    for own, said in (
+        ({}, "router=model: model nameless names no router"),
+        (3, "model.router=3: must be a group of keys"),
+        ({"name": "topk"}, "model.router=topk: there is no such router; .*did you mean top_k"),
+        ({"name": "top_k", "scal": 3}, "model.router.scal: top_k takes .*did you mean scale"),
+    ):
+        with pytest.raises(InputError, match=said):
+            router_from("model", {}, SimpleNamespace(name="nameless", router=own, top_k=2))
 
 
 def test_an_experts_number_below_zero_costs_nothing():
@@ -226,6 +232,7 @@ def test_a_router_that_is_evaluated_otherwise_decodes_so_and_says_it(name, k):
         ("top_k", {"kk": 2}, "router.kk: top_k takes k, softmax, renormalise, scale"),
         ("top_k", {"k": "many"}, "router.k=many: must be a whole number"),
         ("top_k", {"bias": {"rule": "sign", "updates": 3}}, "router.bias.updates=3: top_k takes no bias"),
+        ("group_limited", {"bias": 3}, "router.bias=3: is a group of keys"),
         ("group_limited", {"bias": {"updates": 3}}, "router.bias.updates=3: needs a rule"),
         ("group_limited", {"bias": {"rule": "sgn"}}, "router.bias.rule=sgn: there is no such rule; .*did you mean sign"),
         ("group_limited", {"bias": {"rule": "sign", "rate": 0}}, "router.bias.rate=0: must be above 0"),
