@@ -28,7 +28,7 @@ from clustersim.pick import bind, did_you_mean, find, pick
 from clustersim.placement.replicas import chosen_slots
 from clustersim.placement.static import default_slots
 from clustersim.places import PACKAGE
-from clustersim.results.counting import LayerCounts, count_layer
+from clustersim.results.counting import LayerCounts, count_layer, counted_layer
 from clustersim.results.store import write_run
 from clustersim.results.tables import (
     collision,
@@ -38,11 +38,12 @@ from clustersim.results.tables import (
     links_table,
     summary_row,
 )
-from clustersim.types import Choices, InputError, Placement, Routing, Workload
+from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routing, Workload
 from clustersim.workload import capacity as capacities
 from clustersim.workload import source
 from clustersim.workload.capacity_padding import padding_rows, rows_by_source
-from clustersim.workload.routing import rerouted, router_from
+from clustersim.workload.routing import Router, rerouted, router_from
+from clustersim.workload.sampler_parameters import parameters_file
 from clustersim.workload.trace import read_trace
 
 PHYSICS = 2             # raised whenever the same config gives other numbers; part of every run_id
@@ -147,6 +148,8 @@ def _assemble(run: Run) -> _Parts:
     name, options = run.options("router")
     router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
     workload, digest = _workload(run, n, router.extra)
+    if workload.count is not None:
+        _check_counts(router, capacities.rule_from(config["capacity"]), config["exchange"]["name"], placement, model.n_experts)
     workload = rerouted(
         workload, router, run.model, run.seed, name=f"trace={config['trace']['name']}",
         near=lambda gpu: _held_near(placement, cluster, run.model.n_experts, gpu),
@@ -175,6 +178,23 @@ def _assemble(run: Run) -> _Parts:
     )
 
 
+def _check_counts(router: Router, rule: capacities.Rule, exchange: str, placement: Placement, n_experts: int) -> None:
+    """InputError where something asks for single tokens, which counts do not have."""
+    need = "single tokens, and trace.counts=true has only how many of a GPU choose each expert"
+    if router.name != "recorded":
+        raise InputError(f"router={router.name}: needs {need}; use trace.counts=false")
+    if rule.limits or rule.pad_multiple > 1:
+        raise InputError(f"capacity: a limit or padding needs {need}; use trace.counts=false")
+    if exchange not in exchanges.PADDING:
+        can = " or ".join(sorted(exchanges.PADDING))
+        raise InputError(f"exchange={exchange}: needs {need}; use exchange={can} or trace.counts=false")
+    if placement.n_slots > n_experts:
+        raise InputError(
+            f"placement.slots={placement.n_slots}: choosing among replicas of {n_experts} experts needs {need}; "
+            f"use placement.slots={n_experts} or trace.counts=false"
+        )
+
+
 def _held_near(placement: Placement, cluster: Cluster, n_experts: int, gpu: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """bool [experts]: whether the node of a GPU holds a copy of the expert."""
     held = np.zeros(n_experts, bool)
@@ -190,7 +210,8 @@ def _workload(run: Run, n_gpus: int, extra: int) -> tuple[Workload, str | None]:
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
         return source.from_trace(read_trace(path), run.model, n_gpus, run.tokens_per_gpu, name=label), _contents(path)
     if name == "sampled":
-        return bind("trace", name, source.from_sampler, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed, extra), None
+        sampled = bind("trace", name, source.from_sampler, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed, extra)
+        return sampled, _contents(parameters_file(options["preset"], options["parameters"]))
     if name == "balanced":
         return bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu), None
     known = ("tiny", "file", "sampled", "balanced")
@@ -243,6 +264,8 @@ def _layer(parts: _Parts, layer: int, rule: capacities.Rule) -> tuple[LayerWork,
     if moe_layer < 0:
         dense = compute.dense_seconds(model, gpu, per_gpu) if timed else idle
         return LayerWork(attention_s=attention, expert_s=idle, other_s=dense, dispatch=None, combine=None), None
+    if tokens.count is not None:
+        return _counted_layer(parts, layer, tokens.count(moe_layer), attention, per_gpu)
     chosen = tokens.choose(moe_layer)
     limited, sent, kept = _routings(parts, rule, layer, chosen)
     slots = chosen_slots(kept, parts.placement, cluster)
@@ -265,6 +288,30 @@ def _layer(parts: _Parts, layer: int, rule: capacities.Rule) -> tuple[LayerWork,
         row_bytes=model.dispatch_token_bytes + model.combine_token_bytes,
         renormalised=rule.renormalise and chosen.ids.shape[1] > 1,
     )  # fmt: skip
+
+
+def _counted_layer(
+    parts: _Parts, layer: int, counts: Ints, attention: Floats, per_gpu: Ints
+) -> tuple[LayerWork, LayerCounts]:
+    """As `_layer`, where only counts [gpus, experts] are known: their rows travel as padding does, without any token."""
+    model, cluster, placement = parts.run.model, parts.cluster, parts.placement
+    n, gpu = cluster.n_gpus, cluster.gpu
+    timed = parts.run.config["compute"]["name"] == "roofline"
+    rows = counts[:, placement.expert_of]                   # [gpus, slots]: every expert has one
+    nobody = np.zeros((0, model.top_k), np.int64)
+    routing = Routing(
+        asked=nobody, assigned=nobody, weights=None, source=nobody[:, 0], index=nobody[:, 0], capacity=None, padding=rows
+    )
+    dispatch, combine = (parts.exchange(phase, routing, placement, cluster, model) for phase in ("dispatch", "combine"))
+    in_slot = rows.sum(axis=0)
+    work = LayerWork(
+        attention_s=attention,
+        expert_s=compute.expert_seconds(model, gpu, in_slot, placement.gpu_of, n) if timed else np.zeros(n),
+        other_s=compute.shared_seconds(model, gpu, per_gpu) if timed else np.zeros(n),
+        dispatch=dispatch,
+        combine=combine,
+    )
+    return work, counted_layer(in_slot, placement, n_experts=model.n_experts, n_gpus=n)
 
 
 def _routings(parts: _Parts, rule: capacities.Rule, layer: int, chosen: Choices) -> tuple[capacities.Limited, Routing, Routing]:
@@ -328,7 +375,7 @@ def _leaf(config: Mapping[str, Any], key: str) -> Any:
 def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     """What a reader of the result has to know about how it came about."""
     notes = list(parts.workload.notes)
-    if parts.trace_sha256 is not None and numbers["drop_rate"] + numbers["rerouted_rate"] > 0:
+    if parts.run.config["trace"]["name"] in ("tiny", "file") and numbers["drop_rate"] + numbers["rerouted_rate"] > 0:
         notes.append("the trace is open loop: a dropped token would have changed the choices of later layers")
     replicated = parts.placement.n_slots > parts.run.model.n_experts and parts.placement.replica == "token_hash"
     if parts.run.config["trace"]["name"] == "balanced" and replicated:

@@ -77,6 +77,7 @@ class Workload:
     choose: Callable[[int], Choices]
     scores: ScoreProcess | None = None          # [tokens, experts and more columns] to choose anew from; None: ids only
     token_ids: Callable[[], Ints] | None = None     # -> [tokens] the word that each token is; None when unknown
+    count: Callable[[int], Ints] | None = None  # in place of `choose`: [gpus, experts] choices of each expert by a GPU's tokens
     notes: tuple[str, ...] = ()                 # what a reader of the result has to know about the input
 
 

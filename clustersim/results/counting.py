@@ -76,5 +76,17 @@ def count_layer(
     return counts
 
 
+def counted_layer(in_slot: Ints, placement: Placement, *, n_experts: int, n_gpus: int) -> LayerCounts:
+    """A layer of which only the choices of each slot are known, int [slots]: nothing was dropped, weights are not known."""
+    asked = np.bincount(placement.expert_of, in_slot, n_experts).astype(np.int64)
+    none = np.zeros(n_experts, np.int64)
+    return LayerCounts(
+        asked=asked, kept=asked, dropped=none, rerouted_away=none, rerouted_here=none,
+        replicas=np.bincount(placement.expert_of, minlength=n_experts),
+        gpu_tokens=np.bincount(placement.gpu_of, in_slot, n_gpus).astype(np.int64), padding_rows=none, padding_sent_bytes=0.0,
+        partly_dropped=0, fully_dropped=0, room=None, gate_mass=None, gate_mass_dropped=0.0, gate_mass_lost=0.0,
+    )  # fmt: skip
+
+
 def _by_expert(ids: Ints, n_experts: int) -> Ints:
     return np.bincount(ids.ravel() + 1, minlength=n_experts + 1)[1:]

@@ -9,8 +9,10 @@ import numpy as np
 from clustersim.model import Model
 from clustersim.types import Choices, Float32s, InputError, Ints, ScoreProcess, Trace, Workload
 from clustersim.workload.deal import Deal, deal_sequences
-from clustersim.workload.sampler import balanced
-from clustersim.workload.scores import best_of, experts_alone, independent_scores, zipf_token_ids
+from clustersim.workload.sampler import Batch, balanced
+from clustersim.workload.sampler_parameters import changed, load_parameters
+from clustersim.workload.sampler_process import Process
+from clustersim.workload.scores import best_of, experts_alone, zipf_token_ids
 
 
 def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, name: str = "trace") -> Workload:
@@ -52,20 +54,48 @@ def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, 
 
 
 def from_sampler(
-    model: Model, n_gpus: int, tokens_per_gpu: int, seed: int, extra: int = 0, *, alpha: float = 1.0, sequence: int = 128
+    model: Model, n_gpus: int, tokens_per_gpu: int, seed: int, extra: int = 0, *, preset: str = "moderate",
+    parameters: str | None = None, sequence: int = 128, counts: bool = False, tokens: str | None = None,
+    alpha: float | None = None, sigma: float | None = None, zipf: float | None = None, domains: int | None = None,
+    dimension: float | None = None, topic: float | None = None, fast: float | None = None, slow: float | None = None,
+    alignment: float | None = None,
 ) -> Workload:
-    """Tokens of `independent_scores`, a popularity of its own in every layer; layer i is the same whatever was drawn before it.
+    """Tokens of the sampler (docs/sampler.md): sequences of one length, each of one domain, tokens numbered GPU after GPU.
+
+    Any token of any layer is the same whatever else is asked. Words by Zipf's law.
 
     Args:
         seed: 0 or more.
         extra: columns of scores beside those of the experts, for routers that have use for them.
+        preset, parameters: a preset, or a file in place of one.
         sequence: tokens per sequence; a GPU's batch is whole sequences, the last one cut.
+        counts: offer only how many tokens of a GPU choose each expert.
+        tokens, alpha, ...: change one thing of the preset or file.
 
     Raises:
-        InputError: less than one token per GPU or per sequence; alpha not above 0.
+        InputError: less than one token per GPU or per sequence; a preset, file or value that is wrong.
     """
-    process = independent_scores(seed, n_experts=model.n_experts, alpha=alpha, extra=extra)
-    return from_scores(model, n_gpus, tokens_per_gpu, seed, process, sequence=sequence)
+    source, index, context = _blocks(n_gpus, tokens_per_gpu, sequence)
+    keys = {
+        "tokens": tokens, "alpha": alpha, "sigma": sigma, "zipf": zipf, "domains": domains, "dimension": dimension,
+        "topic": topic, "fast": fast, "slow": slow, "alignment": alignment,
+    }  # fmt: skip
+    process = Process(
+        changed(load_parameters(preset, parameters), keys), n_layers=model.n_moe_layers, n_experts=model.n_experts,
+        top_k=model.top_k, seed=seed, extra=extra,
+    )
+    batch = Batch(process=process, n_gpus=n_gpus, tokens_per_gpu=tokens_per_gpu, sequence=sequence)
+
+    def choose(layer: int) -> Choices:
+        assert not counts, "there are no tokens"
+        ids, weights = batch.choose(layer)
+        return Choices(ids=ids, weights=weights, scores=partial(experts_alone, batch.scores, layer, model.n_experts))
+
+    return Workload(
+        source=source, index=index, context=context, choose=choose, scores=None if counts else batch.scores,
+        count=batch.count if counts else None, notes=(*process.notes, *batch.notes) if counts else process.notes,
+        token_ids=partial(zipf_token_ids, seed, source.size, model.vocab),
+    )
 
 
 def from_scores(

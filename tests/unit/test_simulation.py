@@ -388,3 +388,41 @@ def test_balanced_tokens_on_ideal_rails_take_what_the_ports_need(gpus, network):
         np.testing.assert_allclose(layers["wait_s"], 0, atol=1e-12)
     assert result.summary["step_s"] == pytest.approx(2 * (seconds + combine), rel=1e-9)
     assert result.summary["imbalance"] == pytest.approx(1)
+
+
+# ---- counts only
+
+COUNTED = ["model=deepseek_v2_lite", "model.n_layers=3", "trace=sampled", "exchange=direct", "placement.slots=64", "topology.nodes=2"]
+
+
+def test_counts_alone_give_the_same_run_as_the_tokens_they_count():
+    """Where nothing asks for single tokens; every GPU of 16 has one sequence, fewer than are counted one by one."""
+    for sequence in (128, 20):
+        keys = [*COUNTED, "workload.tokens_per_gpu=64", f"trace.sequence={sequence}"]
+        tokens, counts = cs.simulate([*keys, "trace.counts=false"]), cs.simulate([*keys, "trace.counts=true"])
+        assert tokens.run_id != counts.run_id
+        for table in ("layers", "gpus", "links", "experts"):
+            columns = [name for name in tokens.tables[table].columns if "gate_mass" not in name]
+            assert tokens.tables[table].select(columns).equals(counts.tables[table].select(columns)), table
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("exchange=node_dedup", "exchange=node_dedup: needs single tokens.* use exchange=direct or trace.counts=false"),
+    ("capacity.factor=1.0", "capacity: a limit or padding needs single tokens"),
+    ("capacity.pad_multiple=16", "capacity: a limit or padding needs single tokens"),
+    ("placement.slots=128", "placement.slots=128: choosing among replicas of 64 experts needs single tokens"),
+    ("router=top_k", "router=top_k: needs single tokens"),
+])  # fmt: skip
+def test_what_needs_tokens_is_refused_where_there_are_only_counts(override, said):
+    with pytest.raises(InputError, match=said):
+        cs.simulate([*COUNTED, "trace.counts=true", override])
+
+
+def test_a_run_from_a_parameters_file_depends_on_what_is_in_it(tmp_path):
+    text = (PACKAGE / "workload" / "data" / "presets" / "moderate.yaml").read_text()
+    runs = []
+    for topic in ("0.1", "0.2"):
+        (tmp_path / "p.yaml").write_text(text.replace("topic: 0.1", f"topic: {topic}"))
+        runs.append(cs.simulate([*COUNTED, "network=bound", f"trace.parameters={tmp_path}/p.yaml"]))
+    assert runs[0].run_id != runs[1].run_id
+    assert not runs[0].tables["experts"].equals(runs[1].tables["experts"])
