@@ -23,6 +23,7 @@ from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, compose, whole
 from clustersim.engine import compute
 from clustersim.engine.gpu import LayerWork, Played, play
+from clustersim.network import packets
 from clustersim.pick import bind, did_you_mean, find, pick
 from clustersim.placement.replicas import chosen_slots
 from clustersim.placement.static import default_slots
@@ -30,6 +31,7 @@ from clustersim.places import PACKAGE
 from clustersim.results.counting import LayerCounts, count_layer, counted_layer
 from clustersim.results.store import write_run
 from clustersim.results.tables import (
+    collision,
     experts_table,
     gpus_table,
     layers_table,
@@ -114,6 +116,8 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     layers = layers_table(played, gpus, parts.cluster, counts)
     tables = {"layers": layers, "gpus": gpus, "links": links_table(played, parts.cluster), "experts": experts_table(counts)}
     numbers = summary_row(played, tables, counts, parts.workload.source.size, parts.cluster.n_gpus)
+    collided = collision(tables["links"], parts.cluster)
+    numbers["ecmp_collision"] = collided[0] if collided else None
     saved = 0.0
     if parts.rule.limits and any(numbers[name] > 0 for name in ("drop_rate", "rerouted_rate", "padding_computed_rows")):
         dropless, _ = _play(
@@ -121,6 +125,8 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
         )
         saved = dropless.step_s - played.step_s
     notes = _notes(parts, numbers)
+    if collided and collided[0] > 1.01:
+        notes += (f"routes pile up: the busiest {collided[1]} takes {collided[0]:.2f} times what an even spread would leave it",)
     run_id, provenance = _provenance(parts, notes)
     summary = {**_settings(parts), **numbers, "seconds_saved_by_dropping": saved}
     tables["summary"] = pl.DataFrame([{"run_id": run_id, **summary}])
@@ -228,8 +234,14 @@ def _play(parts: _Parts, rule: capacities.Rule, progress: Progress) -> tuple[Pla
 
     def work_of(layer: int) -> LayerWork:
         work, counts[layer] = _layer(parts, layer, rule)
-        if layer == 0 and parts.run.config["network"]["name"] == "fluid":       # what can be wrong has been found by now
-            networks.when_compiling(lambda: progress(0.0, "compiling the network solver, once for this installation"))
+        if layer == model.n_dense_layers and parts.run.config["network"]["name"] == "packet":
+            both = [transfers for transfers in (work.dispatch, work.combine) if transfers is not None]
+            packets.need_few(parts.cluster, both, model.n_layers - layer, parts.run.config["network"]["chunk"])
+        if layer == 0:                          # what can be wrong has been found by now
+            networks.when_compiling(
+                lambda: progress(0.0, "compiling the network solver, once for this installation"),
+                parts.run.config["network"]["name"],
+            )
         return work
 
     played = play(
@@ -370,6 +382,10 @@ def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
         notes.append("balanced choices and token_hash both repeat with the token's index: replicas are not used evenly")
     if parts.run.config["network"]["name"] == "bound":
         notes.append("network=bound: exchanges in progress do not contend, and all GPUs leave one together")
+    if parts.run.config["network"]["name"] == "packet":
+        chunk, queue = parts.run.config["network"]["chunk"], parts.run.config["network"]["queue"]
+        queues = "a queue per flow and link, served in turn" if queue == "round_robin" else "one queue per link"
+        notes.append(f"network=packet: store and forward of {chunk} packets, {queues}; full buffers hold back what feeds them")
     return tuple(notes)
 
 

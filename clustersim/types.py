@@ -157,5 +157,5 @@ class TransferResult:
     finish: Floats                              # [gpus, gpus]; NaN where nothing was sent; a GPU to itself: its release
     makespan: float                             # 0 when nothing was sent
     link_bytes: Floats                          # [links], in the order of cluster.links
-    solves: int                                 # how many times rates were recomputed
+    solves: int                                 # how many times rates were recomputed; of `packet`: packets sent over links
     bound: float                                # release-date makespan of the busiest link: no schedule is faster

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clustersim.types import Floats, InputError, Ints, Routes, Transfers
+from clustersim.types import Floats, InputError, Ints, Routes, Transfers, independent
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -268,6 +268,36 @@ def solve_all(state: State, release: Floats) -> None:
     if (left := release.size - drained(state).size) > 0:
         assert state.changes.size, "flows are left that nothing will release"
         raise InputError(f"changes: {left} flows never end: a link that they cross stays down")
+
+
+def drain_times(
+    capacity: Floats, routes: Routes, nbytes: Floats, release: Floats, resolution: float, least: float,
+    changes: Changes | None = None,
+) -> tuple[Floats, int]:
+    """When each flow has drained, [flows] seconds, and how many times rates were recomputed.
+
+    Args:
+        capacity: bytes/s [links].
+        routes, nbytes, release: of the flows; bytes above 0.
+        resolution: see `coarsen`.
+        least: seconds that it takes at least, from the first release on.
+        changes: capacities to come.
+    """
+    from clustersim.network import symmetry
+
+    small = symmetry.one_of_each(capacity, routes, nbytes, release) if changes is None else None
+    if small is not None:
+        kind, example, capacity, routes = small
+        nbytes, release = nbytes[example], release[example]
+    zero = np.zeros(nbytes.size, np.int64)
+    state = extend(
+        empty(capacity, changes), routes, independent(zero, zero, nbytes), inbox=zero, outbox=zero, n_counters=1
+    )
+    if resolution > 0:
+        coarsen(state, resolution, least)
+    solve_all(state, release)
+    drain = state.flows["drain"]
+    return drain if small is None else drain[kind], solves(state)
 
 
 def coarsen(state: State, resolution: float, seconds: float) -> None:

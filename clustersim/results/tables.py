@@ -10,6 +10,7 @@ import polars as pl
 
 from clustersim.cluster import Cluster
 from clustersim.engine.gpu import ATTENDED, BEGUN, COMBINED, COMPUTED, DISPATCHED, ENDED, Played
+from clustersim.network.measures import collisions
 from clustersim.results.counting import LayerCounts
 from clustersim.types import Floats
 
@@ -147,6 +148,14 @@ def _layer_row(pair: Any, counts: LayerCounts | None, cluster: Cluster) -> dict[
 def _entering(carried: Floats, cluster: Cluster, kind: str) -> float:
     """Bytes on the links of one kind. On the way up every byte on NVLink, or on the network, is counted once."""
     return float(carried[[link.id for link in cluster.links if link.kind == kind]].sum())
+
+
+def collision(links: pl.DataFrame, cluster: Cluster) -> tuple[float, str] | None:
+    """By how much routes that pile up prolong the busiest link of a kind, and the kind where that is most; None without
+    parallel links. See `measures.collisions`.
+    """
+    carried = (links["dispatch_bytes"] + links["combine_bytes"]).to_numpy().reshape(-1, len(cluster.links)).sum(axis=0)
+    return max(((ratio, kind) for kind, ratio in collisions(cluster, carried).items()), default=None)
 
 
 def summary_row(
