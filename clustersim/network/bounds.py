@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clustersim.types import Floats, Ints, Routes, Transfers
+from clustersim.types import Floats, Routes, Transfers
 
 
 def busiest_link_end(
@@ -32,10 +32,7 @@ def busiest_link_end(
     if (release == release[0]).all():                       # nothing to sort: what counts is the sum
         load = link_bytes(routes, nbytes, capacity.size)
         load = np.divide(load, capacity, out=np.zeros(capacity.size), where=load > 0)
-        first_latency = np.full(capacity.size, np.inf if routes.latency.any() else 0.0)
-        if routes.latency.any():
-            np.minimum.at(first_latency, routes.links, np.repeat(routes.latency, hops))
-        together = np.where(load > 0, release[0] + load + first_latency, -np.inf)
+        together = np.where(load > 0, release[0] + load + _least_latency(routes, hop_latency, capacity.size), -np.inf)
         return float(together.max()), int(together.argmax())
     flow = np.repeat(np.arange(nbytes.size), hops)
     order = np.lexsort((release[flow], routes.links))
@@ -46,20 +43,27 @@ def busiest_link_end(
     from_here = np.cumsum(seconds[::-1])[::-1]
     beyond = np.append(from_here, 0.0)[np.repeat(last + 1, last - first + 1)]
     ends = np.maximum.reduceat(release[flow] + from_here - beyond, first)
-    if hop_latency is None:
-        ends += np.minimum.reduceat(routes.latency[flow], first)
-    else:
-        behind = _from_here_on(hop_latency[routes.links], routes.start)[order]
-        ends += np.minimum.reduceat(behind, first) + np.minimum.reduceat(routes.latency[flow] - behind, first)
+    ends += _least_latency(routes, hop_latency, capacity.size)[link[first]]
     busiest = int(ends.argmax())
     return float(ends[busiest]), int(link[first[busiest]])
 
 
-def _from_here_on(values: Floats, start: Ints) -> Floats:
-    """Sum of the values from each place to the end of its row."""
-    sums = np.concatenate(([0.0], np.cumsum(values)))
-    result: Floats = np.repeat(sums[start[1:]], np.diff(start)) - sums[:-1]
-    return result
+def _least_latency(routes: Routes, hop_latency: Floats | None, n_links: int) -> Floats:
+    """Of the ways over each link, [links]: the least latency; hop by hop, the least before it and the least from it on."""
+    if not routes.latency.any():
+        return np.zeros(n_links)
+    hops = np.diff(routes.start)
+    whole = np.repeat(routes.latency, hops)
+    least: Floats = np.full(n_links, np.inf)
+    if hop_latency is None:
+        np.minimum.at(least, routes.links, whole)
+        return least
+    sums = np.concatenate(([0.0], np.cumsum(hop_latency[routes.links])))
+    onward = np.repeat(sums[routes.start[1:]], hops) - sums[:-1]
+    before: Floats = np.full(n_links, np.inf)
+    np.minimum.at(before, routes.links, whole - onward)
+    np.minimum.at(least, routes.links, onward)
+    return before + least
 
 
 def link_bytes(routes: Routes, nbytes: Floats, n_links: int) -> Floats:

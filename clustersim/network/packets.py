@@ -91,7 +91,7 @@ def extend(
     if (spread := np.flatnonzero(routes.weights != 1)).size:
         raise InputError(
             f"network=packet: a route puts {routes.weights[spread[0]]:g} of its bytes on link {routes.links[spread[0]]}; "
-            "packets walk one way, so they need routes of weight 1 (not spread over parallel links)"
+            "packets walk one way, so they need routes of weight 1 (topology.routing.name=ecmp or shortest, not spray)"
         )
     n_hops = np.diff(routes.start)
     packets = packets_of(transfers.nbytes, state.chunk)

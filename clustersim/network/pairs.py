@@ -20,7 +20,7 @@ def transfer(
     Args:
         nbytes: float [gpus, gpus], not negative. What a GPU keeps (the diagonal) takes no time and loads no link.
         network: "fluid" (max-min fair sharing), "bound" (every pair ends when the busiest link could be through) or "packet".
-        resolution: 0 is exact; else rates are agreed on at most once in `resolution` x the bound.
+        resolution: of "fluid": 0 is exact; else rates are agreed on at most once in `resolution` x the bound.
         release: seconds, one for all or float [gpus]: when each source starts.
         chunk, queue: of "packet": bytes per packet, and "round_robin" or "fifo".
 
@@ -40,6 +40,8 @@ def transfer(
     if network not in ("fluid", "bound", "packet"):
         raise InputError(f"network={network}: must be fluid, bound or packet")
     sharing.check_resolution(resolution)
+    if network == "packet" and resolution != 0:
+        raise InputError(f"resolution={resolution}: network=packet plays every packet; give a larger chunk instead")
     starts = np.broadcast_to(starts, (n,))
     src, dst = np.nonzero(sizes * ~np.eye(n, dtype=bool))
     transfers, routes = independent(src, dst, sizes[src, dst]), cluster.routes(src, dst)

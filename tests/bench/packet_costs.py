@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from clustersim.cluster import load_cluster
-from clustersim.config import compose
 from clustersim.network import packets
-from clustersim.simulation import _assemble, _layer
 from clustersim.types import Transfers
-from tests.bench.network import pairs, skewed
+from tests.bench.counts import default_run_transfers, pairs
+from tests.matrices import skewed
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,10 @@ def cost(case: str, transfers: Transfers, topology: str, chunk: str, queue: str 
 
 def costs() -> Iterator[PacketCost]:
     """A two-hop and a direct exchange, with and without latency, both queues."""
-    work, _ = _layer(_assemble(compose([])), 0, None)
-    assert work.dispatch is not None
+    dispatch = default_run_transfers("dispatch")
     for queue in packets.QUEUES:
         for chunk in ("1MiB", "64KiB", "4KiB"):
-            yield cost("default run, dispatch", work.dispatch, "h100_sxm", chunk, queue)
+            yield cost("default run, dispatch", dispatch, "h100_sxm", chunk, queue)
         for topology in ("ideal_rail", "h100_sxm"):
             yield cost(f"skewed direct, {topology}", pairs(skewed(64)), topology, "64KiB", queue)
 

@@ -393,7 +393,7 @@ def test_balanced_tokens_on_ideal_rails_take_what_the_ports_need(gpus, network):
 # ---- counts only
 
 COUNTED = [
-    "model=deepseek_v2_lite", "model.n_layers=3", "trace=sampled", "exchange=direct", "placement.slots=64", "topology.nodes=2",
+    "model=deepseek_v2_lite", "model.n_layers=3", "trace=sampled", "exchange=direct", "placement.slots=64", "topology.nodes=2"
 ]  # fmt: skip
 
 
