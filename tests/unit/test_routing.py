@@ -100,7 +100,8 @@ def test_recorded_leaves_the_workload_alone():
 
 
 def test_top_k_on_drawn_scores_is_what_was_drawn():
-    one, other = sampled().choose(2), routed("top_k").choose(2)
+    w = sampled(kind="correlated")
+    one, other = w.choose(2), routed("top_k", w).choose(2)
     assert (one.ids == other.ids).all()
     np.testing.assert_allclose(one.weights, other.weights, rtol=1e-6)
 

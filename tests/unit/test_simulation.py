@@ -354,7 +354,7 @@ def test_dropping_draws_the_same_for_a_layer_whatever_is_played_after_it():
 def test_wrong_values_are_refused_as_on_the_command_line():
     with pytest.raises(InputError, match=r"^placement\.slots=16: fewer slots"):
         run("placement.slots=16")
-    with pytest.raises(InputError, match=r"^trace\.alpha=x: must be a number$"):
+    with pytest.raises(InputError, match=r"^trace\.alpha=x: must be a number or null$"):
         run("trace=sampled", "trace.alpha=x")
     with pytest.raises(InputError, match=r"^trace\.name=other"):
         run("trace.name=other")
