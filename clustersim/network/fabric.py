@@ -119,6 +119,8 @@ class Bound:
 
     hop_latency: Floats | None = None
 
+    resolution = 0.0
+
     def __init__(self, env: simpy.Environment, cluster: Cluster) -> None:
         self.env, self.cluster, self.capacity, self.solves = env, cluster, cluster.capacity, 0
 

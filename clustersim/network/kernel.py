@@ -61,6 +61,7 @@ LINK = np.dtype(
         ("stale", "i8"),            # 1 when they have changed since it was looked at
         ("list_start", "i8"),       # the flows that cross it: lists[list_start : list_start + list_size], some of them done
         ("list_size", "i8"),
+        ("paid", "f8"),             # when it last settled that
         ("room", "f8"),             # while filling: capacity left to the flows not yet filled,
         ("weight", "f8"),           # the sum of their weights,
         ("unfilled", "i8"),         # and their number
@@ -717,7 +718,9 @@ def _look_at(s, link, t):
         new = np.inf
     if new < links[link].top * (1 - s.clock[TIE]):
         new = _take_faster(s, link, new, t)
-    if abs(links[link].debt) > s.clock[SMALL] * links[link].capacity and links[link].own > 0.0 and links[link].level < np.inf:
+    owes = abs(links[link].debt) > s.clock[SMALL] * links[link].capacity
+    if owes and links[link].own > 0.0 and links[link].level < np.inf and links[link].paid != t:
+        links[link].paid = t                        # once per step, or what one pays back is another's debt at once
         _pay(links, link, 0.2 * links[link].level * s.clock[QUANTUM])
     while links[link].own_size > 0:
         if links[link].stale == 0 and abs(new - links[link].level) <= s.clock[STILL] * links[link].level:
@@ -790,6 +793,11 @@ def _fill(s, t):
     n = 0
     for link in range(links.size):
         _advance(links, link, t)
+        if links[link].drift != 0.0:
+            for at in range(links[link].own_start, links[link].own_start + links[link].own_size):
+                for h in range(owned[at].hop_start, owned[at].hop_end):
+                    if hops[h].link != link:
+                        links[hops[h].link].debt += hops[h].weight * owned[at].kappa * links[link].drift
     for link in range(links.size):
         start = links[link].list_start
         alive = 0
@@ -932,7 +940,7 @@ def _settle_end(s, f, limit, rate, drain):
     for h in range(flows[f].hop_start, flows[f].hop_end):
         m = hops[h].link
         if m != limit:
-            if links[m].ends <= step and links[m].since < step:     # has still to be played, without this flow
+            if links[m].ends <= step * (1 + SAME) and links[m].since < step:    # has still to be played, without this flow
                 links[m].debt += hops[h].weight * rate * (drain - links[m].since)
             else:
                 links[m].debt -= hops[h].weight * rate * (step - drain)
@@ -1161,7 +1169,7 @@ def run(s, until):
             if tally[N_CHANGES] < changes.size:
                 t = min(t, changes[tally[N_CHANGES]].time)
         horizon = t + SAME * abs(t)
-        s.clock[STEP] = horizon
+        s.clock[STEP] = t
         for link in range(links.size):
             if links[link].ends <= horizon and quantum > 0.0:
                 n_ended = _play_alone(s, link, t, n_ended)

@@ -43,6 +43,7 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
     links["capacity"] = capacity
     links["level"] = links["ends"] = np.inf
     links["order_at"] = -1
+    links["paid"] = -np.inf
     to_come = np.zeros(0 if changes is None else changes.time.size, kernel.CHANGE)
     if changes is not None:
         to_come["time"], to_come["link"], to_come["capacity"] = changes.time, changes.link, changes.capacity
@@ -310,7 +311,7 @@ def coarsen(state: State, resolution: float, seconds: float) -> None:
 
     clock = state.clock
     clock[kernel.QUANTUM] = resolution * seconds
-    clock[kernel.GROWTH] = 5.0 * resolution         # after a tenth of an exchange the quantum is a twentieth of that
+    clock[kernel.GROWTH] = 2.5 * resolution
     clock[kernel.TIE] = max(kernel.SAME_LEVEL, 0.5 * resolution)
     clock[kernel.STILL] = max(kernel.SAME_RATE, 0.03 * resolution)
     clock[kernel.SMALL] = 0.03 * resolution * clock[kernel.QUANTUM]

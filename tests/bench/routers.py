@@ -16,7 +16,6 @@ import numpy as np
 from clustersim.config import compose
 from clustersim.workload import routers
 from clustersim.workload.routing import rerouted, router_from
-from clustersim.workload.scores import independent_scores
 from clustersim.workload.source import from_sampler
 
 TOKENS, FEW, EXPERTS = 65_536, 8192, 256
@@ -44,6 +43,8 @@ def cases() -> Iterator[tuple[str, float]]:
     yield "top_k, softmax after", speed(TOKENS, lambda: routers.top_k(scores, k=8))
     yield "top_k, softmax before", speed(TOKENS, lambda: routers.top_k(scores, k=8, softmax="before"))
     few = scores[:FEW]
+    workload = from_sampler(compose(["model=deepseek_v3"]).model, 2, FEW // 2, 0)
+    assert workload.scores is not None
     for name, run in {
         "top_p": lambda: routers.top_p(few),
         "expert_choice": lambda: routers.expert_choice(few, k=8),
@@ -52,7 +53,7 @@ def cases() -> Iterator[tuple[str, float]]:
         "base, exact": lambda: routers.base(few),
         "hash_table": lambda: routers.hash_table(few, k=8, token_ids=np.arange(FEW)),
         "random": lambda: routers.random(few, k=8, rng=rng),
-        "independent_scores": lambda: independent_scores(0, n_experts=EXPERTS, alpha=2.0)(0, 0, FEW),
+        "scores of the sampler": lambda: workload.scores(0, 0, FEW),
     }.items():
         yield name, speed(FEW, run)
 
@@ -60,7 +61,7 @@ def cases() -> Iterator[tuple[str, float]]:
 def stream(layers: int) -> tuple[float, float]:
     """CPU seconds and GiB at the most, for so many layers of 256 GPUs."""
     run = compose(["model=deepseek_v3", "trace=sampled", "router=model"])
-    workload = from_sampler(run.model, 256, 4096, 0, alpha=2.0)
+    workload = from_sampler(run.model, 256, 4096, 0)
     router = router_from("model", {}, run.model)
     workload = rerouted(workload, router, run.model, 0, name="trace=sampled", near=lambda gpu: np.ones(EXPERTS, bool))
     began = time.process_time()

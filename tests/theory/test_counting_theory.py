@@ -12,10 +12,11 @@ from clustersim.exchange.copies import destinations, distinct
 from clustersim.types import Choices, Routing
 from clustersim.workload import capacity_policies
 from clustersim.workload.capacity import limit
-from clustersim.workload.sampler import balanced, dirichlet
+from clustersim.workload.routers import random
+from clustersim.workload.sampler import Batch, balanced
+from clustersim.workload.sampler_parameters import changed, load_parameters
+from clustersim.workload.sampler_process import Process
 from tests.contests import assigned, rule
-
-UNIFORM = 1e12          # popularity at this Dirichlet parameter differs by a millionth between experts
 
 
 def cluster(n_nodes, gpus_per_node=8):
@@ -27,7 +28,9 @@ def cluster(n_nodes, gpus_per_node=8):
 
 
 def uniform(seed, tokens, n_experts, top_k, n_gpus=1):
-    ids, weights = dirichlet(np.random.default_rng(seed), tokens, n_experts=n_experts, top_k=top_k, alpha=UNIFORM)
+    rng = np.random.default_rng(seed)
+    ids, _ = random(np.empty((tokens, n_experts)), k=top_k, rng=rng)
+    weights = -np.sort(-rng.random(ids.shape), axis=1)
     source = np.arange(tokens) * n_gpus // tokens
     index = np.arange(tokens) - np.searchsorted(source, source)
     return Routing(asked=ids, assigned=ids, weights=weights, source=source, index=index, capacity=None)
@@ -160,24 +163,12 @@ def test_what_a_uniform_top_1_router_drops_at_usual_factors(preset, factor, perc
 def test_popularity_varies_between_experts_as_dirichlet_says(alpha):
     """Symmetric Dirichlet: E[E Σ p²] − 1 = (E − 1)/(E α + 1). E Σ n(n − 1)/(T(T − 1)) estimates E Σ p² without bias."""
     n_experts, tokens, layers = 16, 400, 600
-    rng = np.random.default_rng(19)
+    parameters = changed(load_parameters("moderate"), {"alpha": alpha, "tokens": "independent"})
+    process = Process(parameters, n_layers=layers, n_experts=n_experts, top_k=1, seed=19)
+    batch = Batch(process=process, n_gpus=1, tokens_per_gpu=tokens, sequence=tokens)
     spread = []
-    for _ in range(layers):
-        n = np.bincount(dirichlet(rng, tokens, n_experts=n_experts, top_k=1, alpha=alpha)[0].ravel(), minlength=n_experts)
+    for layer in range(layers):
+        n = np.bincount(batch.choose(layer)[0].ravel(), minlength=n_experts)
         spread.append(n_experts * (n * (n - 1)).sum() / (tokens * (tokens - 1)) - 1)
     within(np.array(spread), (n_experts - 1) / (n_experts * alpha + 1), 4)
 
-
-def test_the_second_choice_is_drawn_from_what_the_first_left():
-    """Plackett-Luce: P(second = j | first = i) = p_j/(1 − p_i), with p taken from the first choices of other tokens."""
-    n_experts, tokens = 5, 400_000
-    ids, _ = dirichlet(np.random.default_rng(23), tokens, n_experts=n_experts, top_k=2, alpha=2.0)
-    p = np.bincount(ids[: tokens // 2, 0], minlength=n_experts) / (tokens // 2)
-    first, second = ids[tokens // 2 :].T
-    for i in range(n_experts):
-        others = np.delete(np.arange(n_experts), i)
-        n = np.count_nonzero(first == i)
-        share = np.bincount(second[first == i], minlength=n_experts)[others] / n
-        expected = p[others] / p[others].sum()
-        error = np.sqrt(expected * (1 - expected) * (1 / n + 1 / (tokens / 2 * (1 - p[i]))))    # of the share, and of p
-        assert (np.abs(share - expected) <= 5 * error).all()

@@ -392,7 +392,9 @@ def test_balanced_tokens_on_ideal_rails_take_what_the_ports_need(gpus, network):
 
 # ---- counts only
 
-COUNTED = ["model=deepseek_v2_lite", "model.n_layers=3", "trace=sampled", "exchange=direct", "placement.slots=64", "topology.nodes=2"]
+COUNTED = [
+    "model=deepseek_v2_lite", "model.n_layers=3", "trace=sampled", "exchange=direct", "placement.slots=64", "topology.nodes=2"
+]  # fmt: skip
 
 
 def test_counts_alone_give_the_same_run_as_the_tokens_they_count():

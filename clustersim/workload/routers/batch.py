@@ -106,10 +106,15 @@ def soft_moe(scores: Scores, *, slots: int | None = None) -> tuple[Ints, Floats]
     """
     n_tokens, n_experts = scores.shape
     each = n_tokens // n_experts if slots is None else slots
+    if n_tokens < n_experts:
+        raise InputError(
+            f"router=soft_moe: each of {n_experts} experts needs a slot, and the {n_tokens} tokens of a GPU carry one each; "
+            "raise workload.tokens_per_gpu"
+        )
     if each < 1 or each * n_experts > n_tokens:
         raise InputError(
-            f"router.slots={slots}: {n_experts} experts need from 1 to {n_tokens // n_experts} slots each, for the {n_tokens} "
-            "tokens of a GPU carry no more; raise workload.tokens_per_gpu or use a model with fewer experts"
+            f"router.slots={slots}: must be from 1 to {n_tokens // n_experts} for each of {n_experts} experts, as the "
+            f"{n_tokens} tokens of a GPU carry one slot each; raise workload.tokens_per_gpu"
         )
     ids = np.full((n_tokens, 1), -1, np.int64)
     ids[: each * n_experts, 0] = np.repeat(np.arange(n_experts), each)
