@@ -30,22 +30,19 @@ def test_a_uniform_exchange_takes_two_solves(n_gpus):
 def test_a_skewed_exchange_takes_no_more_solves_than_flows_end_at_different_times(n_gpus):
     cost = EXACT("skewed", n_gpus)
     assert cost.solves <= cost.flows
-    assert cost.solves == pytest.approx({64: 2962, 128: 7240, 256: 18409}[n_gpus], rel=0.01)
-
-
-@pytest.mark.xfail(strict=True, reason="flows are still visited one by one")
-@SKEWED
-def test_a_solve_looks_at_a_third_of_the_flows_that_a_plain_scan_does(n_gpus):
-    """The plain scan: prefix reuse over all lists, as in `tests.bench.rows`."""
-    assert EXACT("skewed", n_gpus).flow_visits <= SCANS[n_gpus] / 3
+    assert cost.solves == pytest.approx({64: 2701, 128: 6606, 256: 17392}[n_gpus], rel=0.02)
 
 
 @SKEWED
-def test_a_solve_looks_at_a_third_of_the_links_that_a_plain_scan_does(n_gpus):
-    assert EXACT("skewed", n_gpus).link_visits <= SCANS[n_gpus] / 3
+def test_a_solve_looks_at_less_than_a_third_of_what_a_plain_scan_does(n_gpus):
+    """A plain scan is prefix reuse over whole lists (`tests.bench.rows`). A third of it is more than flows and links together."""
+    cost = EXACT("skewed", n_gpus)
+    assert cost.flow_visits + cost.link_visits <= SCANS[n_gpus] / 3
+    assert cost.flow_visits <= {64: 190, 128: 300, 256: 1800}[n_gpus]
+    assert cost.link_visits <= {64: 310, 128: 620, 256: 1240}[n_gpus]
 
 
-@pytest.mark.parametrize(("phase", "solves"), [("dispatch", 2756), ("combine", 2726)])
+@pytest.mark.parametrize(("phase", "solves"), [("dispatch", 3467), ("combine", 2663)])
 def test_flows_that_are_held_by_others_cost_no_solve_of_their_own(phase, solves):
     """Of some 4,000 flows those on the NIC, and the last chunks of those on NVLink, change rates; the rest follow."""
     cost = default_run_cost(phase)
