@@ -1,6 +1,6 @@
 """The work that the network does is counted, so that a change that makes it do more is seen on any machine."""
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_flows_that_are_held_by_others_cost_no_solve_of_their_own(phase, solves)
     assert cost.solves < cost.flows
 
 
-@pytest.mark.parametrize("network", [fluid, bound])
+@pytest.mark.parametrize("network", [fluid, partial(fluid, resolution=0.01), bound], ids=["exact", "coarse", "bound"])
 @pytest.mark.parametrize("exchange", ["direct", "node_dedup"])
 def test_at_most_five_events_of_the_loop_per_gpu_and_exchange(exchange, network):
     """An exchange has 240 flows, 15 per GPU; the loop hears of arrivals and of ranks that are through."""

@@ -111,7 +111,10 @@ def test_a_rate_cap_that_cannot_be(cap):
 
 @pytest.mark.parametrize(
     "change",
-    [(1.0, 1, 1.0), (1.0, -1, 1.0), (NAN, 0, 1.0), (1.0, 0, -1.0), (1.0, 0, NAN), (1.0, 0, INF), pytest.param((1.0, 0), marks=LATER)],
+    [
+        (1.0, 1, 1.0), (1.0, -1, 1.0), (NAN, 0, 1.0), (1.0, 0, -1.0), (1.0, 0, NAN), (1.0, 0, INF),
+        pytest.param((1.0, 0), marks=LATER),
+    ],
 )
 def test_a_change_of_capacity_that_cannot_be(change):
     refused(lambda: flow_times([1.0], [[0]], [1.0], 0.0, changes=[change]), "changes")
