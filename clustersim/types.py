@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Float32s = NDArray[np.float32]
+ScoreProcess = Callable[[int, int, int], Float32s]      # (layer, first, last) -> scores of tokens first to last - 1
 
 
 class InputError(ValueError):
@@ -50,17 +52,32 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Choices:
+    """What the router says of the tokens of one MoE layer.
+
+    `scores(first, last)` makes the router's scores (before softmax or sigmoid) of tokens first to last - 1, the same
+    whatever was asked before and in whatever pieces. Tokens beyond the pass are those of later passes.
+    """
+
+    ids: Ints                                   # [tokens, top_k] logical expert; -1 no expert
+    weights: Floats | None                      # [tokens, top_k] gate weights; None when unknown
+    scores: Callable[[int, int], Float32s] | None = None     # -> [tokens, experts]; None when only ids are known
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Workload:
     """The tokens of one forward pass, the GPU each starts on, and what the router says of them in every MoE layer.
 
-    Tokens are ordered by source GPU. `choose(i)` gives the choices of the i-th MoE layer: expert ids
-    int [tokens, top_k] (-1 no expert) and gate weights float [tokens, top_k], or None when unknown.
+    Tokens are ordered by source GPU. `choose(i)` gives the choices of the i-th MoE layer.
     """
 
     source: Ints                                # [tokens] GPU that holds the token before dispatch
     index: Ints                                 # [tokens] the token's place in its GPU's batch: 0, 1, 2, ...
     context: Ints                               # [tokens] tokens its attention looks at, itself included
-    choose: Callable[[int], tuple[Ints, Floats | None]]
+    choose: Callable[[int], Choices]
+    scores: ScoreProcess | None = None          # [tokens, experts and more columns] to choose anew from; None: ids only
+    token_ids: Callable[[], Ints] | None = None     # -> [tokens] the word that each token is; None when unknown
+    count: Callable[[int], Ints] | None = None  # in place of `choose`: [gpus, experts] choices of each expert by a GPU's tokens
     notes: tuple[str, ...] = ()                 # what a reader of the result has to know about the input
 
 
@@ -69,11 +86,13 @@ class Routing:
     """Who goes where in one layer, before and after the capacity rule. Dropped = asked >= 0 and assigned < 0."""
 
     asked: Ints                                 # [tokens, top_k] logical expert; -1 no expert (variable k)
-    assigned: Ints                              # [tokens, top_k] `asked` where kept, else -1
-    weights: Floats | None                      # [tokens, top_k] gate weights
+    assigned: Ints                              # [tokens, top_k] `asked` where kept, another expert where rerouted, else -1
+    weights: Floats | None                      # [tokens, top_k] gate weights as the combine applies them
     source: Ints                                # [tokens] GPU that holds the token
     index: Ints                                 # [tokens] place in its GPU's batch
-    capacity: Ints | None                       # [gpus] tokens one source GPU may send to one expert; None dropless
+    capacity: Ints | None                       # [pools, units] places that tokens of a pool (a source GPU, a group, all) have at
+                                                # a unit (an expert, a GPU); None dropless
+    padding: Ints | None = None                 # [gpus, slots] rows that a source GPU sends to a slot beside its tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -138,5 +157,5 @@ class TransferResult:
     finish: Floats                              # [gpus, gpus]; NaN where nothing was sent; a GPU to itself: its release
     makespan: float                             # 0 when nothing was sent
     link_bytes: Floats                          # [links], in the order of cluster.links
-    solves: int                                 # how many times rates were recomputed
+    solves: int                                 # how many times rates were recomputed; of `packet`: packets sent over links
     bound: float                                # release-date makespan of the busiest link: no schedule is faster

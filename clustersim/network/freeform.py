@@ -8,7 +8,7 @@ import numpy as np
 
 from clustersim.network import sharing
 from clustersim.network.bounds import busiest_link_end
-from clustersim.types import Floats, InputError, Ints, Routes, independent
+from clustersim.types import Floats, InputError, Ints, Routes
 
 
 def flow_times(
@@ -67,17 +67,11 @@ def flow_times(
     start = np.concatenate(([0], np.cumsum(length[moving]))).astype(np.int64)
     routed = Routes(start=start, links=links[of_moving], weights=shares[of_moving], latency=np.zeros(moving.size))
     caps, routed = private_links(caps, routed, limits[moving])
-    zero = np.zeros(moving.size, np.int64)
-    to_come = _changes(changes, caps)
-    state = sharing.extend(
-        sharing.empty(caps, to_come), routed, independent(zero, zero, sizes[moving]), inbox=zero, outbox=zero, n_counters=1
-    )
-    if resolution > 0 and moving.size:
-        least, _ = busiest_link_end(caps, routed, sizes[moving], released[moving])
-        sharing.coarsen(state, resolution, least - released[moving].min())
-    sharing.solve_all(state, released[moving])
     ends = released
-    ends[moving] = state.flows["drain"]
+    if moving.size:
+        least = busiest_link_end(caps, routed, sizes[moving], released[moving])[0] - released[moving].min()
+        to_come = _changes(changes, caps)
+        ends[moving], _ = sharing.drain_times(caps, routed, sizes[moving], released[moving], resolution, least, to_come)
     return ends
 
 

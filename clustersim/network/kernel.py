@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.network.jit import inlined, njit
+from clustersim.jit import inlined, lean
 from clustersim.types import Floats, Ints
 
 Records = NDArray[Any]
@@ -61,6 +61,7 @@ LINK = np.dtype(
         ("stale", "i8"),            # 1 when they have changed since it was looked at
         ("list_start", "i8"),       # the flows that cross it: lists[list_start : list_start + list_size], some of them done
         ("list_size", "i8"),
+        ("paid", "f8"),             # when it last settled that
         ("room", "f8"),             # while filling: capacity left to the flows not yet filled,
         ("weight", "f8"),           # the sum of their weights,
         ("unfilled", "i8"),         # and their number
@@ -135,7 +136,7 @@ class State(NamedTuple):
 # ---- heaps ---------------------------------------------------------------------------------------------------------------
 
 
-@njit
+@lean
 def _sift_event(flows, events, tally, at):
     """Restore the heap of events around place `at`."""
     key = events[at].key
@@ -162,7 +163,7 @@ def _sift_event(flows, events, tally, at):
     flows[item].event_at = at
 
 
-@njit
+@lean
 def _schedule(flows, events, tally, f, key):
     """The next event of flow f, besides its end, is at `key`; inf for none."""
     at = flows[f].event_at
@@ -182,7 +183,7 @@ def _schedule(flows, events, tally, f, key):
             _sift_event(flows, events, tally, at)
 
 
-@njit
+@lean
 def _sift_move(moves, n, at):
     """Restore the heap of the first n moves below place `at`."""
     key = moves[at].key
@@ -203,14 +204,14 @@ def _sift_move(moves, n, at):
     moves[at].hop = hop
 
 
-@njit
+@lean
 def _heap_moves(moves, n):
     """Make a heap of the first n moves, the lowest key in front."""
     for at in range(n // 2 - 1, -1, -1):
         _sift_move(moves, n, at)
 
 
-@njit
+@lean
 def _push_link(links, order, tally, link, key):
     """Look at this link again when those of lower levels have been."""
     if links[link].order_at < 0:
@@ -228,7 +229,7 @@ def _push_link(links, order, tally, link, key):
         links[link].order_at = at
 
 
-@njit
+@lean
 def _pop_link(links, order, tally):
     link = order[0].item
     links[link].order_at = -1
@@ -255,7 +256,7 @@ def _pop_link(links, order, tally):
     return link
 
 
-@njit
+@lean
 def _sift_order(order, n, at):
     """Restore the heap of links below place `at`; used while filling, when no link knows its place."""
     key = order[at].key
@@ -277,7 +278,7 @@ def _sift_order(order, n, at):
 # ---- who limits whom -----------------------------------------------------------------------------------------------------
 
 
-@njit
+@lean
 def _mark(links, order, tally, link):
     """What crosses this link changed."""
     if links[link].own > 0.0:
@@ -306,7 +307,7 @@ def _rate(flows, owned, f):
     return owned[flows[f].own_at].rate
 
 
-@njit
+@lean
 def _watch(flows, owned, f):
     """Note each new rate of flow f."""
     flows[f].watch = 1
@@ -322,7 +323,7 @@ def _note_move(flows, moved, tally, f):
         tally[N_MOVED] += 1
 
 
-@njit
+@lean
 def _leave(links, flows, hops, owned, f):
     """Take flow f from among those that its link's level moves; what is booked on the links stays."""
     link = flows[f].limit
@@ -346,7 +347,7 @@ def _leave(links, flows, hops, owned, f):
         links[link].drift = 0.0
 
 
-@njit
+@lean
 def _relimit(s, f, link, hop, kappa, hold, t):
     """Let flow f move with the level of this link, which it crosses by `hop` (-1: not at all). Its booked rate stays."""
     links, flows, hops, owned, order, tally = s.links, s.flows, s.hops, s.owned, s.order, s.tally
@@ -384,7 +385,7 @@ def _relimit(s, f, link, hop, kappa, hold, t):
     _mark(links, order, tally, link)
 
 
-@njit
+@lean
 def _hop_over(flows, hops, f, link):
     """The hop by which flow f crosses a link, -1 when it does not."""
     hop = -1
@@ -394,7 +395,7 @@ def _hop_over(flows, hops, f, link):
     return hop
 
 
-@njit
+@lean
 def _carry_along(s, f, t):
     """The flows that f holds, and those that they hold, move with the link that now moves f."""
     flows, hops, owned, followers, chain = s.flows, s.hops, s.owned, s.next, s.chain
@@ -412,7 +413,7 @@ def _carry_along(s, f, t):
                 n += 1
 
 
-@njit
+@lean
 def _limit_by(s, f, hop, t):
     """Let the link of this hop of flow f limit it."""
     flows = s.flows
@@ -424,7 +425,7 @@ def _limit_by(s, f, hop, t):
         _carry_along(s, f, t)
 
 
-@njit
+@lean
 def _hold(s, f, p, t):
     """Let flow p, with which f has caught up, hold it."""
     flows, owned = s.flows, s.owned
@@ -435,7 +436,7 @@ def _hold(s, f, p, t):
         _carry_along(s, f, t)
 
 
-@njit
+@lean
 def _roomiest(s, f):
     """The hop of flow f whose link would leave it least, and how much, had it no rate now."""
     links, flows, hops, owned = s.links, s.flows, s.hops, s.owned
@@ -455,7 +456,7 @@ def _roomiest(s, f):
 # ---- what follows what ---------------------------------------------------------------------------------------------------
 
 
-@njit
+@lean
 def _fraction(s, f, t):
     """How much of flow f has drained at t, 0 to 1."""
     links, flows, owned = s.links, s.flows, s.owned
@@ -468,7 +469,7 @@ def _fraction(s, f, t):
     return drained
 
 
-@njit
+@lean
 def _first_chunk_at(s, f, t):
     """When every flow that f follows has drained the first chunk; inf when that cannot be said yet."""
     flows, owned, after = s.flows, s.owned, s.after
@@ -488,7 +489,7 @@ def _first_chunk_at(s, f, t):
     return at
 
 
-@njit
+@lean
 def _slowest_met(s, f, t):
     """Of the flows that f follows and has caught up with, the one that leaves it least; (-1, inf) when there is none."""
     flows, owned, after = s.flows, s.owned, s.after
@@ -508,7 +509,7 @@ def _slowest_met(s, f, t):
     return who, cap
 
 
-@njit
+@lean
 def _next_meeting(s, f, t):
     """When f will have caught up with one more of the flows that it follows; inf when it will not at these rates."""
     flows, owned, after = s.flows, s.owned, s.after
@@ -527,7 +528,7 @@ def _next_meeting(s, f, t):
     return at
 
 
-@njit
+@lean
 def _touch(flows, touched, tally, f):
     """Find the next event of follower f anew, once the rates are known."""
     if flows[f].in_touched == 0:
@@ -536,7 +537,7 @@ def _touch(flows, touched, tally, f):
         tally[N_TOUCHED] += 1
 
 
-@njit
+@lean
 def _check(s, f, t):
     """Hold live follower f where it has caught up with a slower flow. Note which flows' rates matter to it."""
     flows, owned, after, tally, touched = s.flows, s.owned, s.after, s.tally, s.touched
@@ -555,7 +556,7 @@ def _check(s, f, t):
     _touch(flows, touched, tally, f)
 
 
-@njit
+@lean
 def _tell_followers(s, f, t):
     """The rate of flow f changed: see to those that follow it, and to those that it follows. Still watched only if need be."""
     flows, owned, followers, after, tally, touched = s.flows, s.owned, s.next, s.after, s.tally, s.touched
@@ -576,7 +577,7 @@ def _tell_followers(s, f, t):
                 break
 
 
-@njit
+@lean
 def _find_next_events(s, t):
     """Schedule the followers that were touched."""
     flows, events, tally, touched = s.flows, s.events, s.tally, s.touched
@@ -685,7 +686,7 @@ def _push_rates(s, link, new):
     return n
 
 
-@njit
+@lean
 def _lowest_hop(links, flows, hops, f):
     """The hop of flow f over the link of the lowest level."""
     at = flows[f].hop_start
@@ -717,7 +718,9 @@ def _look_at(s, link, t):
         new = np.inf
     if new < links[link].top * (1 - s.clock[TIE]):
         new = _take_faster(s, link, new, t)
-    if abs(links[link].debt) > s.clock[SMALL] * links[link].capacity and links[link].own > 0.0 and links[link].level < np.inf:
+    owes = abs(links[link].debt) > s.clock[SMALL] * links[link].capacity
+    if owes and links[link].own > 0.0 and links[link].level < np.inf and links[link].paid != t:
+        links[link].paid = t                        # once per step, or what one pays back is another's debt at once
         _pay(links, link, 0.2 * links[link].level * s.clock[QUANTUM])
     while links[link].own_size > 0:
         if links[link].stale == 0 and abs(new - links[link].level) <= s.clock[STILL] * links[link].level:
@@ -778,7 +781,7 @@ def _freeze(s, link, level, t):
     links[link].ends = t + first / level if level > 0.0 else np.inf
 
 
-@njit
+@lean
 def _fill(s, t):
     """All rates from nothing: links fill up in rising order of what they have for each flow (progressive filling).
 
@@ -790,6 +793,11 @@ def _fill(s, t):
     n = 0
     for link in range(links.size):
         _advance(links, link, t)
+        if links[link].drift != 0.0:
+            for at in range(links[link].own_start, links[link].own_start + links[link].own_size):
+                for h in range(owned[at].hop_start, owned[at].hop_end):
+                    if hops[h].link != link:
+                        links[hops[h].link].debt += hops[h].weight * owned[at].kappa * links[link].drift
     for link in range(links.size):
         start = links[link].list_start
         alive = 0
@@ -842,7 +850,7 @@ def _fill(s, t):
 # ---- events --------------------------------------------------------------------------------------------------------------
 
 
-@njit
+@lean
 def _begin(s, t):
     """Put the flows that start now on their links, and let in those for which filling anew would be too much."""
     links, flows, hops, tally, lists, started = s.links, s.flows, s.hops, s.tally, s.lists, s.started
@@ -876,7 +884,7 @@ def _begin(s, t):
             _check(s, f, t)
 
 
-@njit
+@lean
 def _settle(s, t):
     """Bring all rates up to date after the events of time t."""
     links, order, tally, moved, flows = s.links, s.order, s.tally, s.moved, s.flows
@@ -932,7 +940,7 @@ def _settle_end(s, f, limit, rate, drain):
     for h in range(flows[f].hop_start, flows[f].hop_end):
         m = hops[h].link
         if m != limit:
-            if links[m].ends <= step and links[m].since < step:     # has still to be played, without this flow
+            if links[m].ends <= step * (1 + SAME) and links[m].since < step:    # has still to be played, without this flow
                 links[m].debt += hops[h].weight * rate * (drain - links[m].since)
             else:
                 links[m].debt -= hops[h].weight * rate * (step - drain)
@@ -942,7 +950,7 @@ def _settle_end(s, f, limit, rate, drain):
     return end
 
 
-@njit
+@lean
 def _end(s, f, drain):
     """The last byte of flow f has left."""
     links, flows, hops, owned, tally, order = s.links, s.flows, s.hops, s.owned, s.tally, s.order
@@ -965,7 +973,7 @@ def _end(s, f, drain):
     _count_down(s.counters, s.ended, tally, flows[f].outbox, drain)
 
 
-@njit
+@lean
 def _free_followers(s, f, t):
     """Flow f has ended: what it held goes on by itself, and what waited for it may start."""
     flows, followers, tally, touched = s.flows, s.next, s.tally, s.touched
@@ -1002,7 +1010,7 @@ def _due(s, link, horizon):
     return n
 
 
-@njit
+@lean
 def _play_alone(s, link, until, n_ended):
     """Let a link work by itself up to `until`: its level rises with each flow that ends, what the others have stays.
 
@@ -1057,7 +1065,7 @@ def _play_alone(s, link, until, n_ended):
     return n_ended
 
 
-@njit
+@lean
 def _release_event(s, t, horizon):
     """The earliest event of the heap: a flow whose source is in, whose first chunk has come, or that has caught up."""
     flows, events, tally, started = s.flows, s.events, s.tally, s.started
@@ -1081,7 +1089,7 @@ def _release_event(s, t, horizon):
         _schedule(flows, events, tally, f, first)
 
 
-@njit
+@lean
 def names_twice(start, links):
     """Whether a route names a link twice."""
     for i in range(start.size - 1):
@@ -1092,14 +1100,14 @@ def names_twice(start, links):
     return False
 
 
-@njit
+@lean
 def release(s, moving, at):
     """Each of `moving` may move from its time in `at` on, once what it follows lets it."""
     for i in range(moving.size):
         _schedule(s.flows, s.events, s.tally, moving[i], at[i])
 
 
-@njit
+@lean
 def _change_capacities(s, horizon):
     """Give links the capacities that they have from now on."""
     links, changes, tally = s.links, s.changes, s.tally
@@ -1110,7 +1118,7 @@ def _change_capacities(s, horizon):
         _mark(links, s.order, tally, link)
 
 
-@njit
+@lean
 def _credit(s, n, t):
     """Those that start now although they were let go before have had their rate since then."""
     links, flows, hops, owned, started = s.links, s.flows, s.hops, s.owned, s.started
@@ -1127,7 +1135,7 @@ def _credit(s, n, t):
                 links[hops[h].link].debt += hops[h].weight * had
 
 
-@njit
+@lean
 def run(s, until):
     """Play all events up to and including time `until`, but stop after an instant in which a counter reached zero.
 
@@ -1161,7 +1169,7 @@ def run(s, until):
             if tally[N_CHANGES] < changes.size:
                 t = min(t, changes[tally[N_CHANGES]].time)
         horizon = t + SAME * abs(t)
-        s.clock[STEP] = horizon
+        s.clock[STEP] = t
         for link in range(links.size):
             if links[link].ends <= horizon and quantum > 0.0:
                 n_ended = _play_alone(s, link, t, n_ended)

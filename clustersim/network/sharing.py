@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clustersim.types import Floats, InputError, Ints, Routes, Transfers
+from clustersim.types import Floats, InputError, Ints, Routes, Transfers, independent
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -43,6 +43,7 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
     links["capacity"] = capacity
     links["level"] = links["ends"] = np.inf
     links["order_at"] = -1
+    links["paid"] = -np.inf
     to_come = np.zeros(0 if changes is None else changes.time.size, kernel.CHANGE)
     if changes is not None:
         to_come["time"], to_come["link"], to_come["capacity"] = changes.time, changes.link, changes.capacity
@@ -270,6 +271,36 @@ def solve_all(state: State, release: Floats) -> None:
         raise InputError(f"changes: {left} flows never end: a link that they cross stays down")
 
 
+def drain_times(
+    capacity: Floats, routes: Routes, nbytes: Floats, release: Floats, resolution: float, least: float,
+    changes: Changes | None = None,
+) -> tuple[Floats, int]:
+    """When each flow has drained, [flows] seconds, and how many times rates were recomputed.
+
+    Args:
+        capacity: bytes/s [links].
+        routes, nbytes, release: of the flows; bytes above 0.
+        resolution: see `coarsen`.
+        least: seconds that it takes at least, from the first release on.
+        changes: capacities to come.
+    """
+    from clustersim.network import symmetry
+
+    small = symmetry.one_of_each(capacity, routes, nbytes, release) if changes is None else None
+    if small is not None:
+        kind, example, capacity, routes = small
+        nbytes, release = nbytes[example], release[example]
+    zero = np.zeros(nbytes.size, np.int64)
+    state = extend(
+        empty(capacity, changes), routes, independent(zero, zero, nbytes), inbox=zero, outbox=zero, n_counters=1
+    )
+    if resolution > 0:
+        coarsen(state, resolution, least)
+    solve_all(state, release)
+    drain = state.flows["drain"]
+    return drain if small is None else drain[kind], solves(state)
+
+
 def coarsen(state: State, resolution: float, seconds: float) -> None:
     """Agree on rates no more often than every `resolution` x `seconds`; 0 is exact. See kernel.run for what that means.
 
@@ -280,7 +311,7 @@ def coarsen(state: State, resolution: float, seconds: float) -> None:
 
     clock = state.clock
     clock[kernel.QUANTUM] = resolution * seconds
-    clock[kernel.GROWTH] = 5.0 * resolution         # after a tenth of an exchange the quantum is a twentieth of that
+    clock[kernel.GROWTH] = 2.5 * resolution
     clock[kernel.TIE] = max(kernel.SAME_LEVEL, 0.5 * resolution)
     clock[kernel.STILL] = max(kernel.SAME_RATE, 0.03 * resolution)
     clock[kernel.SMALL] = 0.03 * resolution * clock[kernel.QUANTUM]

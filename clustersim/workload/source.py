@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from clustersim.model import Model
-from clustersim.types import Floats, InputError, Ints, Trace, Workload
+from clustersim.types import Choices, Float32s, InputError, Ints, Trace, Workload
 from clustersim.workload.deal import Deal, deal_sequences
-from clustersim.workload.sampler import balanced, dirichlet
+from clustersim.workload.sampler import Batch, balanced
+from clustersim.workload.sampler_parameters import changed, load_parameters
+from clustersim.workload.sampler_process import Process
+from clustersim.workload.scores import experts_alone, zipf_token_ids
 
 
 def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, name: str = "trace") -> Workload:
@@ -28,37 +33,69 @@ def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, 
         )
     deal = deal_sequences(trace, n_gpus, tokens_per_gpu)
 
-    def choose(layer: int) -> tuple[Ints, Floats | None]:
+    weights, logged = trace.gate_weights, trace.scores
+
+    def scores(layer: int, first: int, last: int) -> Float32s:
+        assert logged is not None
+        return np.asarray(logged[deal.rows[np.arange(first, last) % deal.rows.size], layer % trace.n_layers], np.float32)
+
+    def choose(layer: int) -> Choices:
         recorded = layer % trace.n_layers
-        ids = trace.expert_ids[deal.rows, recorded].astype(np.int64)
-        if trace.gate_weights is None:
-            return ids, None
-        return ids, trace.gate_weights[deal.rows, recorded].astype(np.float64)
+        return Choices(
+            ids=trace.expert_ids[deal.rows, recorded].astype(np.int64),
+            weights=None if weights is None else weights[deal.rows, recorded].astype(np.float64),
+            scores=None if logged is None else partial(scores, layer),
+        )
 
     return Workload(
-        source=deal.source, index=deal.index, context=deal.context, choose=choose, notes=_notes(trace, model, deal)
+        source=deal.source, index=deal.index, context=deal.context, choose=choose, scores=None if logged is None else scores,
+        notes=_notes(trace, model, deal),
     )
 
 
 def from_sampler(
-    model: Model, n_gpus: int, tokens_per_gpu: int, seed: int, *, alpha: float = 1.0, sequence: int = 128
+    model: Model, n_gpus: int, tokens_per_gpu: int, seed: int, extra: int = 0, *, preset: str = "moderate",
+    parameters: str | None = None, sequence: int = 128, counts: bool = False, tokens: str | None = None,
+    alpha: float | None = None, sigma: float | None = None, zipf: float | None = None, domains: int | None = None,
+    dimension: float | None = None, topic: float | None = None, fast: float | None = None, slow: float | None = None,
+    alignment: float | None = None,
 ) -> Workload:
-    """Tokens of `dirichlet`, a popularity of its own in every layer; layer i is the same whatever was drawn before it.
+    """Tokens of the sampler (docs/sampler.md): sequences of one length, each of one domain, tokens numbered GPU after GPU.
+
+    Any token of any layer is the same whatever else is asked. Words by Zipf's law.
 
     Args:
         seed: 0 or more.
+        extra: columns of scores beside those of the experts, for routers that have use for them.
+        preset, parameters: a preset, or a file in place of one.
         sequence: tokens per sequence; a GPU's batch is whole sequences, the last one cut.
+        counts: offer only how many tokens of a GPU choose each expert.
+        tokens, alpha, ...: change one thing of the preset or file.
 
     Raises:
-        InputError: less than one token per GPU or per sequence; alpha not above 0.
+        InputError: less than one token per GPU or per sequence; a preset, file or value that is wrong.
     """
-
-    def choose(layer: int) -> tuple[Ints, Floats | None]:
-        rng = np.random.default_rng(np.random.SeedSequence([seed, layer]))
-        return dirichlet(rng, n_gpus * tokens_per_gpu, n_experts=model.n_experts, top_k=model.top_k, alpha=alpha)
-
     source, index, context = _blocks(n_gpus, tokens_per_gpu, sequence)
-    return Workload(source=source, index=index, context=context, choose=choose)
+    keys = {
+        "tokens": tokens, "alpha": alpha, "sigma": sigma, "zipf": zipf, "domains": domains, "dimension": dimension,
+        "topic": topic, "fast": fast, "slow": slow, "alignment": alignment,
+    }  # fmt: skip
+    process = Process(
+        changed(load_parameters(preset, parameters), keys), n_layers=model.n_moe_layers, n_experts=model.n_experts,
+        top_k=model.top_k, seed=seed, extra=extra,
+    )
+    batch = Batch(process=process, n_gpus=n_gpus, tokens_per_gpu=tokens_per_gpu, sequence=sequence)
+
+    def choose(layer: int) -> Choices:
+        assert not counts, "there are no tokens"
+        ids, weights = batch.choose(layer)
+        return Choices(ids=ids, weights=weights, scores=partial(experts_alone, batch.scores, layer, model.n_experts))
+
+    return Workload(
+        source=source, index=index, context=context, choose=choose, scores=None if counts else batch.scores,
+        count=batch.count if counts else None, notes=(*process.notes, *batch.notes) if counts else process.notes,
+        token_ids=partial(zipf_token_ids, seed, source.size, model.vocab),
+    )
 
 
 def from_balanced(model: Model, n_gpus: int, tokens_per_gpu: int, *, sequence: int = 128) -> Workload:
@@ -69,8 +106,9 @@ def from_balanced(model: Model, n_gpus: int, tokens_per_gpu: int, *, sequence: i
     """
     source, index, context = _blocks(n_gpus, tokens_per_gpu, sequence)
 
-    def choose(layer: int) -> tuple[Ints, Floats | None]:
-        return balanced(index, n_experts=model.n_experts, top_k=model.top_k)
+    def choose(layer: int) -> Choices:
+        ids, weights = balanced(index, n_experts=model.n_experts, top_k=model.top_k)
+        return Choices(ids=ids, weights=weights)
 
     return Workload(source=source, index=index, context=context, choose=choose)
 

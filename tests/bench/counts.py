@@ -55,13 +55,20 @@ def direct_cost(pattern: str, n_gpus: int) -> Cost:
     return cost(pairs(nbytes), load_cluster("ideal_rail", nodes=n_gpus // 8))
 
 
-def default_run_cost(phase: str) -> Cost:
+def default_run_transfers(phase: str) -> Transfers:
     """The first layer of the default run: two hops, coupled by chunks."""
     run, cluster = compose([]), load_cluster("h100_sxm", nodes=8)
     work = from_trace(
         read_trace(PACKAGE / "workload" / "data" / "tiny"), run.model, cluster.n_gpus, run.tokens_per_gpu, name="trace=tiny"
     )
-    asked, weights = work.choose(0)
-    routing = Routing(asked=asked, assigned=asked, weights=weights, source=work.source, index=work.index, capacity=None)
+    chosen = work.choose(0)
+    routing = Routing(
+        asked=chosen.ids, assigned=chosen.ids, weights=chosen.weights, source=work.source, index=work.index, capacity=None
+    )
     placement = contiguous(run.model.n_experts, 64, cluster.n_gpus)
-    return cost(node_dedup(phase, routing, placement, cluster, run.model), cluster)
+    return node_dedup(phase, routing, placement, cluster, run.model)
+
+
+def default_run_cost(phase: str) -> Cost:
+    """That layer, fluid."""
+    return cost(default_run_transfers(phase), load_cluster("h100_sxm", nodes=8))

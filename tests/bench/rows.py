@@ -17,6 +17,7 @@ from clustersim.network import bound, fluid
 from clustersim.types import Floats
 from tests.bench.counts import direct_cost
 from tests.bench.forwards import forward
+from tests.bench.packet_costs import costs
 from tests.bench.workloads import layer, replicated
 from tests.matrices import skewed
 from tests.oracle import simgrid
@@ -128,11 +129,19 @@ def layers(n_gpus: int, exchange: str, network: str, must: float, *, quick: bool
     yield Line(case, "solves", f"{took.solves:,}")
 
 
+def packets_64(*, quick: bool, with_simgrid: bool) -> Iterator[Line]:
+    """Exchanges of 64 GPUs in packets: events are packets times links."""
+    for row in costs():
+        told = f"{row.packet_hops:,} over links, {row.seconds:.3g} s, {row.rate / 1e6:.1f} M/s"
+        yield Line("64 GPUs, packets", f"{row.case}, {row.chunk}, {row.queue}", told)
+
+
 ROWS: dict[str, Callable[..., Iterator[Line]]] = {
     **{f"skewed_{n}": partial(skewed_exchange, n) for n in (64, 128, 256)},
     "uniform_512": uniform_exchange,
     "large_local": partial(large_exchange, hashed=False),
     "large_hash": partial(large_exchange, hashed=True),
+    "packets_64": packets_64,
     "forward_64_node_dedup": partial(layers, 64, "node_dedup", "exact", 3),
     "forward_64_direct": partial(layers, 64, "direct", "exact", 8),
     "forward_256_node_dedup": partial(layers, 256, "node_dedup", "1 %", 10),
