@@ -211,7 +211,7 @@ VALUES = {
     "placement.slots=16": ["placement.slots=16", "fewer slots than the 32 experts"],
     "placement.slots=33": ["placement.slots=33", "8 GPUs cannot share them evenly"],
     "placement.slots=some": ["placement.slots=some", "whole number"],
-    "network.resolution=0.1": ["network.resolution=0.1", "only 0"],
+    "network.resolution=1.5": ["network.resolution=1.5", "from 0"],
     "network.resolution=fine": ["network.resolution=fine", "a number"],
     "exchange.chunk_tokens=0": ["exchange.chunk_tokens=0", "at least one"],
     "exchange.chunk_tokens=1.5": ["exchange.chunk_tokens=1.5", "whole number"],

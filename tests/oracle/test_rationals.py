@@ -42,14 +42,12 @@ def test_200_random_systems(what):
         np.testing.assert_allclose(flow_times(**asked), expected, rtol=1e-9, err_msg=f"seed {seed}")
 
 
-@pytest.mark.xfail(strict=True, reason="asserts where a second link on the way of a flow that stands still stops too")
 def test_two_links_on_a_way_that_stop_at_different_times():
     asked = {"capacity": [1, 2], "routes": [[0, 1], [0, 1]], "nbytes": [54, 5], "release": [0, 0]}
     asked |= {"weights": [[1, 1], [0.5, 1]], "changes": [(7, 1, 0.0), (8, 0, 0.0), (14, 1, 2), (40, 0, 1)]}
     np.testing.assert_allclose(flow_times(**asked), [float(end) for end in finish_times(**asked)], rtol=1e-9)
 
 
-@pytest.mark.xfail(strict=True, reason="as above")
 def test_200_random_systems_whose_links_stop_and_go_on():
     """Capacity 0 for a while: what crosses the link waits."""
     for seed in range(200):
