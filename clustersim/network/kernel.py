@@ -933,7 +933,7 @@ def _count_down(counters, ended, tally, counter, finish):
 def _settle_end(s, f, limit, rate, drain):
     """Within a step: a flow that ends at `drain` is off its other links from then on, not from the step's begin or end.
 
-    Returns the end, later where a link of its way would else have carried more than it can.
+    Returns the end, later where a link of its way would else have carried more than it can, or faster than it can.
     """
     links, flows, hops, step = s.links, s.flows, s.hops, s.clock[STEP]
     end = drain
@@ -947,6 +947,7 @@ def _settle_end(s, f, limit, rate, drain):
         if s.changes.size == 0:
             links[m].done += hops[h].weight * flows[f].nbytes
             end = max(end, s.clock[BEGAN] + links[m].done / links[m].capacity)
+            end = max(end, flows[f].start + hops[h].weight * flows[f].nbytes / links[m].capacity)
     return end
 
 
