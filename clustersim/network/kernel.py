@@ -941,6 +941,7 @@ def _settle_end(s, f, limit, rate, drain):
         m = hops[h].link
         if m != limit:
             if links[m].ends <= step * (1 + SAME) and links[m].since < step:    # has still to be played, without this flow
+                _advance(links, m, max(links[m].since, min(drain, links[m].ends)))
                 links[m].debt += hops[h].weight * rate * (drain - links[m].since)
             else:
                 links[m].debt -= hops[h].weight * rate * (step - drain)
