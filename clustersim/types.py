@@ -36,6 +36,8 @@ class Trace:
     n_experts: int                              # routed experts per layer
     domain: Mapping[int, str] = field(default_factory=dict)      # sequence -> domain
     scores: NDArray[np.float32] | None = None                    # [tokens, layers, experts], when recorded
+    token_id: Ints | None = None                # [tokens] word of the vocabulary, when recorded
+    flags: NDArray[np.uint8] | None = None      # [tokens] sum of 1 padding, 2 dropped, 4 cached prefix, 8 draft; when recorded
     meta: Mapping[str, Any] = field(default_factory=dict)        # the JSON under the footer key `moetrace`
 
     @property
