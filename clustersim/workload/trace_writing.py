@@ -117,7 +117,7 @@ class TraceWriter:
         self._group_tokens = max(1, min(ROW_GROUP_TOKENS, ROW_GROUP_BYTES // width))
         file = self._stack.enter_context(replacing(self.folder / "tokens.parquet"))         # the first to be opened is the last
         self._sequences_file = self._stack.enter_context(replacing(self.folder / "sequences.parquet"))
-        self._sink = _Summed(self._stack.enter_context(file.open("wb")))
+        self._sink = Summed(self._stack.enter_context(file.open("wb")))
         options = {"compression": "zstd", "compression_level": 9, "use_dictionary": [*SCALARS, *EXTRA]}
         self._parquet = self._stack.enter_context(pq.ParquetWriter(self._sink, schema, **options))
 
@@ -177,7 +177,7 @@ class TraceWriter:
         }  # fmt: skip
 
 
-class _Summed:
+class Summed:
     """A file that adds up the CRC-32 of what is written to it."""
 
     def __init__(self, file: Any) -> None:
