@@ -16,7 +16,7 @@ from clustersim.places import GROUPS, group_folder, options
 if TYPE_CHECKING:
     from clustersim.simulation import Result
 
-NOT_BUILT = ("report", "compare", "convert", "validate", "calibrate")
+NOT_BUILT = ("report", "compare", "validate", "calibrate")
 USAGE = """\
 clustersim: a cluster that runs a mixture-of-experts model, simulated from router decisions to seconds
 
@@ -26,7 +26,9 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
   clustersim --cfg [KEY=VALUE ...]  the whole config of a run, without running it
   clustersim list [GROUP]           all options, one line each
   clustersim inspect PATH           what a topology, a trace or the folder of a run is
-                                    (--plot draws a topology; -o FILE.png says where)
+                                    (--plot draws a topology or a trace, -o FILE.png says where; --check: is the trace sound?)
+  clustersim convert SRC -o DIR     a trace from what another system recorded; --from FORMAT, else it is recognised
+                                    (clustersim convert alone lists the formats; KEY=VALUE: what the file does not say)
   clustersim fit TRACE [-o FILE]    what the sampler has to be told to look like a trace; for trace.parameters=FILE
   clustersim fit PATH --score       how well that works, on sequences held out; PATH a trace, or a folder of them
   clustersim capture tiny           train a small model in PyTorch and record its router
@@ -73,7 +75,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(__version__)
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
-        "list": _list, "inspect": _inspect, "fit": _fit, "capture": _capture, "run": _run,
+        "list": _list, "inspect": _inspect, "convert": _convert, "fit": _fit, "capture": _capture, "run": _run,
     }  # fmt: skip
     first = arguments[0] if arguments else ""
     if first in commands:
@@ -213,32 +215,107 @@ def _list(arguments: list[str]) -> int:
 def _inspect(arguments: list[str]) -> int:
     from clustersim.types import InputError
 
-    paths, plot, file = [], False, None
+    paths, plot, check = [], False, False
+    file: str | None = None
     rest = iter(arguments)
     for text in rest:
         if text == "--plot":
             plot = True
+        elif text == "--check":
+            check = True
         elif text == "-o":
             file = next(rest, None)
             if file is None:
                 raise InputError("inspect -o: names no file; write -o FILE.png")
         elif text.startswith("-"):
-            raise InputError(f"inspect {text}: there is no such flag (--plot draws a topology, -o FILE says where)")
+            raise InputError(f"inspect {text}: there is no such flag (--plot draws, -o FILE says where; --check)")
         else:
             paths.append(text)
     if len(paths) != 1:
         raise InputError(f"{' '.join(['inspect', *arguments])}: takes one path: a trace, the folder of a run, or a topology")
     if file is not None and not plot:
         raise InputError(f"inspect -o {file}: says where --plot draws; add --plot")
+    if check:
+        return _check(paths[0])
     from rich.console import Console
 
     from clustersim.results import inspection
 
     picture = inspection.plot(paths[0], file) if plot else None
-    Console(highlight=False).print(inspection.inspect_path(paths[0]))
+    with _progress() as progress:
+        page = inspection.inspect_path(paths[0], progress=progress)
+    Console(highlight=False).print(page)
     if picture is not None:
         print(f"drawn in {picture}")
     return 0
+
+
+def _check(path: str) -> int:
+    """Every breach of the format on stderr, exit code 2 if there is any; suspicious facts on stdout."""
+    from clustersim.results.trace_page import check_page
+
+    with _progress() as progress:
+        problems, faults = check_page(path, progress=progress)
+    for problem in problems:
+        print(f"clustersim: {problem}", file=sys.stderr)
+    for fault in faults:
+        print(f"suspicious: {fault}")
+    if not problems:
+        print(f"{path}: keeps the format moetrace/1")
+    return 2 if problems else 0
+
+
+def _convert(arguments: list[str]) -> int:
+    """A trace from another system's files."""
+    from clustersim import importers
+    from clustersim.pick import bind, find
+    from clustersim.types import InputError
+
+    if not arguments:
+        for name in sorted(importers.__all__):
+            print(f"  {name:<22} {(getattr(importers, name).__doc__ or '').strip().splitlines()[0]}")
+        return 0
+    paths: list[Path] = []
+    given: dict[str, Any] = {}
+    named = {"--from": "", "-o": ""}
+    rest = iter(arguments)
+    for text in rest:
+        if text in named:
+            named[text] = next(rest, "") or ""
+            if not named[text]:
+                raise InputError(f"convert {text}: needs a {'format' if text == '--from' else 'folder'}")
+        elif text.startswith("-"):
+            raise InputError(f"convert {text}: there is no such flag (--from FORMAT, -o DIR, KEY=VALUE)")
+        elif "=" in text and not Path(text).exists():
+            key, _, value = text.partition("=")
+            given[key] = _value(value)
+        else:
+            paths.append(Path(text))
+    if len(paths) != 1 or not named["-o"]:
+        raise InputError(f"{' '.join(['convert', *arguments])}: takes one file or folder, and -o DIR")
+    if not paths[0].exists():
+        raise InputError(f"{paths[0]}: no such file or folder")
+    from clustersim.importers.recognition import detect
+    from clustersim.importers.storing import store
+
+    form = named["--from"] or detect(paths[0])
+    if form is None:
+        raise InputError(f"{paths[0]}: no format is recognised; say --from FORMAT (clustersim convert lists them)")
+    made = bind("convert", form, find(importers, form, "--from"), given)(paths[0])
+    facts, notes, faults = store(made, Path(named["-o"]), f"{form} {paths[0].name}")
+    print(f"{facts} from {form} in {named['-o']}")
+    for note in notes:
+        print(f"note: {note}")
+    for fault in faults:
+        print(f"suspicious: {fault}")
+    return 0
+
+
+def _value(text: str) -> Any:
+    """A value of an option as it is meant: whole number, true, false, or text."""
+    if text.removeprefix("-").isdecimal():
+        return int(text)
+    return {"true": True, "false": False}.get(text, text)
 
 
 def _fit(arguments: list[str]) -> int:

@@ -44,7 +44,6 @@ from clustersim.workload import source
 from clustersim.workload.capacity_padding import padding_rows, rows_by_source
 from clustersim.workload.routing import Router, rerouted, router_from
 from clustersim.workload.sampler_parameters import parameters_file
-from clustersim.workload.trace import read_trace
 
 PHYSICS = 2             # raised whenever the same config gives other numbers; part of every run_id
 
@@ -208,7 +207,9 @@ def _workload(run: Run, n_gpus: int, extra: int) -> tuple[Workload, str | None]:
     if name in ("tiny", "file"):
         path = PACKAGE / "workload" / "data" / "tiny" if name == "tiny" else Path(str(options["path"]))
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
-        return source.from_trace(read_trace(path), run.model, n_gpus, run.tokens_per_gpu, name=label), _contents(path)
+        keys = {key: options[key] for key in ("owner", "batch", "at", "tokens")}
+        recorded = bind("trace", name, source.from_file, keys)
+        return recorded(path, run.model, n_gpus, run.tokens_per_gpu, run.seed, name=label), _contents(path)
     if name == "sampled":
         sampled = bind("trace", name, source.from_sampler, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed, extra)
         return sampled, _contents(parameters_file(options["preset"], options["parameters"]))

@@ -9,8 +9,8 @@ import polars as pl
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from clustersim import importers
 from clustersim.cluster import Cluster, load_cluster
+from clustersim.importers.recognition import detect
 from clustersim.network import measures
 from clustersim.places import data_folder
 from clustersim.results import terminal
@@ -33,14 +33,14 @@ def inspect_path(path: str, *, progress: Progress = lambda fraction, what: None)
         return topology(load_cluster(path))
     if (place / "summary.parquet").is_file():
         return run(place)
-    if (place / "tokens.parquet").is_file() or place.suffix == ".parquet" and place.name != "counts.parquet":
+    if (place / "tokens.parquet").is_file() or (place.suffix == ".parquet" and place.name != "counts.parquet"):
         return trace_page(place, progress=progress)
     if (place / "counts.parquet").is_file() or place.name == "counts.parquet":
         return counts_page(place)
     what = "there is no such file or folder"
     if place.exists():
         what = "holds neither a trace (tokens.parquet, counts.parquet) nor a run (summary.parquet)"
-        if (format_of := importers.detect(place)) is not None:
+        if (format_of := detect(place)) is not None:
             what = f"is in the format {format_of}: clustersim convert {path} --from {format_of} -o DIR makes a trace of it"
             raise InputError(f"{path}: {what}")
     raise InputError(f"{path}: {what}; inspect takes a trace, the folder of a run, or a topology")

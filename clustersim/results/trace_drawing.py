@@ -1,4 +1,4 @@
-"""A picture of a trace: loads by rank and layer, overlap by distance, what a layer tells of the next, batches. Measures nothing new."""
+"""A picture of a trace: loads by rank and layer, overlap by distance, what a layer tells of the next, batches."""
 
 from __future__ import annotations
 
@@ -98,6 +98,7 @@ def _batches(axes: Any, sample: Trace) -> None:
     axes.plot(sizes, [mixed.mean() for mixed, _ in both], marker="o", label="tokens from anywhere")
     axes.plot(sizes, [near.mean() for _, near in both], marker="s", label="neighbours in a sequence")
     share = sample.top_k / sample.n_experts
-    axes.plot(sizes, [sample.n_experts * (1 - (1 - share) ** tokens) for tokens in sizes], color="gray", linestyle=":", label="even routing")
+    even = [sample.n_experts * (1 - (1 - share) ** tokens) for tokens in sizes]
+    axes.plot(sizes, even, color="gray", linestyle=":", label="even routing")
     axes.set(title="experts that a batch touches", xlabel="tokens in the batch", ylabel="experts", xscale="log", ylim=(0, None))
     axes.legend(fontsize=7)

@@ -41,7 +41,8 @@ def trace_page(path: str | Path, *, progress: Progress = lambda fraction, what: 
     facts = {
         "trace": f"{path}: {meta.get('model', 'model not named')}",
         "from": str(meta.get("source", "not said")) + (f"; licence {meta['license']}" if meta.get("license") else ""),
-        "tokens": f"{found.file.n_tokens:,} ({phases}); sequences {found.sequences:,}, steps {found.steps:,}, ranks {found.ranks:,}",
+        "tokens": f"{found.file.n_tokens:,} ({phases}); sequences {found.sequences:,}, steps {found.steps:,}, "
+        f"ranks {found.ranks:,}",
         "router": f"{shape.n_layers} MoE layers, {shape.n_experts} experts, top-{shape.top_k}"
         + (f", {meta['router']}" if meta.get("router") else ""),
         "columns": ", ".join(["expert_ids", *extra]),
@@ -62,7 +63,8 @@ def trace_page(path: str | Path, *, progress: Progress = lambda fraction, what: 
     if shape.top_k > 1 and shape.n_experts <= PAIRS_MOST:
         lift = statistics.lift_p99(*statistics.pair_lift(sample.expert_ids, shape.n_experts))
         if not np.isnan(lift).all():
-            facts["co-activation"] = f"the closest pairs of experts (1 in 100) go together {np.nanmean(lift):.1f} times as often as by chance"
+            often = f"{np.nanmean(lift):.1f} times as often as by chance"
+            facts["pairs"] = f"the closest 1 in 100 pairs of experts go together {often}"
     if sample.gate_weights is not None:
         facts["gate weights"] = _weights(sample.gate_weights)
     parts: list[RenderableType] = [facts_table(facts), Text(), load_table(found.loads, _layers(found))]

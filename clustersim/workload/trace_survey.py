@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clustersim.types import InputError, Ints, Trace
 from clustersim.workload.statistics import loads
@@ -121,7 +122,7 @@ class _Seen:
     def __init__(self) -> None:
         self.values: Ints = np.zeros(0, np.int64)
 
-    def add(self, column: Ints) -> None:
+    def add(self, column: NDArray[Any]) -> None:
         self.values = np.union1d(self.values, column)
 
 
@@ -130,8 +131,10 @@ class _Sample:
 
     def __init__(self, n_tokens: int) -> None:
         length = SAMPLE_TOKENS // WINDOWS
-        starts = np.linspace(0, n_tokens - length, WINDOWS).astype(np.int64) if n_tokens > SAMPLE_TOKENS else np.zeros(1, np.int64)
-        self._windows = [(int(start), int(start) + (length if starts.size > 1 else n_tokens)) for start in starts]
+        self._windows = [(0, n_tokens)]
+        if n_tokens > SAMPLE_TOKENS:
+            starts = np.linspace(0, n_tokens - length, WINDOWS).astype(np.int64)
+            self._windows = [(int(start), int(start) + length) for start in starts]
         self._parts: list[Trace] = []
 
     def take(self, part: Trace, begin: int) -> None:
