@@ -33,6 +33,9 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
   clustersim fit PATH --score       how well that works, on sequences held out; PATH a trace, or a folder of them
   clustersim capture tiny           train a small model in PyTorch and record its router
                                     (KEY=VALUE: out, device, seed, steps, scores)
+  clustersim capture hf MODEL --text FILE ...
+                                    record the routers of a Hugging Face model
+                                    (KEY=VALUE: out, batch, length, sequences, generate, scores, device, dtype, tokenizer)
 
 examples
   clustersim capacity.factor=1.25 placement.replica=nearest
@@ -391,8 +394,10 @@ def _score(path: Path) -> int:
 def _capture(arguments: list[str]) -> int:
     from clustersim.types import InputError
 
+    if arguments and arguments[0] == "hf":
+        return _capture_hf(arguments[1:])
     if not arguments or arguments[0] != "tiny":
-        raise InputError(f"{' '.join(['capture', *arguments[:1]])}: only `capture tiny` is built so far")
+        raise InputError(f"{' '.join(['capture', *arguments[:1]])}: takes tiny, or hf MODEL --text FILE")
     given: dict[str, Any] = {"out": "tiny_trace"}
     kinds: dict[str, Callable[[str, str], Any]] = {
         "out": lambda key, text: text, "device": lambda key, text: text, "seed": _whole, "steps": _whole, "scores": _flag,
@@ -408,6 +413,42 @@ def _capture(arguments: list[str]) -> int:
         facts = capture_tiny(Path(given.pop("out")), progress=progress, **given)
     print(f"{facts['tokens']:,} tokens in {facts['path']}, made in {facts['seconds']:.0f} s")
     print(f"replay it: clustersim trace=file trace.path={facts['path']}")
+    return 0
+
+
+def _capture_hf(arguments: list[str]) -> int:
+    """A trace from a Hugging Face model: MODEL --text FILE ... [KEY=VALUE]."""
+    from clustersim.types import InputError
+
+    kinds: dict[str, Callable[[str, str], Any]] = {
+        "out": lambda key, text: text, "device": lambda key, text: text, "dtype": lambda key, text: text,
+        "tokenizer": lambda key, text: text, "batch": _whole, "length": _whole, "sequences": _whole, "generate": _whole,
+        "scores": _flag,
+    }  # fmt: skip
+    given: dict[str, Any] = {"out": "trace"}
+    models, texts = [], []
+    text_follows = False
+    for text in arguments:
+        key, equals, value = text.partition("=")
+        if text == "--text":
+            text_follows = True
+        elif equals and key in kinds:
+            given[key], text_follows = kinds[key](key, value), False
+        elif text.startswith("-") or (equals and not Path(text).exists()):
+            raise InputError(f"{text}: capture hf takes MODEL --text FILE ... and {', '.join(f'{k}=...' for k in kinds)}")
+        elif text_follows:
+            texts.append(text)
+        else:
+            models.append(text)
+    if len(models) != 1 or not texts:
+        raise InputError(f"{' '.join(['capture hf', *arguments])}: takes one MODEL, and --text FILE ...")
+    from clustersim.capture.huggingface import capture_hf
+
+    with _progress() as progress:
+        facts = capture_hf(models[0], texts, given.pop("out"), progress=progress, **given)
+    again = f", {facts['resumed']} batches from before" if facts["resumed"] else ""
+    print(f"{facts['tokens']:,} tokens of {facts['sequences']:,} sequences in {facts['path']}, {facts['seconds']:.0f} s{again}")
+    print(f"look at it: clustersim inspect {facts['path']}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Records the routers of any PyTorch model while it runs, in whatever loop it runs: hooks in, a trace out. Changes nothing in it."""
+"""Records the routers of any PyTorch model while it runs, in whatever loop: hooks in, a trace out. Changes nothing in it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ class Recording:
         self._found: dict[str, Chosen] | None = None
         self._inputs: dict[str, Any] = {}
         self._sequences: np.ndarray[Any, np.dtype[np.int64]] = np.zeros(0, np.int64)
-        self._next = 0
-        self._lengths: dict[int, int] = {}
+        self._next = self._past = 0
 
     def trace(self) -> Trace:
         """All that was recorded.
@@ -63,6 +62,9 @@ class Recording:
         """The model begins a forward pass."""
         self._found = {}
         self._inputs = dict(keywords)
+        self._past = 0
+        with suppress(AttributeError, TypeError):           # as it is before the pass adds to it
+            self._past = int(keywords["past_key_values"].get_seq_length()) if keywords.get("past_key_values") is not None else 0
         first = arguments[0] if arguments else None
         if isinstance(first, Tensor) and not first.is_floating_point():
             self._inputs.setdefault("input_ids", first)
@@ -119,9 +121,7 @@ class Recording:
         words = words if words is not None and words.size == n else None
         batch = len(words) if words is not None and words.ndim == 2 else 1
         length = n // batch
-        past = 0
-        with suppress(AttributeError, TypeError):
-            past = int(self._inputs["past_key_values"].get_seq_length()) if self._inputs.get("past_key_values") is not None else 0
+        past = self._past
         if past == 0 or self._sequences.size != batch:
             self._sequences = self._next + np.arange(batch)
             self._next += batch
@@ -149,9 +149,9 @@ def record(
 ) -> Iterator[Recording]:
     """Record what the routers of `model` choose while the block runs: `with record(model) as r: model(...)`, `r.trace()`.
 
-    Ids are those that the router returned; nothing is computed anew. One pass of the model is one step. Rows are tokens by sequence
-    and position as `input_ids`, `attention_mask` and `past_key_values` of the call tell them; padding is left out. Encoder and
-    decoder tokens are rows of their own. Gradients, outputs and compiled parts stay as they are; hooks do not fire in CUDA graphs.
+    Ids are those that the router returned; nothing is computed anew. One pass of the model is one step. Rows are tokens by
+    sequence and position as `input_ids`, `attention_mask` and `past_key_values` of the call tell them; padding is left out.
+    Encoder and decoder tokens are rows of their own. Gradients and outputs stay as they are; hooks do not fire in CUDA graphs.
 
     Args:
         scores: keep the router's logits too.

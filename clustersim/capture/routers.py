@@ -101,7 +101,8 @@ def read_choice(site: Site, output: Any) -> Chosen:
     if len(floats) == 2 and floats[0].shape == floats[1].shape and (floats[0] == 0).any():
         return _from_mask(floats[0] != 0, [floats[0]], floats[1], floats[0].shape[-1])         # scores, logits
     shapes = ", ".join(str(list(one.shape)) for one in tensors) or "no tensor"
-    raise InputError(f"{site.name}: a {type(site.module).__name__} returns {shapes}; no indices, mask or scores of a choice in it")
+    kind = type(site.module).__name__
+    raise InputError(f"{site.name}: a {kind} returns {shapes}; no indices, mask or scores of a choice in it")
 
 
 def _is_mask(ids: Tensor) -> bool:

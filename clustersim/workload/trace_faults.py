@@ -168,6 +168,6 @@ class Watch:
         if overlap[best] > 1.2 * overlap[1] + noise:
             return [
                 f"tokens {best} rows apart share more experts ({overlap[best]:.3f}) than neighbours ({overlap[1]:.3f}): "
-                f"{best} sequences seem to be interleaved"
+                f"{best} sequences seem to be interleaved (or the text repeats)"
             ]
         return []
