@@ -239,7 +239,7 @@ def rates(state: State) -> Floats:
     from clustersim.network import kernel
 
     live = state.flows["status"] == kernel.LIVE
-    return np.where(live, state.owned["rate"][np.where(live, state.flows["own_at"], 0)], 0.0)
+    return np.where(live, state.hops["rate"][np.where(live, state.flows["hop_start"], 0)], 0.0)
 
 
 def sent(state: State, now: float) -> Floats:
