@@ -57,7 +57,8 @@ def test_a_bandwidth_that_overflows(bandwidth):
 
 
 def test_a_port_whose_links_together_overflow():
-    refused(lambda: load_cluster("ideal_rail", nodes=2, nic={"bandwidth": "1e299 GB/s", "per_gpu": 100_000_000}), "topology", "nic_up 0")
+    nic = {"bandwidth": "1e299 GB/s", "per_gpu": 100_000_000}
+    refused(lambda: load_cluster("ideal_rail", nodes=2, nic=nic), "topology", "nic_up 0")
 
 
 @pytest.mark.parametrize(("capacity", "nbytes"), [(1e-308, 1e308), (5e-324, 1.0), (1.0, 1.7e308)])
