@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from clustersim.network import sharing
 from clustersim.network.bounds import busiest_link_end
+from clustersim.network.changes import Changes
 from clustersim.types import Floats, InputError, Ints, Routes
 
 
@@ -129,7 +130,7 @@ def _check_links(capacity: Floats, links: Ints) -> None:
         )
 
 
-def _changes(given: Sequence[tuple[float, int, float]], capacity: Floats) -> sharing.Changes | None:
+def _changes(given: Sequence[tuple[float, int, float]], capacity: Floats) -> Changes | None:
     if not len(given):
         return None
     if wrong := [change for change in given if len(change) != 3]:
@@ -140,7 +141,7 @@ def _changes(given: Sequence[tuple[float, int, float]], capacity: Floats) -> sha
         if not (np.isfinite(time) and time >= 0 and np.isfinite(value) and value >= 0):
             raise InputError(f"flow_times: changes: ({time}, {link}, {value}): both numbers must be finite and not negative")
     rows = sorted(given, key=lambda row: row[0])
-    return sharing.Changes(
+    return Changes(
         time=np.array([row[0] for row in rows]), link=np.array([row[1] for row in rows], np.int64),
         capacity=np.array([row[2] for row in rows], np.float64),
     )  # fmt: skip
