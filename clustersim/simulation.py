@@ -41,7 +41,7 @@ from clustersim.workload import capacity as capacities
 from clustersim.workload import source
 from clustersim.workload.trace import read_trace
 
-PHYSICS = 1             # raised whenever the same config gives other numbers; part of every run_id
+PHYSICS = 2             # raised whenever the same config gives other numbers; part of every run_id
 
 VERSIONS = ("numpy", "numba", "polars", "simpy")        # packages whose versions run.json tells
 
@@ -202,12 +202,12 @@ def _layer(parts: _Parts, layer: int, factor: float | None) -> tuple[LayerWork, 
     if moe_layer < 0:
         dense = compute.dense_seconds(model, gpu, per_gpu) if timed else idle
         return LayerWork(attention_s=attention, expert_s=idle, other_s=dense, dispatch=None, combine=None), None
-    asked, weights = tokens.choose(moe_layer)
+    chosen = tokens.choose(moe_layer)
     assigned, capacity = capacities.limit(
-        parts.drop, asked, weights, tokens.source, n_gpus=n, n_experts=model.n_experts, factor=factor
+        parts.drop, chosen.ids, chosen.weights, tokens.source, n_gpus=n, n_experts=model.n_experts, factor=factor
     )
     routing = Routing(
-        asked=asked, assigned=assigned, weights=weights, source=tokens.source, index=tokens.index, capacity=capacity
+        asked=chosen.ids, assigned=assigned, weights=chosen.weights, source=tokens.source, index=tokens.index, capacity=capacity
     )
     slots = chosen_slots(routing, parts.placement, cluster)
     in_slot = np.bincount(slots.ravel() + 1, minlength=parts.placement.n_slots + 1)[1:]

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Float32s = NDArray[np.float32]
+ScoreProcess = Callable[[int, int, int], Float32s]      # (layer, first, last) -> scores of tokens first to last - 1
 
 
 class InputError(ValueError):
@@ -50,17 +52,29 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Choices:
+    """What the router says of the tokens of one MoE layer.
+
+    `scores(first, last)` makes the router's scores (before softmax or sigmoid) of tokens first to last - 1, the same
+    whatever was asked before and in whatever pieces. Tokens beyond the pass are those of later passes.
+    """
+
+    ids: Ints                                   # [tokens, top_k] logical expert; -1 no expert
+    weights: Floats | None                      # [tokens, top_k] gate weights; None when unknown
+    scores: Callable[[int, int], Float32s] | None = None     # -> [tokens, experts]; None when only ids are known
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Workload:
     """The tokens of one forward pass, the GPU each starts on, and what the router says of them in every MoE layer.
 
-    Tokens are ordered by source GPU. `choose(i)` gives the choices of the i-th MoE layer: expert ids
-    int [tokens, top_k] (-1 no expert) and gate weights float [tokens, top_k], or None when unknown.
+    Tokens are ordered by source GPU. `choose(i)` gives the choices of the i-th MoE layer.
     """
 
     source: Ints                                # [tokens] GPU that holds the token before dispatch
     index: Ints                                 # [tokens] the token's place in its GPU's batch: 0, 1, 2, ...
     context: Ints                               # [tokens] tokens its attention looks at, itself included
-    choose: Callable[[int], tuple[Ints, Floats | None]]
+    choose: Callable[[int], Choices]
     notes: tuple[str, ...] = ()                 # what a reader of the result has to know about the input
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from clustersim.model import Model
-from clustersim.types import Floats, InputError, Ints, Trace, Workload
+from clustersim.types import Choices, Float32s, InputError, Ints, ScoreProcess, Trace, Workload
 from clustersim.workload.deal import Deal, deal_sequences
-from clustersim.workload.sampler import balanced, dirichlet
+from clustersim.workload.sampler import balanced
+from clustersim.workload.scores import best_of, independent_scores
 
 
 def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, name: str = "trace") -> Workload:
@@ -28,12 +31,19 @@ def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, 
         )
     deal = deal_sequences(trace, n_gpus, tokens_per_gpu)
 
-    def choose(layer: int) -> tuple[Ints, Floats | None]:
+    def choose(layer: int) -> Choices:
         recorded = layer % trace.n_layers
-        ids = trace.expert_ids[deal.rows, recorded].astype(np.int64)
-        if trace.gate_weights is None:
-            return ids, None
-        return ids, trace.gate_weights[deal.rows, recorded].astype(np.float64)
+        weights, logged = trace.gate_weights, trace.scores
+
+        def scores(first: int, last: int) -> Float32s:
+            assert logged is not None
+            return np.asarray(logged[deal.rows[np.arange(first, last) % deal.rows.size], recorded], np.float32)
+
+        return Choices(
+            ids=trace.expert_ids[deal.rows, recorded].astype(np.int64),
+            weights=None if weights is None else weights[deal.rows, recorded].astype(np.float64),
+            scores=None if logged is None else scores,
+        )
 
     return Workload(
         source=deal.source, index=deal.index, context=deal.context, choose=choose, notes=_notes(trace, model, deal)
@@ -43,7 +53,7 @@ def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, 
 def from_sampler(
     model: Model, n_gpus: int, tokens_per_gpu: int, seed: int, *, alpha: float = 1.0, sequence: int = 128
 ) -> Workload:
-    """Tokens of `dirichlet`, a popularity of its own in every layer; layer i is the same whatever was drawn before it.
+    """Tokens of `independent_scores`, a popularity of its own in every layer; layer i is the same whatever was drawn before it.
 
     Args:
         seed: 0 or more.
@@ -52,12 +62,24 @@ def from_sampler(
     Raises:
         InputError: less than one token per GPU or per sequence; alpha not above 0.
     """
+    return from_scores(
+        model, n_gpus, tokens_per_gpu, independent_scores(seed, n_experts=model.n_experts, alpha=alpha), sequence=sequence
+    )
 
-    def choose(layer: int) -> tuple[Ints, Floats | None]:
-        rng = np.random.default_rng(np.random.SeedSequence([seed, layer]))
-        return dirichlet(rng, n_gpus * tokens_per_gpu, n_experts=model.n_experts, top_k=model.top_k, alpha=alpha)
 
+def from_scores(model: Model, n_gpus: int, tokens_per_gpu: int, process: ScoreProcess, *, sequence: int) -> Workload:
+    """Tokens of a score process, numbered GPU after GPU; each goes to the experts of its top_k scores.
+
+    Raises:
+        InputError: less than one token per GPU or per sequence.
+    """
     source, index, context = _blocks(n_gpus, tokens_per_gpu, sequence)
+
+    def choose(layer: int) -> Choices:
+        scores = partial(process, layer)
+        ids, weights = best_of(scores, source.size, model.top_k)
+        return Choices(ids=ids, weights=weights, scores=scores)
+
     return Workload(source=source, index=index, context=context, choose=choose)
 
 
@@ -69,8 +91,9 @@ def from_balanced(model: Model, n_gpus: int, tokens_per_gpu: int, *, sequence: i
     """
     source, index, context = _blocks(n_gpus, tokens_per_gpu, sequence)
 
-    def choose(layer: int) -> tuple[Ints, Floats | None]:
-        return balanced(index, n_experts=model.n_experts, top_k=model.top_k)
+    def choose(layer: int) -> Choices:
+        ids, weights = balanced(index, n_experts=model.n_experts, top_k=model.top_k)
+        return Choices(ids=ids, weights=weights)
 
     return Workload(source=source, index=index, context=context, choose=choose)
 

@@ -194,7 +194,7 @@ def test_law_34_the_bytes_of_every_link_are_those_of_the_tokens_that_cross_it():
     tokens = from_trace(read_trace(PACKAGE / "workload" / "data" / "tiny"), model, 8, 32)
     links = result.tables["links"]
     for layer in range(3):
-        asked, _ = tokens.choose(layer)
+        asked = tokens.choose(layer).ids
         crossed = defaultdict(int)
         for home, row in zip(tokens.source.tolist(), asked.tolist(), strict=True):
             for expert in row:

@@ -203,7 +203,7 @@ def test_law_32_a_recorded_router_replays_as_it_was(tmp_path):
     model = model_from(compose(SMALL).config["model"])
     live = from_sampler(model, 8, 32, seed=5, alpha=2.0, sequence=32)
     chosen = [live.choose(layer) for layer in range(2)]
-    ids, weights = (np.stack([pair[i] for pair in chosen], axis=1) for i in range(2))
+    ids, weights = (np.stack(parts, axis=1) for parts in zip(*((one.ids, one.weights) for one in chosen), strict=True))
     zero = np.zeros(256, int)
     write_trace(
         Trace(
