@@ -20,13 +20,28 @@ from clustersim import exchange as exchanges
 from clustersim import network as networks
 from clustersim import placement as placements
 from clustersim.cluster import Cluster, build_cluster
-from clustersim.config import Run, compose, whole
+from clustersim.config import Run, compose
+from clustersim.deciding import (
+    Place,
+    Plan,
+    Setting,
+    loads_seen,
+    looks_at_load,
+    nothing_seen,
+    periodic_keys,
+    plan_once,
+    plan_periodic,
+    steps_seen,
+    with_replica,
+)
 from clustersim.engine import compute
-from clustersim.engine.gpu import LayerWork, Played, play
+from clustersim.engine.gpu import LayerWork, Played, play, time_alone
 from clustersim.pick import bind, did_you_mean, find, pick
+from clustersim.placement.measures import Measured, measure
+from clustersim.placement.past import Room, room_for
 from clustersim.placement.replicas import chosen_slots
-from clustersim.placement.static import default_slots
 from clustersim.places import PACKAGE
+from clustersim.results.placements import Step, moe_layer_s, placement_summary, placements_table, rebalance_summary
 from clustersim.results.store import write_run
 from clustersim.results.tables import (
     LayerCounts,
@@ -36,9 +51,12 @@ from clustersim.results.tables import (
     links_table,
     summary_row,
 )
-from clustersim.types import InputError, Placement, Routing, Workload
+from clustersim.types import InputError, Placement, Routing, Transfers, Workload
+from clustersim.units import format_bytes
 from clustersim.workload import capacity as capacities
 from clustersim.workload import source
+from clustersim.workload.loads import read_loads
+from clustersim.workload.stream import Stream, passes_of, stream_of
 from clustersim.workload.trace import read_trace
 
 PHYSICS = 2             # raised whenever the same config gives other numbers; part of every run_id
@@ -83,8 +101,11 @@ class _Parts:
 
     run: Run
     cluster: Cluster
-    workload: Workload
-    placement: Placement
+    stream: Stream
+    plan: Plan
+    workload: Workload                      # of the step in hand
+    placements: tuple[Placement, ...]       # of its MoE layers
+    room: Room
     exchange: Callable[..., Any]
     network: Callable[..., Any]
     drop: Callable[..., Any]
@@ -103,19 +124,28 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     began = time.perf_counter()
     run = overrides if isinstance(overrides, Run) else compose(overrides)
     parts = _assemble(run)
-    share = 1.0 if run.capacity_factor is None else 0.5      # of the way; the other half is the same without dropping
-    played, counts = _play(parts, run.capacity_factor, lambda fraction, what: progress(share * fraction, what))
-    gpus = gpus_table(played, counts)
-    layers = layers_table(played, gpus, parts.cluster, counts)
-    tables = {"layers": layers, "gpus": gpus, "links": links_table(played, parts.cluster), "experts": experts_table(counts)}
-    numbers = summary_row(played, tables, counts, parts.workload.source.size, parts.cluster.n_gpus)
+    rounds = 1 + (run.capacity_factor is not None) + (parts.plan.rebalances > 0)      # of playing everything, at most
+    steps = _play_all(parts, parts.plan, run.capacity_factor, _part(progress, 0, rounds))
+    tables = _tables(parts, steps)
+    played, counts = [step.played for step in steps], [c for step in steps for c in step.counts]
+    held = sum(step.held_s for step in steps) / len(steps)
+    numbers = summary_row(played, tables, counts, parts.workload.source.size, parts.cluster.n_gpus, held)
     saved = 0.0
     if numbers["drop_rate"] > 0:
-        dropless, _ = _play(parts, None, lambda fraction, _: progress(0.5 + 0.5 * fraction, "the same without dropping"))
-        saved = dropless.step_s - played.step_s
+        dropless = _play_all(parts, parts.plan, None, _part(progress, 1, rounds, "the same without dropping"))
+        saved = sum(step.played.step_s for step in dropless) / len(dropless) - sum(p.step_s for p in played) / len(played)
+    numbers["seconds_saved_by_dropping"] = saved
+    numbers["moe_layer_s"] = moe_layer_s(steps)
+    numbers |= placement_summary([m for step in steps for m in step.measured])
+    if parts.plan.rebalances:
+        kept = _play_all(parts, parts.plan.never_again(), run.capacity_factor, _part(progress, rounds - 1, rounds, "never moved"))
+        numbers |= rebalance_summary(
+            steps, kept, rebalances=parts.plan.rebalances, buffer_bytes=parts.plan.buffer_bytes,
+            expert_bytes=run.model.expert_params * run.model.expert_weight_bytes,
+        )
     notes = _notes(parts, numbers)
     run_id, provenance = _provenance(parts, notes)
-    summary = {**_settings(parts), **numbers, "seconds_saved_by_dropping": saved}
+    summary = {**_settings(parts), **numbers}
     tables["summary"] = pl.DataFrame([{"run_id": run_id, **summary}])
     provenance["wall_s"] = time.perf_counter() - began
     return Result(run=run, run_id=run_id, summary=summary, tables=tables, notes=notes, provenance=provenance)
@@ -125,41 +155,77 @@ def _assemble(run: Run) -> _Parts:
     config, model = run.config, run.model
     cluster = build_cluster(run.topology, config["topology"])
     n = cluster.n_gpus
-    name, options = run.options("placement")
-    replica, slots = options.pop("replica"), options.pop("slots")
-    slots = default_slots(model.n_experts, n) if slots is None else whole("placement.slots", slots, least=1)
-    placement = replace(pick(placements, name, **options)(model.n_experts, slots, n), replica=replica)
-    find(placements.replicas, replica, "placement.replica")        # a misspelt rule is found now, not in the first layer
     if config["compute"]["name"] not in ("roofline", "none"):
         raise InputError(f"compute={config['compute']['name']}: must be roofline or none")
-    workload, digest = _workload(run, n)
+    name, options = run.options("placement")
+    replica, slots, spare = (options.pop(key) for key in ("replica", "slots", "spare"))
+    find(placements.replicas, replica, "placement.replica")        # a misspelt rule is found now, not in the first layer
+    place = with_replica(pick(placements, name, **options), replica)
     exchange_name, exchange_options = run.options("exchange")
+    exchange = pick(exchanges, exchange_name, **exchange_options)
+    room = room_for(slots, spare, model.n_experts, cluster.node_of)
+    if (weights := model.expert_params * model.expert_weight_bytes) > cluster.gpu.memory:
+        raise InputError(
+            f"model={model.name}: no GPU of {run.topology} can hold an expert: its weights are {format_bytes(weights)}, "
+            f"the memory of a GPU is {format_bytes(cluster.gpu.memory)}"
+        )
+    stream, digest = _stream(run, n, looks_at_load(place))
+    setting = Setting(
+        model=model, cluster=cluster, room=room, exchange=exchange, timed=config["compute"]["name"] == "roofline",
+        replica=replica, seed=run.seed,
+    )
+    plan, played = _plan(run, setting, place, stream)
     network_name, network_options = run.options("network")
     return _Parts(
         run=run,
         cluster=cluster,
-        workload=workload,
-        placement=placement,
-        exchange=pick(exchanges, exchange_name, **exchange_options),
+        stream=replace(stream, steps=played),
+        plan=plan,
+        workload=played[0],
+        placements=plan.placements[0],
+        room=room,
+        exchange=exchange,
         network=pick(networks, network_name, **network_options),
         drop=find(capacities, config["capacity"]["drop"], "capacity.drop"),
         trace_sha256=digest,
     )
 
 
-def _workload(run: Run, n_gpus: int) -> tuple[Workload, str | None]:
-    """The tokens and their router, and the hash of the trace they come from."""
+def _stream(run: Run, n_gpus: int, looks_back: bool) -> tuple[Stream, str | None]:
+    """The steps and their router, and the hash of the trace they come from; `looks_back`: the placement is decided on a past."""
     name, options = run.options("trace")
+    decide, workload = run.config["decide"], run.config["workload"]
+    apart = decide["name"] == "once" and (looks_back or decide["apart"])
+    keys = {key: workload[key] for key in ("steps", "deal", "by_domain")}
     if name in ("tiny", "file"):
         path = PACKAGE / "workload" / "data" / "tiny" if name == "tiny" else Path(str(options["path"]))
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
-        return source.from_trace(read_trace(path), run.model, n_gpus, run.tokens_per_gpu, name=label), _contents(path)
+        stream = stream_of(read_trace(path), run.model, n_gpus, run.tokens_per_gpu, apart=apart, name=label, **keys)
+        return stream, _contents(path)
     if name == "sampled":
-        return bind("trace", name, source.from_sampler, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed), None
-    if name == "balanced":
-        return bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu), None
-    known = ("tiny", "file", "sampled", "balanced")
-    raise InputError(f"trace.name={name}: there is no such trace{did_you_mean(str(name), known)} (known: {', '.join(known)})")
+        made = bind("trace", name, source.from_sampler, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed)
+    elif name == "balanced":
+        made = bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu)
+    else:
+        known = ("tiny", "file", "sampled", "balanced")
+        raise InputError(f"trace.name={name}: there is no such trace{did_you_mean(str(name), known)} (known: {', '.join(known)})")
+    return passes_of(made, apart=apart, **keys), None
+
+
+def _plan(run: Run, setting: Setting, place: Place, stream: Stream) -> tuple[Plan, tuple[Workload, ...]]:
+    """The placements of the steps that are played, and these steps."""
+    name, options = run.options("decide")
+    if name == "periodic":
+        keys = periodic_keys(options, len(stream.steps))
+        first = find(placements, str(keys["first"]), "decide.first")
+        return plan_periodic(setting, place, stream.steps, **{**keys, "first": first}), stream.steps[keys["warmup"] :]
+    if not looks_at_load(place):
+        seen = nothing_seen(setting)
+    elif name == "load_file":
+        seen = loads_seen(read_loads(str(options["path"]), run.model))
+    else:
+        seen = steps_seen(setting, stream.past)
+    return plan_once(setting, place, seen, len(stream.steps)), stream.steps
 
 
 def _contents(path: Path) -> str:
@@ -171,26 +237,70 @@ def _contents(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _play(parts: _Parts, factor: float | None, progress: Progress) -> tuple[Played, list[LayerCounts | None]]:
-    """One forward pass under a capacity factor, and what the router did in each layer."""
+def _play_all(parts: _Parts, plan: Plan, factor: float | None, progress: Progress) -> list[Step]:
+    """All steps, one after the other, each under its placements and after what has to move before it, or beside it."""
+    n = len(parts.stream.steps)
+    steps: list[Step] = []
+    overlapped = parts.run.config["decide"].get("migration") == "overlapped"
+    for i, (tokens, placed, moves) in enumerate(zip(parts.stream.steps, plan.placements, plan.moves, strict=True)):
+        now = replace(parts, workload=tokens, placements=placed)
+        played, counts, measured = _play(now, factor, _part(progress, i, n), moves if overlapped else None)
+        if overlapped:
+            held = max(0.0, played.background_s - played.step_s)        # the next step waits for what has not come yet
+        else:
+            held = 0.0 if moves is None else time_alone(parts.cluster, parts.network, moves)
+        moved = plan.moved[i]
+        steps.append(
+            Step(
+                played=played, counts=counts, held_s=held,
+                measured=[replace(m, moved_slots=int(n)) for m, n in zip(measured, moved, strict=True)],
+            )
+        )
+    return steps
+
+
+def _part(progress: Progress, i: int, n: int, what: str | None = None) -> Progress:
+    """Progress of the i-th of n equal parts."""
+    return lambda fraction, said: progress((i + fraction) / n, what or said)
+
+
+def _tables(parts: _Parts, steps: Sequence[Step]) -> dict[str, pl.DataFrame]:
+    """The tables of all steps, one step under the other."""
+    made: dict[str, list[pl.DataFrame]] = {name: [] for name in ("layers", "gpus", "links", "experts", "placements")}
+    for i, step in enumerate(steps):
+        gpus = gpus_table(step.played, step.counts, i)
+        made["layers"].append(layers_table(step.played, gpus, parts.cluster, step.counts))
+        made["gpus"].append(gpus)
+        made["links"].append(links_table(step.played, parts.cluster, i))
+        made["experts"].append(experts_table(step.counts, i))
+        made["placements"].append(placements_table(step.measured, parts.run.model.n_dense_layers, i))
+    return {name: pl.concat(each) for name, each in made.items()}
+
+
+def _play(
+    parts: _Parts, factor: float | None, progress: Progress, background: Transfers | None = None
+) -> tuple[Played, list[LayerCounts | None], list[Measured]]:
+    """One forward pass under a capacity factor, what the router did in each layer, and how the placement served."""
     model = parts.run.model
     counts: list[LayerCounts | None] = [None] * model.n_layers
+    measured: list[Measured] = []
 
     def work_of(layer: int) -> LayerWork:
-        work, counts[layer] = _layer(parts, layer, factor)
+        work, counts[layer], seen = _layer(parts, layer, factor)
+        measured.extend([] if seen is None else [seen])
         if layer == 0 and parts.run.config["network"]["name"] == "fluid":       # what can be wrong has been found by now
             networks.when_compiling(lambda: progress(0.0, "compiling the network solver, once for this installation"))
         return work
 
     played = play(
         parts.cluster, parts.network, model.n_layers, work_of,
-        lambda layer: progress((layer + 1) / model.n_layers, f"layer {layer + 1} of {model.n_layers}"),
+        lambda layer: progress((layer + 1) / model.n_layers, f"layer {layer + 1} of {model.n_layers}"), background,
     )  # fmt: skip
-    return played, counts
+    return played, counts, measured
 
 
-def _layer(parts: _Parts, layer: int, factor: float | None) -> tuple[LayerWork, LayerCounts | None]:
-    """What the GPUs have to do in one layer, and what its router did."""
+def _layer(parts: _Parts, layer: int, factor: float | None) -> tuple[LayerWork, LayerCounts | None, Measured | None]:
+    """What the GPUs have to do in one layer, what its router did, and how the placement served it."""
     model, cluster, tokens = parts.run.model, parts.cluster, parts.workload
     n, gpu = cluster.n_gpus, cluster.gpu
     per_gpu = np.bincount(tokens.source, minlength=n)
@@ -201,7 +311,7 @@ def _layer(parts: _Parts, layer: int, factor: float | None) -> tuple[LayerWork, 
     moe_layer = layer - model.n_dense_layers
     if moe_layer < 0:
         dense = compute.dense_seconds(model, gpu, per_gpu) if timed else idle
-        return LayerWork(attention_s=attention, expert_s=idle, other_s=dense, dispatch=None, combine=None), None
+        return LayerWork(attention_s=attention, expert_s=idle, other_s=dense, dispatch=None, combine=None), None, None
     chosen = tokens.choose(moe_layer)
     assigned, capacity = capacities.limit(
         parts.drop, chosen.ids, chosen.weights, tokens.source, n_gpus=n, n_experts=model.n_experts, factor=factor
@@ -209,19 +319,19 @@ def _layer(parts: _Parts, layer: int, factor: float | None) -> tuple[LayerWork, 
     routing = Routing(
         asked=chosen.ids, assigned=assigned, weights=chosen.weights, source=tokens.source, index=tokens.index, capacity=capacity
     )
-    slots = chosen_slots(routing, parts.placement, cluster)
-    in_slot = np.bincount(slots.ravel() + 1, minlength=parts.placement.n_slots + 1)[1:]
-    dispatch, combine = (
-        parts.exchange(phase, routing, parts.placement, cluster, model) for phase in ("dispatch", "combine")
-    )
+    placement = parts.placements[moe_layer]
+    slots = chosen_slots(routing, placement, cluster)
+    in_slot = np.bincount(slots.ravel() + 1, minlength=placement.n_slots + 1)[1:]
+    dispatch, combine = (parts.exchange(phase, routing, placement, cluster, model) for phase in ("dispatch", "combine"))
     work = LayerWork(
         attention_s=attention,
-        expert_s=compute.expert_seconds(model, gpu, in_slot, parts.placement.gpu_of, n) if timed else idle,
+        expert_s=compute.expert_seconds(model, gpu, in_slot, placement.gpu_of, n) if timed else idle,
         other_s=compute.shared_seconds(model, gpu, per_gpu) if timed else idle,
         dispatch=dispatch,
         combine=combine,
     )
-    return work, _count(routing, parts.placement, in_slot, model.n_experts, n)
+    served = measure(slots, tokens.source, placement, parts.room.slots_of, cluster.node_of)
+    return work, _count(routing, placement, in_slot, model.n_experts, n), served
 
 
 def _count(routing: Routing, placement: Placement, in_slot: Any, n_experts: int, n_gpus: int) -> LayerCounts:
@@ -250,9 +360,10 @@ def _settings(parts: _Parts) -> dict[str, Any]:
         "trace": config["trace"]["name"],
         "tokens_per_gpu": run.tokens_per_gpu,
         "capacity_factor": run.capacity_factor,
+        "steps": len(parts.stream.steps),
         "placement": config["placement"]["name"],
-        "slots": parts.placement.n_slots,
-        "replica": parts.placement.replica,
+        "slots": parts.room.n_slots,
+        "replica": parts.run.config["placement"]["replica"],
         "exchange": config["exchange"]["name"],
         "network": config["network"]["name"],
         "compute": config["compute"]["name"],
@@ -274,10 +385,10 @@ def _leaf(config: Mapping[str, Any], key: str) -> Any:
 
 def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     """What a reader of the result has to know about how it came about."""
-    notes = list(parts.workload.notes)
+    notes = [*parts.stream.notes, *parts.plan.notes]
     if parts.trace_sha256 is not None and numbers["drop_rate"] > 0:
         notes.append("the trace is open loop: a dropped token would have changed the choices of later layers")
-    replicated = parts.placement.n_slots > parts.run.model.n_experts and parts.placement.replica == "token_hash"
+    replicated = parts.room.n_slots > parts.run.model.n_experts and parts.run.config["placement"]["replica"] == "token_hash"
     if parts.run.config["trace"]["name"] == "balanced" and replicated:
         notes.append("balanced choices and token_hash both repeat with the token's index: replicas are not used evenly")
     if parts.run.config["network"]["name"] == "bound":

@@ -115,8 +115,8 @@ def _check_divisible(n_experts: int, n_slots: int, n_groups: int, n_nodes: int, 
     if n_slots < n_experts or n_slots % n_gpus:
         raise InputError(f"placement.slots={n_slots}: must be a multiple of the {n_gpus} GPUs and hold {n_experts} experts")
     if n_groups < 1 or n_experts % n_groups:
-        would_do = ", ".join(str(g) for g in range(1, n_experts + 1) if n_experts % g == 0)
-        raise InputError(f"placement.groups={n_groups}: {n_experts} experts do not fall into {n_groups} equal groups; {would_do} would do")
+        near = ", ".join(str(g) for g in range(1, n_experts + 1) if n_experts % g == 0)
+        raise InputError(f"placement.groups={n_groups}: {n_experts} experts do not fall into equal groups so; {near} would do")
     if n_gpus % n_nodes:
         raise InputError(f"topology.nodes={n_nodes}: {n_gpus} GPUs cannot be shared by {n_nodes} nodes evenly")
 

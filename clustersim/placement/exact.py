@@ -27,7 +27,7 @@ def milp(rng: np.random.Generator, past: Past, room: Room, *, time_limit: float 
     need_slots(past, room)
     if not 0 < time_limit < math.inf:
         raise InputError(f"placement.time_limit={time_limit}: must be a number of seconds above 0")
-    counts, bound, gap = least_load(past.total, room.slots_of, time_limit)
+    counts, _, gap = least_load(past.total, room.slots_of, time_limit)
     if counts is None:
         greedy = lpt(rng, past, room)
         return Placement(
@@ -45,7 +45,7 @@ def least_load(load: Floats, slots_of: Ints, time_limit: float) -> tuple[Ints | 
 
     The first is None when no solution was found in time.
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp as solve
+    from scipy import optimize
     from scipy.sparse import coo_array
 
     n, n_gpus, n_slots = load.size, slots_of.size, int(slots_of.sum())
@@ -76,9 +76,9 @@ def least_load(load: Floats, slots_of: Ints, time_limit: float) -> tuple[Ints | 
     upper = np.concatenate((np.ones(n * most), c + 1.0, [np.inf]))
     objective = np.zeros(top + 1)
     objective[top] = 1.0
-    found = solve(
-        objective, integrality=np.append(np.ones(top), 0), bounds=Bounds(0, upper),
-        constraints=LinearConstraint(matrix, low, high),
+    found = optimize.milp(
+        objective, integrality=np.append(np.ones(top), 0), bounds=optimize.Bounds(0, upper),
+        constraints=optimize.LinearConstraint(matrix, low, high),
         # presolve off: with it HiGHS 1.12 calls 295 the optimum of a case in the tests that has 292
         options={"time_limit": time_limit, "mip_rel_gap": 1e-9, "presolve": False},
     )  # fmt: skip

@@ -47,7 +47,7 @@ class Tokens(NamedTuple):
     # what moves change
     expert_of: Ints                         # [slots]
     gpu_of: Ints                            # [slots]
-    count: Ints                             # [experts] replicas
+    replicas: Ints                           # [experts] replicas
     member: Ints                            # [experts, most] their slots, rising
     slot_at: NDArray[np.int32]              # [tokens, top_k] slot that a choice goes to
     gpu_at: NDArray[np.int32]               # [tokens, top_k] and its GPU
@@ -70,7 +70,7 @@ class Loads(NamedTuple):
     load: Floats                            # [steps, experts], in means of a GPU's load of a step
     expert_of: Ints
     gpu_of: Ints
-    count: Ints
+    replicas: Ints
     member: Ints
     gpu_load: Floats                        # [steps, gpus]
     weights: Floats                         # of migration; quantile of the steps
@@ -140,7 +140,7 @@ def seat(s, expert):
     node_of, forwarder, slot_at, gpu_at, gpu_of = s.node_of, s.forwarder, s.slot_at, s.gpu_at, s.gpu_of
     slot_tokens, gpu_tokens, dispatched, combined = s.slot_tokens, s.gpu_tokens, s.dispatched, s.combined
     route_start, route_links, route_weights, member, log = s.route_start, s.route_links, s.route_weights, s.member, s.log
-    n, unit, nearest, top_k, n_gpus = s.count[expert], s.choice[0], s.choice[1] == NEAREST, s.asked.shape[1], s.node_of.size
+    n, unit, nearest, top_k, n_gpus = s.replicas[expert], s.choice[0], s.choice[1] == NEAREST, s.asked.shape[1], s.node_of.size
     logged, crossing = s.logged[0], s.crossing[0]
     for row in range(s.first[expert], s.first[expert + 1]):
         token, j = token_of[row], choice_of[row]
@@ -207,8 +207,8 @@ def _change(s, slot, expert, gpu):
     """Give a slot another expert or another GPU; the tokens do not follow yet."""
     old = s.expert_of[slot]
     if old != expert:
-        _leave(s.count, s.member, old, slot)
-        _join(s.count, s.member, expert, slot)
+        _leave(s.replicas, s.member, old, slot)
+        _join(s.replicas, s.member, expert, slot)
         s.expert_of[slot] = expert
     s.gpu_of[slot] = gpu
 
@@ -263,7 +263,7 @@ def _summed_up(values, quantile):
         return values.mean()
     ordered = np.sort(values)
     place = quantile * (values.size - 1)
-    low = int(math.floor(place))
+    low = math.floor(place)
     high = min(low + 1, values.size - 1)
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
@@ -293,7 +293,7 @@ def try_moves(s, a, b, expert, draw, temperature, value, best, best_expert, best
         own, gpu = s.expert_of[one], s.gpu_of[one]
         if expert[i] >= 0:
             two = one
-            if expert[i] == own or s.count[own] < 2:
+            if expert[i] == own or s.replicas[own] < 2:
                 continue
         elif gpu == s.gpu_of[two] or own == s.expert_of[two]:
             continue
@@ -354,12 +354,12 @@ def _share(s, slot, sign):
     """Add or take away what a slot carries."""
     expert = s.expert_of[slot]
     for step in range(s.load.shape[0]):
-        s.gpu_load[step, s.gpu_of[slot]] += sign * s.load[step, expert] / s.count[expert]
+        s.gpu_load[step, s.gpu_of[slot]] += sign * s.load[step, expert] / s.replicas[expert]
 
 
 @njit
 def _share_expert(s, expert, sign):
-    for i in range(s.count[expert]):
+    for i in range(s.replicas[expert]):
         _share(s, s.member[expert, i], sign)
 
 
@@ -389,8 +389,8 @@ def _apply(s, one, two, expert):
         own = s.expert_of[one]
         _share_expert(s, own, -1.0)
         _share_expert(s, expert, -1.0)
-        _leave(s.count, s.member, own, one)
-        _join(s.count, s.member, expert, one)
+        _leave(s.replicas, s.member, own, one)
+        _join(s.replicas, s.member, expert, one)
         s.expert_of[one] = expert
         _share_expert(s, own, 1.0)
         _share_expert(s, expert, 1.0)
@@ -410,7 +410,7 @@ def try_moves_of_load(s, a, b, expert, draw, temperature, value, best, best_expe
         one, two, own = a[i], b[i], s.expert_of[a[i]]
         if expert[i] >= 0:
             two = one
-            if expert[i] == own or s.count[own] < 2:
+            if expert[i] == own or s.replicas[own] < 2:
                 continue
         elif s.gpu_of[one] == s.gpu_of[two] or own == s.expert_of[two]:
             continue

@@ -90,7 +90,7 @@ def tokens_of(past: Past, room: Room, start: Placement, goal: Goal, replica: str
     assert past.step is not None
     if replica not in RULES:
         raise InputError(f"placement.replica={replica}: a search for seconds knows the rules {' and '.join(RULES)} only")
-    price, asked = past.price, past.asked.astype(np.int32)
+    price, asked = past.price(), past.asked.astype(np.int32)
     n, k = asked.shape
     n_steps, n_links = past.load.shape[0], price.dispatch_s.size
     chosen = np.flatnonzero(asked.ravel() >= 0)
@@ -109,7 +109,7 @@ def tokens_of(past: Past, room: Room, start: Placement, goal: Goal, replica: str
         choice=np.array([UNITS.index(price.unit), RULES.index(replica)]),
         weights=np.array([goal.seconds, goal.load, goal.crossing, goal.migration, goal.quantile, 1.0]),
         held=_held(past.now, room.n_gpus, past.n_experts),
-        expert_of=start.expert_of.copy(), gpu_of=start.gpu_of.copy(), count=counts, member=members,
+        expert_of=start.expert_of.copy(), gpu_of=start.gpu_of.copy(), replicas=counts, member=members,
         slot_at=np.full((n, k), -1, np.int32), gpu_at=np.full((n, k), -1, np.int32),
         slot_tokens=np.zeros((n_steps, start.n_slots), np.int64), gpu_tokens=np.zeros((n_steps, room.n_gpus)),
         dispatched=np.zeros((n_steps, n_links)), combined=np.zeros((n_steps, n_links)), crossing=np.zeros(1),
@@ -132,7 +132,7 @@ def loads_of(past: Past, room: Room, start: Placement, goal: Goal) -> Loads:
     counts, members = members_of(start.expert_of, past.n_experts)
     state = kernel.Loads(
         load=past.load / max(float(past.load.sum()) / (past.load.shape[0] * room.n_gpus), np.finfo(float).tiny),
-        expert_of=start.expert_of.copy(), gpu_of=start.gpu_of.copy(), count=counts, member=members,
+        expert_of=start.expert_of.copy(), gpu_of=start.gpu_of.copy(), replicas=counts, member=members,
         gpu_load=np.zeros((past.load.shape[0], room.n_gpus)), weights=np.array([goal.migration, goal.quantile]),
         held=_held(past.now, room.n_gpus, past.n_experts), peaks=np.zeros(past.load.shape[0]),
     )  # fmt: skip
@@ -151,8 +151,8 @@ def members_of(expert_of: Ints, n_experts: int) -> tuple[Ints, Ints]:
 
 
 def _held(now: Placement | None, n_gpus: int, n_experts: int) -> Ints:
-    """1 where a GPU has the expert's weights already, int8 [gpus, experts]; 1 everywhere when nothing is placed yet."""
-    held = np.full((n_gpus, n_experts), 1 if now is None else 0, np.int8)
+    """1 where a GPU has the expert's weights already, int [gpus, experts]; 1 everywhere when nothing is placed yet."""
+    held = np.full((n_gpus, n_experts), 1 if now is None else 0, np.int64)
     if now is not None:
         held[now.gpu_of, now.expert_of] = 1
     return held

@@ -1,4 +1,4 @@
-"""What a placement is decided on: the load of steps that are over, and the slots there are. Plain arrays, no clock, no network."""
+"""What a placement is decided on: the load of steps that are over, and the slots there are. Plain arrays, no network."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Past:
     step: Ints | None = None                    # [tokens] step, from 0
     before: tuple[Ints, Placement] | None = None        # choices [tokens, top_k] and new placement of the MoE layer before
     now: Placement | None = None                # the placement in force; None when there is none yet
-    price: Price | None = None                  # what a copy and a token cost, so that one move can be priced by itself
+    price: Callable[[], Price] | None = None    # what a copy and a token cost, so that one move can be priced by itself
     cost: Callable[[Placement], Floats] | None = None   # seconds of each step under a placement, by the simulator itself
 
     @property
@@ -175,8 +175,8 @@ def need_even(who: str, room: Room, n_experts: int) -> int:
     """
     each = int(room.slots_of[0])
     if (room.slots_of != each).any():
-        near = _near(room.n_slots, n_experts, room.n_gpus) if room.n_slots % room.n_gpus else f"{room.n_slots} in all would do"
-        raise InputError(f"placement.slots: {who} deals every GPU the same number, and the list has unequal ones; {near}")
+        near = f"{room.n_slots} would do" if room.n_slots % room.n_gpus == 0 else _near(room.n_slots, n_experts, room.n_gpus)
+        raise InputError(f"placement.slots: {who} deals every GPU the same number, and the list has unequal ones; in all {near}")
     return each
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from clustersim.model import Model
 from clustersim.pick import did_you_mean
-from clustersim.types import InputError, Ints, Trace, Workload
+from clustersim.types import Choices, Float32s, InputError, Ints, Trace, Workload
 from clustersim.workload.deal import deal_sequences
+from clustersim.workload.scores import best_of
 from clustersim.workload.source import from_trace
 
 DEALS = ("sequences", "blocks", "batched")
@@ -52,6 +53,8 @@ def stream_of(
     Raises:
         InputError: the trace is not the model's, it has too few tokens, or there is no such deal.
     """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"workload.steps={steps}: must be a whole number from 1 up")
     if deal not in DEALS:
         raise InputError(f"workload.deal={deal}: there is no such deal{did_you_mean(str(deal), DEALS)} (known: {', '.join(DEALS)})")
     parts = _domains(trace) if by_domain else [np.arange(trace.n_tokens)]
@@ -65,6 +68,40 @@ def stream_of(
                 raise InputError(f"{name}: a domain with one sequence cannot be shared by past and future")
     made = [tuple(_workload(trace, model, hand, n_gpus, tokens_per_gpu, name) for hand in side) for side in hands]
     return Stream(steps=made[0], past=made[1], notes=_notes(trace, model, hands))
+
+
+def passes_of(first: Workload, *, steps: int = 1, deal: str = "sequences", by_domain: bool = False, apart: bool = False) -> Stream:
+    """A made-up forward pass and those after it, whose tokens follow in the same random streams; a pass without scores repeats.
+
+    With `apart` as many passes more are the past: draws like those of the steps, and not the same ones.
+
+    Raises:
+        InputError: another deal than `sequences`, or domains, which only recorded tokens have.
+    """
+    if deal != "sequences" or by_domain:
+        key = "by_domain=true" if by_domain else f"deal={deal}"
+        raise InputError(f"workload.{key}: is for recorded traces; made-up tokens have no order and no domains")
+    made = tuple(_later(first, i) for i in range(steps * (1 + apart)))
+    return Stream(steps=made[:steps], past=made[steps:], notes=first.notes)
+
+
+def _later(first: Workload, number: int) -> Workload:
+    """The pass `number` passes after the first."""
+
+    def choose(layer: int) -> Choices:
+        chosen = first.choose(layer)
+        if chosen.scores is None or number == 0:
+            return chosen
+        n = first.source.size
+        scores = chosen.scores
+
+        def of_pass(begin: int, end: int) -> Float32s:
+            return scores(begin + number * n, end + number * n)
+
+        ids, weights = best_of(of_pass, n, chosen.ids.shape[1])
+        return Choices(ids=ids, weights=weights, scores=of_pass)
+
+    return replace(first, choose=choose)
 
 
 def _workload(trace: Trace, model: Model, hand: _Hand, n_gpus: int, tokens_per_gpu: int, name: str) -> Workload:
@@ -81,6 +118,11 @@ def _workload(trace: Trace, model: Model, hand: _Hand, n_gpus: int, tokens_per_g
 
 def _hands(trace: Trace, rows: Ints, n_gpus: int, tokens_per_gpu: int, steps: int, deal: str) -> Iterator[_Hand]:
     if deal == "sequences":
+        if tokens_per_gpu * steps > rows.size:
+            raise InputError(
+                f"workload.tokens_per_gpu={tokens_per_gpu}: {steps} steps take {steps * tokens_per_gpu:,} tokens of one GPU, and there "
+                f"are {rows.size:,} to deal; a GPU gets no recorded sequence twice"
+            )
         dealt = deal_sequences(_part(trace, rows), n_gpus, tokens_per_gpu * steps)
         of_step = dealt.index // tokens_per_gpu
         for step in range(steps):
@@ -97,8 +139,8 @@ def _blocks(trace: Trace, rows: Ints, n_gpus: int, tokens_per_gpu: int, steps: i
     size = n_gpus * tokens_per_gpu
     if steps * size > rows.size:
         raise InputError(
-            f"workload.tokens_per_gpu={tokens_per_gpu}: {steps} steps of {n_gpus} GPUs take {steps * size:,} tokens, and there are "
-            f"{rows.size:,} to cut blocks from; {rows.size // (steps * n_gpus)} would do"
+            f"workload.tokens_per_gpu={tokens_per_gpu}: {steps} steps of {n_gpus} GPUs take {steps * size:,} tokens, and there "
+            f"are {rows.size:,} to cut blocks from; {rows.size // (steps * n_gpus)} would do"
         )
     order = rows[np.lexsort((trace.pos[rows], _first_seen(trace.seq[rows])))]
     context = _place_in_sequence(trace.seq[order])
@@ -178,7 +220,8 @@ def _notes(trace: Trace, model: Model, hands: list[list[_Hand]]) -> tuple[str, .
         distinct = int(np.count_nonzero(times))
         if times.max() > 1:
             notes.append(
-                f"sequences are dealt again{said}: a recorded token is used {times.sum() / distinct:.3g} times, at most {times.max()}"
+                f"sequences are dealt again{said}: a recorded token is used {times.sum() / distinct:.3g} times, "
+                f"at most {times.max()}"
             )
         if distinct < trace.n_tokens:
             notes.append(f"{distinct:,} of the trace's {trace.n_tokens:,} tokens are used{said}")

@@ -14,7 +14,8 @@ import clustersim
 PACKAGE = Path(clustersim.__file__).parent
 GROUND = ("types", "pick", "places", "writing", "units", "jit", "gpuspec", "model", "cluster")
 ROOMS = (
-    *GROUND, "workload", "placement", "exchange", "network", "engine", "results", "config", "simulation", "validation", "cli"
+    *GROUND, "workload", "placement", "exchange", "network", "engine", "results", "config", "deciding", "simulation",
+    "validation", "cli",
 )  # fmt: skip
 HEAVY = {"numba", "polars", "hydra", "numpy", "simpy", "networkx", "scipy", "pyarrow", "omegaconf", "rich", "torch", "yaml"}
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py" and "conf" not in path.parts]
