@@ -174,24 +174,24 @@ def price_of(setting: Setting) -> Price:
     if n == 1:
         return price
     rng = np.random.default_rng(0)
-    asked = np.argsort(rng.random((4 * n, n)), axis=1)[:, : min(n, max(2, model.top_k))]
+    asked = np.argsort(rng.random((4 * n, 2 * n)), axis=1)[:, : min(2 * n, max(4, model.top_k))]
     probe = _routing(asked, np.repeat(np.arange(n), 4), np.tile(np.arange(4), n))
-    one_each = Placement(gpu_of=np.arange(n), expert_of=np.arange(n))
-    one = _routing(np.array([[n - 1]]), np.array([0]), np.array([0]))
+    two_each = Placement(gpu_of=np.arange(2 * n) // 2, expert_of=np.arange(2 * n))
+    one = _routing(np.array([[2 * n - 1]]), np.array([0]), np.array([0]))
     copy = {}
     carried = {}
     for phase in ("dispatch", "combine"):
-        alone = setting.exchange(phase, one, one_each, cluster, model)
+        alone = setting.exchange(phase, one, two_each, cluster, model)
         copy[phase] = float(alone.nbytes[0])
-        many = setting.exchange(phase, probe, one_each, cluster, model)
+        many = setting.exchange(phase, probe, two_each, cluster, model)
         carried[phase] = link_bytes(cluster.routes(many.src, many.dst), many.nbytes, len(cluster.links))
     price = replace(price, dispatch_s=copy["dispatch"] / cluster.capacity, combine_s=copy["combine"] / cluster.capacity)
     tokens = Past(
-        load=np.zeros((1, n)), asked=probe.asked, source=probe.source, index=probe.index, step=np.zeros(4 * n, np.int64)
+        load=np.zeros((1, 2 * n)), asked=probe.asked, source=probe.source, index=probe.index, step=np.zeros(4 * n, np.int64)
     )
     for unit in UNITS:
         tried = replace(price, unit=unit)
-        state = tokens_of(replace(tokens, price=partial(_itself, tried)), setting.room, one_each, Goal(), "token_hash")
+        state = tokens_of(replace(tokens, price=partial(_itself, tried)), setting.room, two_each, Goal(), "token_hash")
         if np.allclose(state.dispatched[0] * copy["dispatch"], carried["dispatch"], rtol=1e-9, atol=0.1) and np.allclose(
             state.combined[0] * copy["combine"], carried["combine"], rtol=1e-9, atol=0.1
         ):

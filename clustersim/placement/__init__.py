@@ -4,7 +4,7 @@ A placement is `name(rng, past, room, *, options) -> Placement`; it sees what is
 it will serve. Which of an expert's replicas a token goes to is decided in `placement.replicas`.
 """
 
-from clustersim.placement.affinity import coactivation, next_layer, source_aware
+from clustersim.placement.affinity import coactivation, islands, next_layer, source_aware
 from clustersim.placement.deepseek import eplb, eplb_global, eplb_hierarchical
 from clustersim.placement.exact import milp
 from clustersim.placement.packing import lpt, topology_greedy
@@ -14,6 +14,6 @@ from clustersim.placement.shadowing import shadow
 from clustersim.placement.static import contiguous, random, round_robin
 
 __all__ = [
-    "annealing", "coactivation", "contiguous", "eplb", "eplb_global", "eplb_hierarchical", "eplb_vllm", "local_search", "lpt",
-    "milp", "next_layer", "random", "round_robin", "sglang_topology", "sglang_vec", "shadow", "source_aware", "topology_greedy",
+    "annealing", "coactivation", "contiguous", "eplb", "eplb_global", "eplb_hierarchical", "eplb_vllm", "islands", "local_search",
+    "lpt", "milp", "next_layer", "random", "round_robin", "sglang_topology", "sglang_vec", "shadow", "source_aware", "topology_greedy",
 ]  # fmt: skip

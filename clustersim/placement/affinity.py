@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from clustersim.placement.deepseek import replicated
-from clustersim.placement.packing import placed, spread
+from clustersim.placement.packing import per_node, placed, spread, spread_in_nodes
 from clustersim.placement.past import Past, Room, need_slots
 from clustersim.placement.serving import ways
 from clustersim.types import Floats, InputError, Ints, Placement
@@ -40,12 +40,44 @@ def coactivation(
     pairs = past.together("coactivation") / np.outer(count, count)      # a replica sees its share of the tokens
     if level == "gpu":
         return placed(expert, clustered(expert, weight, pairs, room.slots_of, slack))
-    node = clustered(expert, weight, pairs, np.bincount(room.node_of, room.slots_of).astype(np.int64), slack)
-    gpu = np.empty(expert.size, np.int64)
-    for i in range(room.n_nodes):
-        own, gpus = np.flatnonzero(node == i), np.flatnonzero(room.node_of == i)
-        gpu[own] = gpus[spread(expert[own], weight[own], room.slots_of[gpus])]
-    return placed(expert, gpu)
+    node = clustered(expert, weight, pairs, per_node(room), slack)
+    return placed(expert, spread_in_nodes(expert, weight, node, room))
+
+
+def islands(rng: np.random.Generator, past: Past, room: Room, *, slack: float = 0.05) -> Placement:
+    """As many groups of neighbouring nodes as can hold every expert each, so that a token need not go further than its group.
+
+    With slots for every expert twice on four nodes, two of them hold a whole set, and a token has to leave its node at most
+    once. Inside a group slots that are left are replicas of the busiest experts; experts are dealt to its nodes as by
+    `coactivation` where tokens are known, else by load, and to GPUs as by `lpt`. Goes with the replica rule `nearest`;
+    with `token_hash` a token's choices stay in one group as far as experts have as many replicas as there are groups.
+
+    Args:
+        slack: of a node's load over its mean.
+
+    Raises:
+        InputError: fewer slots than experts, or a negative slack.
+    """
+    need_slots(past, room)
+    if not slack >= 0:
+        raise InputError(f"placement.slack={slack}: must be a number from 0 up")
+    slots, n = per_node(room), room.n_nodes
+    groups = max(g for g in range(1, n + 1) if n % g == 0 and slots.reshape(g, -1).sum(axis=1).min() >= past.n_experts)
+    pairs = None if past.asked is None else past.together("islands")
+    experts, gpus = [], []
+    for i in range(groups):
+        nodes = np.arange(i * n // groups, (i + 1) * n // groups)
+        inside = np.flatnonzero(np.isin(room.node_of, nodes))
+        own = Room(slots_of=room.slots_of[inside], node_of=room.node_of[inside] - nodes[0])
+        expert, _, count = replicated(past.total, own.n_slots)
+        weight = (past.total / count)[expert]
+        if pairs is None:
+            node = spread(expert, weight, per_node(own))
+        else:
+            node = clustered(expert, weight, pairs / np.outer(count, count), per_node(own), slack)
+        experts.append(expert)
+        gpus.append(inside[spread_in_nodes(expert, weight, node, own)])
+    return placed(np.concatenate(experts), np.concatenate(gpus))
 
 
 def clustered(expert: Ints, weight: Floats, pairs: Floats, room_of: Ints, slack: float) -> Ints:

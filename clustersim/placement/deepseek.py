@@ -130,7 +130,7 @@ def eplb(rng: np.random.Generator, past: Past, room: Room, *, groups: int = 1) -
     Raises:
         InputError: fewer slots than experts, GPUs that differ in slots, experts that do not fall into equal groups.
     """
-    return _placed("eplb", past, room, groups, room.n_nodes)
+    return rebalanced("eplb", past, room, groups, room.n_nodes)
 
 
 def eplb_global(rng: np.random.Generator, past: Past, room: Room) -> Placement:
@@ -139,7 +139,7 @@ def eplb_global(rng: np.random.Generator, past: Past, room: Room) -> Placement:
     Raises:
         InputError: fewer slots than experts, or GPUs that differ in slots.
     """
-    return _placed("eplb_global", past, room, 1, 1)
+    return rebalanced("eplb_global", past, room, 1, 1)
 
 
 def eplb_hierarchical(rng: np.random.Generator, past: Past, room: Room, *, groups: int = 8) -> Placement:
@@ -152,10 +152,11 @@ def eplb_hierarchical(rng: np.random.Generator, past: Past, room: Room, *, group
         near = [g for g in range(1, past.n_experts + 1) if past.n_experts % g == 0 and g % room.n_nodes == 0]
         would_do = f"; {', '.join(map(str, near))} would do" if near else "; no number of groups would do"
         raise InputError(f"placement.groups={groups}: {room.n_nodes} nodes cannot share them evenly{would_do}")
-    return _placed("eplb_hierarchical", past, room, groups, room.n_nodes)
+    return rebalanced("eplb_hierarchical", past, room, groups, room.n_nodes)
 
 
-def _placed(who: str, past: Past, room: Room, groups: int, nodes: int) -> Placement:
+def rebalanced(who: str, past: Past, room: Room, groups: int, nodes: int) -> Placement:
+    """EPLB of one layer by its total load, for the placement `who`; see `rebalance`."""
     need_slots(past, room)
     need_even(who, room, past.n_experts)
     expert_of, _, _ = rebalance(

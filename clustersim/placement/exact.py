@@ -16,7 +16,7 @@ def milp(rng: np.random.Generator, past: Past, room: Room, *, time_limit: float 
 
     One binary variable per expert and number of replicas, one integer per expert, number and GPU: how many of them stand
     there. Meant for some ten experts. When time is up the best found stands, with the gap to the bound in `notes`; where
-    nothing has been found, `lpt` stands, and `notes` says so.
+    nothing has been found, `lpt` stands, and `notes` says so. What is found by then depends on the machine.
 
     Args:
         time_limit: seconds, for each layer.

@@ -36,13 +36,22 @@ def topology_greedy(rng: np.random.Generator, past: Past, room: Room) -> Placeme
     need_slots(past, room)
     expert, _, count = replicated(past.total, room.n_slots)
     weight = (past.total / count)[expert]
-    per_node = np.bincount(room.node_of, room.slots_of).astype(np.int64)
-    node = spread(expert, weight, per_node)
+    return placed(expert, spread_in_nodes(expert, weight, spread(expert, weight, per_node(room)), room))
+
+
+def per_node(room: Room) -> Ints:
+    """Slots of each node, int [nodes]."""
+    return np.bincount(room.node_of, room.slots_of).astype(np.int64)
+
+
+def spread_in_nodes(expert: Ints, weight: Floats, node: Ints, room: Room) -> Ints:
+    """The GPU of every item whose node is known, as by `spread` inside each node; all int or float [items]."""
     gpu = np.empty(expert.size, np.int64)
     for i in range(room.n_nodes):
         own, gpus = np.flatnonzero(node == i), np.flatnonzero(room.node_of == i)
-        gpu[own] = gpus[spread(expert[own], weight[own], room.slots_of[gpus])]
-    return placed(expert, gpu)
+        if own.size:
+            gpu[own] = gpus[spread(expert[own], weight[own], room.slots_of[gpus])]
+    return gpu
 
 
 def spread(expert: Ints, weight: Floats, room_of: Ints) -> Ints:

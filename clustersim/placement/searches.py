@@ -14,6 +14,7 @@ from clustersim.placement.objective import Goal, loads_of, tokens_of
 from clustersim.placement.past import Past, Room, need_slots
 from clustersim.types import Floats, InputError, Ints, Placement
 
+BEST_OF = ("eplb_global", "contiguous", "topology_greedy", "coactivation", "islands")
 BATCH = 4096                # moves between two looks at whether the search is over
 
 
@@ -30,7 +31,7 @@ class Searched:
 
 def local_search(
     rng: np.random.Generator, past: Past, room: Room,
-    *, start: str = "eplb_global", replica: str = "token_hash", moves: int = 20_000, seconds: float = 1.0, load: float = 0.0,
+    *, start: str = "best", replica: str = "token_hash", moves: int = 20_000, seconds: float = 1.0, load: float = 0.0,
     crossing: float = 0.0, migration: float = 0.0, at: str = "mean",
 ) -> Placement:
     """Every move once in random order, the first that does not raise the goal taken at once; over after a sweep without gain.
@@ -40,7 +41,7 @@ def local_search(
     tokens, or with seconds and crossing 0, loads alone are looked at. The result is never worse than the start.
 
     Args:
-        start: the placement to begin from, by name; none with options that must be set.
+        start: the placement to begin from, by name; best: that of `BEST_OF` with the least goal.
         replica: the replica rule that tokens will follow.
         moves: evaluated at most.
         seconds, load, crossing, migration, at: see `objective.Goal`.
@@ -54,7 +55,7 @@ def local_search(
 
 def annealing(
     rng: np.random.Generator, past: Past, room: Room,
-    *, start: str = "eplb_global", replica: str = "token_hash", moves: int = 20_000, heat: float = 0.01, seconds: float = 1.0,
+    *, start: str = "best", replica: str = "token_hash", moves: int = 20_000, heat: float = 0.01, seconds: float = 1.0,
     load: float = 0.0, crossing: float = 0.0, migration: float = 0.0, at: str = "mean",
 ) -> Placement:
     """Simulated annealing: random moves, one that raises the goal by d taken with probability exp(-d / temperature).
@@ -91,31 +92,45 @@ def searched(
     need_slots(past, room)
     if moves < 1:
         raise InputError(f"placement.moves={moves}: at least one move is tried")
-    begin = _start(rng, past, room, start)
-    state: Any
-    if goal.seconds > 0 or goal.crossing > 0:
-        state, run = tokens_of(past, room, begin, goal, replica), kernel.try_moves
-        value = float(kernel.value_of(state))
+    by_tokens = goal.seconds > 0 or goal.crossing > 0
+    run = kernel.try_moves if by_tokens else kernel.try_moves_of_load
+    walks: list[_Walk] = []
+    for begin in _starts(rng, past, room, start):
+        state: Any = tokens_of(past, room, begin, goal, replica) if by_tokens else loads_of(past, room, begin, goal)
+        if walks and by_tokens:
+            state.weights[:] = walks[0].state.weights           # in the seconds of the first
+        value = float(kernel.value_of(state) if by_tokens else kernel.peak_of(state))
+        walks.append(_Walk(begin, state, run, value))
+    start_value = min(walk.value for walk in walks)
+    share = moves // (2 * len(walks)) if len(walks) > 1 else 0
+    for walk in walks if share else ():
+        walk.sweep(rng, share)
+    best = min(walks, key=lambda walk: walk.best)
+    left = max(1, moves - sum(walk.moves for walk in walks))
+    if heat > 0:
+        best.anneal(rng, left, heat * best.best)
     else:
-        state, run = loads_of(past, room, begin, goal), kernel.try_moves_of_load
-        value = float(kernel.peak_of(state))
-    best = Searched(placement=begin, start=value, value=value, moves=0, lowered=0)
-    walk = _anneal if heat > 0 else _sweep
-    best_expert, best_gpu = begin.expert_of.copy(), begin.gpu_of.copy()
-    reached, evaluated, lowered = walk(rng, state, run, value, best_expert, best_gpu, moves, heat * value, past.n_experts)
-    found = replace(begin, expert_of=best_expert, gpu_of=best_gpu)
-    best = replace(best, moves=evaluated, lowered=lowered)
-    if reached >= value or _worse(past, goal, found, begin):
-        return best
-    return replace(best, placement=_by_gpu(found) if replica == "nearest" else found, value=reached)
+        best.sweep(rng, left)
+    begin = min(walks, key=lambda walk: walk.first).begin
+    found = replace(best.begin, expert_of=best.best_expert, gpu_of=best.best_gpu)
+    tried, lowered = sum(walk.moves for walk in walks), sum(walk.lowered for walk in walks)
+    if best.best >= start_value or _worse(past, goal, found, begin):
+        return Searched(placement=begin, start=start_value, value=start_value, moves=tried, lowered=lowered)
+    return Searched(placement=found, start=start_value, value=best.best, moves=tried, lowered=lowered)
 
 
-def _start(rng: np.random.Generator, past: Past, room: Room, name: str) -> Placement:
-    """The placement that a search begins from."""
-    function: Callable[..., Placement] = find(placements, name, "placement.start")
+def _starts(rng: np.random.Generator, past: Past, room: Room, name: str) -> list[Placement]:
+    """The placements that a search may begin from."""
     if name in ("local_search", "annealing"):
         raise InputError(f"placement.start={name}: a search begins from something that is no search")
-    return function(rng, past, room)
+    if name == "best":
+        even = (room.slots_of == room.slots_of[0]).all()
+        without = (() if even else ("eplb_global",)) + (() if past.asked is not None else ("coactivation",))
+        names = [one for one in BEST_OF if one not in without]
+    else:
+        names = [name]
+    functions: list[Callable[..., Placement]] = [find(placements, one, "placement.start") for one in names]
+    return [function(rng, past, room) for function in functions]
 
 
 def _worse(past: Past, goal: Goal, found: Placement, begin: Placement) -> bool:
@@ -125,62 +140,48 @@ def _worse(past: Past, goal: Goal, found: Placement, begin: Placement) -> bool:
     return goal.of(past.cost(found)) > goal.of(past.cost(begin))
 
 
-def _by_gpu(p: Placement) -> Placement:
-    """The same with slots in the order of their GPUs."""
-    order = np.argsort(p.gpu_of, kind="stable")
-    return replace(p, gpu_of=p.gpu_of[order], expert_of=p.expert_of[order])
+class _Walk:
+    """A search on its way from one start: the kernel's state, and the best placement met."""
 
+    def __init__(self, begin: Placement, state: Any, run: Callable[..., Any], value: float) -> None:
+        self.begin, self.state, self.run = begin, state, run
+        self.first = self.value = self.best = value
+        self.best_expert, self.best_gpu = begin.expert_of.copy(), begin.gpu_of.copy()
+        self.moves = self.lowered = 0
 
-def _sweep(
-    rng: np.random.Generator, state: Any, run: Callable[..., Any], value: float, best_expert: Ints, best_gpu: Ints, moves: int,
-    heat: float, n_experts: int,
-) -> tuple[float, int, int]:
-    """Sweeps over all moves in random order, until one lowers nothing or the moves are used up."""
-    n_slots = state.gpu_of.size
-    one, two = np.triu_indices(n_slots, 1)
-    swaps = one.size
-    giving = n_slots * n_experts if n_slots > n_experts else 0
-    best, evaluated, lowered = value, 0, 0
-    while evaluated < moves:
-        gained = 0
-        order = rng.permutation(swaps + giving)
-        for begin in range(0, order.size, BATCH):
-            part = order[begin : begin + BATCH]
-            swap = part < swaps
-            at = np.where(swap, part, 0)
-            given = np.maximum(part - swaps, 0)
-            a = np.where(swap, one[at], given // n_experts)
-            expert = np.where(swap, -1, given % n_experts)
-            zero = np.zeros(part.size)
-            allowed = min(part.size, moves - evaluated)
-            value, best, tried, down = run(
-                state, a[:allowed], two[at][:allowed], expert[:allowed], zero[:allowed], zero[:allowed], value, best,
-                best_expert, best_gpu,
-            )  # fmt: skip
-            evaluated, lowered, gained = evaluated + tried, lowered + down, gained + down
-            if evaluated >= moves:
-                break
-        if not gained:
-            break
-    return best, evaluated, lowered
-
-
-def _anneal(
-    rng: np.random.Generator, state: Any, run: Callable[..., Any], value: float, best_expert: Ints, best_gpu: Ints, moves: int,
-    heat: float, n_experts: int,
-) -> tuple[float, int, int]:
-    """Random moves while the temperature falls."""
-    n_slots = state.gpu_of.size
-    best, evaluated, lowered = value, 0, 0
-    temperature: Floats = heat * 1e-3 ** (np.arange(moves) / moves)
-    giving = 0.5 if n_slots > n_experts else 0.0
-    for begin in range(0, moves, BATCH):
-        heats = temperature[begin : begin + BATCH]
-        n = heats.size
-        a, b = rng.integers(0, n_slots, n), rng.integers(0, n_slots, n)
-        expert = np.where(rng.random(n) < giving, rng.integers(0, n_experts, n), -1)
-        value, best, tried, down = run(
-            state, a, b, expert, 1.0 - rng.random(n), heats, value, best, best_expert, best_gpu
+    def _try(self, a: Ints, b: Ints, expert: Ints, draw: Floats, temperature: Floats) -> int:
+        """Try these moves; how many lowered the value."""
+        self.value, self.best, tried, lowered = self.run(
+            self.state, a, b, expert, draw, temperature, self.value, self.best, self.best_expert, self.best_gpu
         )
-        evaluated, lowered = evaluated + tried, lowered + down
-    return best, evaluated, lowered
+        self.moves, self.lowered = self.moves + tried, self.lowered + lowered
+        return int(lowered)
+
+    def sweep(self, rng: np.random.Generator, moves: int) -> None:
+        """All moves in random order, again and again, until a sweep lowers nothing or the moves are used up."""
+        n_slots, n_experts = self.state.gpu_of.size, self.state.replicas.size
+        one, two = np.triu_indices(n_slots, 1)
+        giving = n_slots * n_experts if n_slots > n_experts else 0
+        end, gained = self.moves + moves, 1
+        while gained and self.moves < end:
+            gained = 0
+            order = rng.permutation(one.size + giving)
+            for begin in range(0, order.size, BATCH):
+                part = order[begin : min(begin + BATCH, begin + end - self.moves)]
+                swap = part < one.size
+                at, given = np.where(swap, part, 0), np.maximum(part - one.size, 0)
+                a = np.where(swap, one[at], given // n_experts)
+                nothing = np.zeros(part.size)
+                gained += self._try(a, two[at], np.where(swap, -1, given % n_experts), nothing, nothing)
+
+    def anneal(self, rng: np.random.Generator, moves: int, heat: float) -> None:
+        """Random moves while the temperature falls geometrically from `heat` to a thousandth of it."""
+        n_slots, n_experts = self.state.gpu_of.size, self.state.replicas.size
+        temperature: Floats = heat * 1e-3 ** (np.arange(moves) / moves)
+        giving = 0.5 if n_slots > n_experts else 0.0
+        for begin in range(0, moves, BATCH):
+            heats = temperature[begin : begin + BATCH]
+            n = heats.size
+            a, b = rng.integers(0, n_slots, n), rng.integers(0, n_slots, n)
+            expert = np.where(rng.random(n) < giving, rng.integers(0, n_experts, n), -1)
+            self._try(a, b, expert, 1.0 - rng.random(n), heats)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clustersim.placement.deepseek import eplb
+from clustersim.placement.deepseek import rebalanced
 from clustersim.placement.past import Past, Room, need_even, need_slots
 from clustersim.types import Floats, InputError, Ints, Placement
 
@@ -19,7 +19,7 @@ def eplb_vllm(rng: np.random.Generator, past: Past, room: Room, *, groups: int =
     Raises:
         InputError: as `eplb`.
     """
-    new = eplb(rng, past, room, groups=groups)
+    new = rebalanced("eplb_vllm", past, room, groups, room.n_nodes)
     old = past.now
     if old is None or old.n_slots != new.n_slots or (old.gpu_of != new.gpu_of).any():
         return new
@@ -90,9 +90,7 @@ def sglang_topology(rng: np.random.Generator, past: Past, room: Room) -> Placeme
         InputError: tokens are not known, or the slots are not as many as the experts.
     """
     if room.n_slots != past.n_experts:
-        raise InputError(
-            f"placement.slots={room.n_slots}: sglang_topology has no replicas, so {past.n_experts} slots, one per expert, would do"
-        )
+        raise InputError(f"placement.slots={room.n_slots}: sglang_topology has no replicas, so {past.n_experts} slots would do")
     gpu = nearest_with_room(past.by_source("sglang_topology", room.n_gpus), ways(room), room.slots_of)
     order = np.argsort(gpu, kind="stable")
     return Placement(gpu_of=gpu[order], expert_of=order)
