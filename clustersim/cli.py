@@ -16,7 +16,7 @@ from clustersim.places import GROUPS, group_folder, options
 if TYPE_CHECKING:
     from clustersim.simulation import Result
 
-NOT_BUILT = ("report", "compare", "convert", "fit", "validate", "calibrate")
+NOT_BUILT = ("report", "compare", "convert", "validate", "calibrate")
 USAGE = """\
 clustersim: a cluster that runs a mixture-of-experts model, simulated from router decisions to seconds
 
@@ -26,6 +26,8 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
   clustersim --cfg [KEY=VALUE ...]  the whole config of a run, without running it
   clustersim list [GROUP]           all options, one line each
   clustersim inspect PATH           what a topology, a trace or the folder of a run is
+  clustersim fit TRACE [-o FILE]    what the sampler has to be told to look like a trace; for trace.parameters=FILE
+  clustersim fit PATH --score       how well that works, on sequences held out; PATH a trace, or a folder of them
   clustersim capture tiny           train a small model in PyTorch and record its router
                                     (KEY=VALUE: out, device, seed, steps, scores)
 
@@ -69,7 +71,9 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(__version__)
         return 0
-    commands: dict[str, Callable[[list[str]], int]] = {"list": _list, "inspect": _inspect, "capture": _capture, "run": _run}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "list": _list, "inspect": _inspect, "fit": _fit, "capture": _capture, "run": _run,
+    }  # fmt: skip
     first = arguments[0] if arguments else ""
     if first in commands:
         return commands[first](arguments[1:])
@@ -140,6 +144,8 @@ def _sweep(overrides: list[str]) -> int:
         if not console.is_terminal:
             console.width = 200         # a file or a pipe has no edge to fold at
         console.print(terminal.comparison(done))
+        if (routers := terminal.choosing(done)) is not None:
+            console.print(routers)
         console.print(f"{len(done)} runs in {folder}", soft_wrap=True)
     if not done and len({reason for _, reason in failed}) == 1:
         raise InputError(failed[0][1])          # what is wrong is in what the jobs share
@@ -212,6 +218,76 @@ def _inspect(arguments: list[str]) -> int:
     from clustersim.results.inspection import inspect_path
 
     Console(highlight=False).print(inspect_path(arguments[0]))
+    return 0
+
+
+def _fit(arguments: list[str]) -> int:
+    from clustersim.types import InputError
+
+    given = [a for a in arguments if a != "--score"]
+    out = None
+    if "-o" in given:
+        at = given.index("-o")
+        if at + 1 == len(given):
+            raise InputError("fit -o: needs the name of a file")
+        out = Path(given[at + 1])
+        del given[at : at + 2]
+    if len(given) != 1 or given[0].startswith("-"):
+        raise InputError(f"{' '.join(['fit', *arguments])}: takes one trace, and -o FILE or --score")
+    if "--score" in arguments:
+        if out is not None:
+            raise InputError("fit --score: prints a table; leave -o out")
+        return _score(Path(given[0]))
+    from clustersim.workload.fit import fit_counts, fit_tokens
+    from clustersim.workload.sampler_parameters import as_text, write_parameters
+    from clustersim.workload.trace import read_trace
+    from clustersim.workload.trace_counts import read_counts
+
+    path = Path(given[0])
+    if (path / "counts.parquet").is_file() and not (path / "tokens.parquet").is_file():
+        counts = read_counts(path)
+        (parameters, notes), model = fit_counts(counts), counts.model
+    else:
+        trace = read_trace(path)
+        with _progress() as progress:
+            parameters, notes = fit_tokens(trace, progress=progress)
+        model = str(trace.meta.get("model", path.name))
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if out is None:
+        print(as_text(parameters, model), end="")
+        return 0
+    write_parameters(parameters, out, model)
+    print(f"parameters in {out}; sample from them: clustersim trace=sampled trace.parameters={out}")
+    return 0
+
+
+def _score(path: Path) -> int:
+    """The table of how good fits are, of one trace or of every trace in a folder."""
+    from rich.console import Console
+
+    from clustersim.results.fits import score_table
+    from clustersim.types import InputError
+    from clustersim.workload.fit_score import SEEDS, score_fit
+    from clustersim.workload.trace import read_trace
+
+    alone = path.is_file() or (path / "tokens.parquet").is_file()
+    folders = [path] if alone else sorted({file.parent for file in path.glob("*/*.parquet")})
+    if not folders:
+        raise InputError(f"fit --score: {path}: there is no trace, nor a folder of traces")
+    scores = {}
+    for folder in folders:
+        if folder.is_dir() and not (folder / "tokens.parquet").is_file():
+            print(f"note: {folder.name}: counts only; nothing to score, as its loads are copied", file=sys.stderr)
+            continue
+        with _progress() as progress:
+            scores[folder.name] = score_fit(read_trace(folder), progress=progress)
+    if not scores:
+        raise InputError(f"fit --score: {path}: no trace with tokens")
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200             # a file or a pipe has no edge to fold at
+    console.print(score_table(scores, SEEDS))
     return 0
 
 

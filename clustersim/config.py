@@ -220,7 +220,7 @@ def _run(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[str,
     workload, capacity = config["workload"], config["capacity"]
     if workload["phase"] != "prefill":
         raise InputError(f"workload.phase={workload['phase']}: only prefill is built so far")
-    for group in ("trace", "placement", "decide", "exchange", "network", "compute"):
+    for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute"):
         for key, value in config[group].items():
             if value == "???" or (key == "path" and not value):
                 raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")

@@ -23,7 +23,7 @@ def njit(function: Callable[..., Any]) -> Any:
 
 @cache
 def _say_once() -> None:
-    log.warning("numba finds no folder to keep machine code in (set NUMBA_CACHE_DIR to one): inner loops are compiled in every run")
+    log.warning("numba finds no folder to keep machine code in (set NUMBA_CACHE_DIR to one): loops are compiled in every run")
 
 
 def inlined(function: Callable[..., Any]) -> Any:

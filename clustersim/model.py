@@ -116,6 +116,7 @@ class Model:
     vocab: int
     tied_embeddings: bool = False       # one table serves as embedding and unembedding
     attention: Attention
+    router: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)     # name and options, for router=model
     dispatch_bytes: float = 2.0         # on the wire per activation: BF16 = 2, FP8 with a 4-byte scale per 128 = 1 + 4/128
     combine_bytes: float = 2.0
     expert_weight_bytes: float = 2.0    # in memory per parameter of a routed or shared expert: BF16 = 2, FP8 = 1, MXFP4 = 4.25/8
@@ -241,7 +242,7 @@ def _known(config: Mapping[str, Any], kind: type, key: str) -> dict[str, Any]:
         if name not in fields:
             raise InputError(f"{key}.{name}: there is no such key; known: {', '.join(fields)}{did_you_mean(str(name), fields)}")
     for name, field in fields.items():
-        if field.default is dataclasses.MISSING and name not in config:
+        if field.default is field.default_factory is dataclasses.MISSING and name not in config:
             raise InputError(f"{key}.{name}: is missing")
     return dict(config)
 

@@ -9,6 +9,7 @@ GROUPS = {                      # group -> what is chosen by it
     "model": "the shape of the model",
     "topology": "the machine",
     "trace": "where router decisions come from",
+    "router": "who goes to which expert",
     "workload": "what the GPUs are given",
     "capacity": "how much an expert takes",
     "placement": "where experts live",

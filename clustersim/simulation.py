@@ -25,6 +25,7 @@ from clustersim.deciding import (
     Place,
     Plan,
     Setting,
+    decided,
     loads_seen,
     looks_at_load,
     nothing_seen,
@@ -56,7 +57,8 @@ from clustersim.units import format_bytes
 from clustersim.workload import capacity as capacities
 from clustersim.workload import source
 from clustersim.workload.loads import read_loads
-from clustersim.workload.stream import Stream, passes_of, stream_of
+from clustersim.workload.routing import rerouted, router_from
+from clustersim.workload.stream import Stream, passes_of, rerouted_stream, stream_of
 from clustersim.workload.trace import read_trace
 
 PHYSICS = 2             # raised whenever the same config gives other numbers; part of every run_id
@@ -169,11 +171,16 @@ def _assemble(run: Run) -> _Parts:
             f"model={model.name}: no GPU of {run.topology} can hold an expert: its weights are {format_bytes(weights)}, "
             f"the memory of a GPU is {format_bytes(cluster.gpu.memory)}"
         )
-    stream, digest = _stream(run, n, looks_at_load(place))
     setting = Setting(
         model=model, cluster=cluster, room=room, exchange=exchange, timed=config["compute"]["name"] == "roofline",
         replica=replica, seed=run.seed,
     )
+    name, options = run.options("router")
+    router = router_from(name, options, model, phase=config["workload"]["phase"])
+    stream, digest = _stream(run, n, router.extra, looks_at_load(place))
+    near = _near(setting, place) if "near" in router.wants else _nobody_near
+    label = f"trace={config['trace']['name']}"
+    stream = rerouted_stream(stream, lambda i, tokens: rerouted(tokens, router, model, run.seed + i, name=label, near=near))
     plan, played = _plan(run, setting, place, stream)
     network_name, network_options = run.options("network")
     return _Parts(
@@ -191,25 +198,59 @@ def _assemble(run: Run) -> _Parts:
     )
 
 
-def _stream(run: Run, n_gpus: int, looks_back: bool) -> tuple[Stream, str | None]:
-    """The steps and their router, and the hash of the trace they come from; `looks_back`: the placement is decided on a past."""
+def _near(setting: Setting, place: Place) -> Callable[[int], np.ndarray[Any, np.dtype[np.bool_]]]:
+    """GPU -> bool [experts], those of which its node holds a copy, for a router that minds it."""
+    name, n = setting.model.name, setting.model.n_experts
+    if looks_at_load(place):
+        raise InputError(
+            f"placement: is decided on where tokens of {name} go, and the router decides that by where experts are; "
+            "take placement=contiguous or round_robin"
+        )
+    placed = decided(setting, place, nothing_seen(setting), None)
+    if any((one.expert_of != placed[0].expert_of).any() for one in placed):
+        raise InputError("placement: differs between layers, and the router minds one; take placement=contiguous or round_robin")
+
+    def near(gpu: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        held = np.zeros(n, bool)
+        held[placed[0].expert_of[setting.cluster.node_of[placed[0].gpu_of] == setting.cluster.node_of[gpu]]] = True
+        return held
+
+    return near
+
+
+def _nobody_near(gpu: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    raise AssertionError("asked for by a router that does not mind where experts are")
+
+
+def _stream(run: Run, n_gpus: int, extra: int, looks_back: bool) -> tuple[Stream, str | None]:
+    """The steps and what is recorded or drawn of them, and the hash of the trace they come from.
+
+    Args:
+        extra: columns of scores beside those of the experts.
+        looks_back: the placement is decided on a past.
+    """
     name, options = run.options("trace")
     decide, workload = run.config["decide"], run.config["workload"]
     apart = decide["name"] == "once" and (looks_back or decide["apart"])
-    keys = {key: workload[key] for key in ("steps", "deal", "by_domain")}
+    keys = {key: workload[key] for key in ("steps", "deal", "domain_steps")}
     if name in ("tiny", "file"):
         path = PACKAGE / "workload" / "data" / "tiny" if name == "tiny" else Path(str(options["path"]))
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
         stream = stream_of(read_trace(path), run.model, n_gpus, run.tokens_per_gpu, apart=apart, name=label, **keys)
         return stream, _contents(path)
     if name == "sampled":
-        made = bind("trace", name, source.from_sampler, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed)
-    elif name == "balanced":
-        made = bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu)
-    else:
-        known = ("tiny", "file", "sampled", "balanced")
-        raise InputError(f"trace.name={name}: there is no such trace{did_you_mean(str(name), known)} (known: {', '.join(known)})")
-    return passes_of(made, apart=apart, **keys), None
+        draw = bind("trace", name, source.from_sampler, options)
+
+        def make(seed: int) -> Workload:
+            made: Workload = draw(run.model, n_gpus, run.tokens_per_gpu, seed, extra)
+            return made
+
+        return passes_of(make, run.model, run.seed, apart=apart, **keys), None
+    if name == "balanced":
+        even = bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu)
+        return passes_of(lambda seed: even, run.model, run.seed, apart=apart, **keys), None
+    known = ("tiny", "file", "sampled", "balanced")
+    raise InputError(f"trace.name={name}: there is no such trace{did_you_mean(str(name), known)} (known: {', '.join(known)})")
 
 
 def _plan(run: Run, setting: Setting, place: Place, stream: Stream) -> tuple[Plan, tuple[Workload, ...]]:
@@ -358,6 +399,7 @@ def _settings(parts: _Parts) -> dict[str, Any]:
         "nodes": parts.cluster.n_nodes,
         "gpus": parts.cluster.n_gpus,
         "trace": config["trace"]["name"],
+        "router": config["router"]["name"],
         "tokens_per_gpu": run.tokens_per_gpu,
         "capacity_factor": run.capacity_factor,
         "steps": len(parts.stream.steps),

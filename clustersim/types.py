@@ -75,6 +75,8 @@ class Workload:
     index: Ints                                 # [tokens] the token's place in its GPU's batch: 0, 1, 2, ...
     context: Ints                               # [tokens] tokens its attention looks at, itself included
     choose: Callable[[int], Choices]
+    scores: ScoreProcess | None = None          # [tokens, experts and more columns] to choose anew from; None: ids only
+    token_ids: Callable[[], Ints] | None = None     # -> [tokens] the word that each token is; None when unknown
     notes: tuple[str, ...] = ()                 # what a reader of the result has to know about the input
 
 

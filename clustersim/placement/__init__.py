@@ -15,5 +15,6 @@ from clustersim.placement.static import contiguous, random, round_robin
 
 __all__ = [
     "annealing", "coactivation", "contiguous", "eplb", "eplb_global", "eplb_hierarchical", "eplb_vllm", "islands", "local_search",
-    "lpt", "milp", "next_layer", "random", "round_robin", "sglang_topology", "sglang_vec", "shadow", "source_aware", "topology_greedy",
+    "lpt", "milp", "next_layer", "random", "round_robin", "sglang_topology", "sglang_vec", "shadow", "source_aware",
+    "topology_greedy",
 ]  # fmt: skip

@@ -141,7 +141,8 @@ def room_for(slots: int | Sequence[int] | None, spare: int, n_experts: int, node
     if slots < n_experts:
         _too_few(str(slots), n_experts, least, n_gpus)
     if slots % n_gpus:
-        raise InputError(f"placement.slots={slots}: the {n_gpus} GPUs cannot share them evenly; {_near(slots, n_experts, n_gpus)}")
+        near = _near(slots, n_experts, n_gpus)
+        raise InputError(f"placement.slots={slots}: the {n_gpus} GPUs cannot share them evenly; {near}")
     return Room(slots_of=np.full(n_gpus, slots // n_gpus, np.int64), node_of=node_of)
 
 

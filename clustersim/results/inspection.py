@@ -68,7 +68,7 @@ def trace(recorded: Trace, path: str) -> RenderableType:
             str(layer), f"{load.max() / mean:.2f}", f"{cv:.3f}", f"{load.min() / mean:.2f}", f"{np.count_nonzero(load)}",
         )  # fmt: skip
     domains = sorted(set(recorded.domain.values()))
-    by_lag = ", ".join(f"{statistics.overlap(recorded, lag):.3f}" for lag in (1, 8, 64))
+    by_lag = ", ".join(f"{statistics.overlap(recorded, lag).mean():.3f}" for lag in (1, 8, 64))
     n_seqs, n_steps, n_ranks = (np.unique(column).size for column in (recorded.seq, recorded.step, recorded.rank))
     facts = {
         "trace": f"{path}: {recorded.meta.get('model', 'model not named')}",
@@ -77,10 +77,10 @@ def trace(recorded: Trace, path: str) -> RenderableType:
         f"{'recorded' if recorded.gate_weights is not None else 'not recorded'}",
         "domains": ", ".join(domains) or "not named",
         "overlap": f"{by_lag} of a token's experts were those of the token 1, 8, 64 before; "
-        f"{statistics.chance_overlap(recorded):.3f} by chance",
+        f"{statistics.chance_overlap(recorded).mean():.3f} by chance",
     }
     if recorded.n_layers > 1 and n_seqs > 1:
-        recall, popular = statistics.next_layer_recall(recorded)
+        recall, popular = (found.mean() for found in statistics.next_layer_recall(recorded))
         facts["next layer"] = f"{recall:.3f} of its experts guessed from the layer before, {popular:.3f} from popularity"
     return Group(_facts(facts), Text(), layers)
 

@@ -66,7 +66,9 @@ def moe_layer_s(steps: Sequence[Step]) -> float:
     return float(np.mean(spans))
 
 
-def rebalance_summary(steps: Sequence[Step], kept: Sequence[Step], *, rebalances: int, expert_bytes: float, buffer_bytes: float) -> dict[str, Any]:
+def rebalance_summary(
+    steps: Sequence[Step], kept: Sequence[Step], *, rebalances: int, expert_bytes: float, buffer_bytes: float
+) -> dict[str, Any]:
     """What it brought to move experts, against the first placements kept throughout.
 
     Args:

@@ -182,6 +182,8 @@ def summary_row(
         "tokens_per_s_per_gpu": n_tokens / step_s / n_gpus if step_s else None,
         "drop_rate": (asked - kept) / asked if asked else 0.0,
         "fully_dropped": sum(c.fully_dropped for c in real) / (n_tokens * len(real)),
+        "moe_layers": len(real),
+        "experts_per_token": kept / (n_tokens * len(real)),
         "imbalance": layers["imbalance"].mean(),
         "over_bound": sum(one.span_s for one in exchanges) / bound if bound > 0 else None,
         "bottleneck": busy["name"][0] if bound > 0 else None,

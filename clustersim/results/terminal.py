@@ -135,5 +135,26 @@ def _caption(swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     return "exposed: communication a GPU waits for"
 
 
+def choosing(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table | None:
+    """What the routers of a sweep ask of experts and links, one line per job; None when no key of a router is swept."""
+    keys = [dict(text.split("=", 1) for text in overrides) for overrides, _ in jobs]
+    swept = [key for key in keys[0] if len({job.get(key) for job in keys}) > 1]
+    if not any(key.partition(".")[0] == "router" for key in swept):
+        return None
+    table = Table(
+        box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
+        caption="experts: that compute a token; load: tokens of the busiest GPU / mean; bytes: per token and layer",
+    )  # fmt: skip
+    for heading in (*swept, "experts", "load", "over NIC", "over NVLink", "step"):
+        table.add_column(heading, justify="right", no_wrap=heading not in swept)
+    for job, (_, row) in zip(keys, jobs, strict=True):
+        sent = [format_bytes(row[f"{wire}_bytes"] / row["tokens"] / row["moe_layers"]) for wire in ("nic", "nvlink")]
+        table.add_row(
+            *(job.get(key, "") for key in swept), _number(row["experts_per_token"], 2), _number(row["imbalance"], 2), *sent,
+            format_seconds(row["step_s"]),
+        )  # fmt: skip
+    return table
+
+
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"

@@ -1,37 +1,51 @@
-"""Routing without a trace: plain functions to expert ids and gate weights, both [tokens, top_k]. No trace, no clock."""
+"""Routing without a trace: the tokens of a pass, from the sampler or dealt out evenly. No trace, no clock."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 
 import numpy as np
 
-from clustersim.types import Floats, InputError, Ints
+from clustersim.types import Float32s, Floats, Ints
+from clustersim.workload.sampler_process import Pieces, Process
+
+ROOM = 1 << 20          # numbers set aside for the sequences of one GPU: what a GPU has does not depend on the others
 
 
-def dirichlet(
-    rng: np.random.Generator, tokens: int, *, n_experts: int, top_k: int, alpha: float
-) -> tuple[Ints, Floats]:
-    """Independent tokens over experts of unequal popularity.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Batch:
+    """The tokens of a pass: on every GPU sequences of one length, the last one cut. Tokens are numbered GPU after GPU.
 
-    Popularity p is one draw from a symmetric Dirichlet(alpha): the smaller alpha, the fewer experts share the load
-    (its coefficient of variation is sqrt((E - 1) / (E alpha + 1))). Every token takes top_k experts without replacement
-    with probabilities proportional to p, as the top_k of log p + Gumbel noise (Plackett-Luce). Gate weights are the
-    softmax over those top_k noisy scores, largest first.
-
-    Raises:
-        InputError: alpha is not a number above 0.
+    Numbers beyond the last GPU's are those of more GPUs of the same kind, as many as one likes.
     """
-    if not 0 < alpha < math.inf:
-        raise InputError(f"trace.alpha={alpha}: must be a number above 0 (1 is moderate; the smaller, the more uneven)")
-    # log of a Gamma(alpha) draw as log Gamma(alpha + 1) + log(U) / alpha, which does not underflow where alpha is small
-    log_p = np.log(rng.standard_gamma(alpha + 1, n_experts)) + np.log1p(-rng.random(n_experts)) / alpha
-    score = (log_p - log_p.max()).astype(np.float32) - _log_exponential(rng, (tokens, n_experts))
-    ids = np.argpartition(score, n_experts - top_k, axis=1)[:, n_experts - top_k :]
-    ids = np.take_along_axis(ids, np.argsort(-np.take_along_axis(score, ids, axis=1), axis=1, kind="stable"), axis=1)
-    chosen = np.take_along_axis(score, ids, axis=1).astype(np.float64)
-    odds = np.exp(chosen - chosen[:, :1])
-    return ids, odds / odds.sum(axis=1, keepdims=True)
+
+    process: Process
+    n_gpus: int
+    tokens_per_gpu: int
+    sequence: int                   # tokens
+
+    def choose(self, layer: int) -> tuple[Ints, Floats]:
+        """Experts and gate weights of all tokens, both [tokens, top_k], largest weight first."""
+        return self.process.choose(layer, self.pieces(0, self.n_gpus * self.tokens_per_gpu))
+
+    def scores(self, layer: int, first: int, last: int) -> Float32s:
+        """Router scores of tokens first to last - 1, float32 [tokens, experts + extra]."""
+        return self.process.scores(layer, self.pieces(first, last))
+
+    def pieces(self, first: int, last: int) -> Pieces:
+        """Tokens first to last - 1 as pieces of sequences."""
+        each = -(-self.tokens_per_gpu // self.sequence)         # sequences of a GPU
+        one = first // self.tokens_per_gpu * each + first % self.tokens_per_gpu // self.sequence
+        end = last - 1
+        until = end // self.tokens_per_gpu * each + end % self.tokens_per_gpu // self.sequence
+        gpu, number = np.divmod(np.arange(one, until + 1 if last > first else one), each)
+        begin = gpu * self.tokens_per_gpu + number * self.sequence
+        behind = np.minimum(begin + self.sequence, (gpu + 1) * self.tokens_per_gpu)
+        key = self.process.keys(gpu * ROOM + number)
+        return Pieces(
+            key=key, domain=self.process.domains(key), skip=np.maximum(first - begin, 0),
+            count=np.minimum(behind, last) - np.maximum(begin, first),
+        )
 
 
 def balanced(index: Ints, *, n_experts: int, top_k: int) -> tuple[Ints, Floats]:
@@ -44,10 +58,3 @@ def balanced(index: Ints, *, n_experts: int, top_k: int) -> tuple[Ints, Floats]:
     """
     ids = (index[:, None] * top_k + np.arange(top_k)) % n_experts
     return ids, np.full(ids.shape, 1.0 / top_k)
-
-
-def _log_exponential(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """Logarithms of standard exponential draws: minus Gumbel noise, in single precision for speed."""
-    draw = rng.standard_exponential(shape, dtype=np.float32)
-    np.maximum(draw, np.float32(1e-30), out=draw)       # a draw of exactly 0 has no logarithm
-    return np.log(draw, out=draw)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
 from clustersim.types import Float32s, Floats, InputError, Ints, ScoreProcess
+from clustersim.workload.routers import top_k
 
 BLOCK = 256             # tokens drawn together; part of what a seed means
 PIECE = 16_384          # tokens asked for at a time where many are looked at: what it takes of memory, not what comes out
@@ -55,20 +56,22 @@ def log_popularity(rng: np.random.Generator, n_experts: int, alpha: float) -> Fl
 def best_of(scores: Callable[[int, int], Float32s], n_tokens: int, k: int) -> tuple[Ints, Floats]:
     """Experts of the k largest scores of every token, largest first, and the softmax over these k: both [tokens, k]."""
     ids, weights = np.empty((n_tokens, k), np.int64), np.empty((n_tokens, k), np.float64)
-    for first, last in pieces(n_tokens):
-        part = scores(first, last)
-        top = np.argpartition(part, part.shape[1] - k, axis=1)[:, part.shape[1] - k :]
-        top = np.take_along_axis(top, np.argsort(-np.take_along_axis(part, top, axis=1), axis=1, kind="stable"), axis=1)
-        chosen = np.take_along_axis(part, top, axis=1).astype(np.float64)
-        odds = np.exp(chosen - chosen[:, :1])
-        ids[first:last], weights[first:last] = top, odds / odds.sum(axis=1, keepdims=True)
+    for first in range(0, n_tokens, PIECE):
+        part = slice(first, min(first + PIECE, n_tokens))
+        ids[part], weights[part] = top_k(scores(part.start, part.stop), k=k)
     return ids, weights
 
 
-def pieces(n_tokens: int) -> Iterator[tuple[int, int]]:
-    """(first, last) of consecutive pieces of at most PIECE tokens."""
-    for first in range(0, n_tokens, PIECE):
-        yield first, min(first + PIECE, n_tokens)
+def experts_alone(process: ScoreProcess, layer: int, n_experts: int, first: int, last: int) -> Float32s:
+    """Scores of a layer in the columns of the experts, which are the first ones."""
+    return process(layer, first, last)[:, :n_experts]
+
+
+def zipf_token_ids(seed: int, n_tokens: int, vocab: int) -> Ints:
+    """Words of a text, int [tokens]: word i with probability proportional to 1 / (i + 1), independently (Zipf 1949)."""
+    rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(0, 0, 2))))
+    below = np.cumsum(1 / np.arange(1, vocab + 1))
+    return np.asarray(np.searchsorted(below, rng.random(n_tokens) * below[-1], side="right"), np.int64)
 
 
 def _stream(seed: int, layer: int, block: int) -> np.random.Generator:

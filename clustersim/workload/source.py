@@ -9,8 +9,10 @@ import numpy as np
 from clustersim.model import Model
 from clustersim.types import Choices, Float32s, InputError, Ints, ScoreProcess, Trace, Workload
 from clustersim.workload.deal import Deal, deal_sequences
-from clustersim.workload.sampler import balanced
-from clustersim.workload.scores import best_of, independent_scores
+from clustersim.workload.sampler import Batch, balanced
+from clustersim.workload.sampler_parameters import changed, load_parameters
+from clustersim.workload.sampler_process import Process
+from clustersim.workload.scores import best_of, experts_alone, zipf_token_ids
 
 
 def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, name: str = "trace") -> Workload:
@@ -31,44 +33,73 @@ def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, 
         )
     deal = deal_sequences(trace, n_gpus, tokens_per_gpu)
 
+    weights, logged = trace.gate_weights, trace.scores
+
+    def scores(layer: int, first: int, last: int) -> Float32s:
+        assert logged is not None
+        return np.asarray(logged[deal.rows[np.arange(first, last) % deal.rows.size], layer % trace.n_layers], np.float32)
+
     def choose(layer: int) -> Choices:
         recorded = layer % trace.n_layers
-        weights, logged = trace.gate_weights, trace.scores
-
-        def scores(first: int, last: int) -> Float32s:
-            assert logged is not None
-            return np.asarray(logged[deal.rows[np.arange(first, last) % deal.rows.size], recorded], np.float32)
-
         return Choices(
             ids=trace.expert_ids[deal.rows, recorded].astype(np.int64),
             weights=None if weights is None else weights[deal.rows, recorded].astype(np.float64),
-            scores=None if logged is None else scores,
+            scores=None if logged is None else partial(scores, layer),
         )
 
     return Workload(
-        source=deal.source, index=deal.index, context=deal.context, choose=choose, notes=_notes(trace, model, deal)
+        source=deal.source, index=deal.index, context=deal.context, choose=choose, scores=None if logged is None else scores,
+        notes=_notes(trace, model, deal),
     )
 
 
 def from_sampler(
-    model: Model, n_gpus: int, tokens_per_gpu: int, seed: int, *, alpha: float = 1.0, sequence: int = 128
+    model: Model, n_gpus: int, tokens_per_gpu: int, seed: int, extra: int = 0, *, preset: str = "moderate",
+    parameters: str | None = None, sequence: int = 128, counts: bool = False, tokens: str | None = None,
+    alpha: float | None = None, sigma: float | None = None, zipf: float | None = None, domains: int | None = None,
+    dimension: float | None = None, topic: float | None = None, fast: float | None = None, slow: float | None = None,
+    alignment: float | None = None,
 ) -> Workload:
-    """Tokens of `independent_scores`, a popularity of its own in every layer; layer i is the same whatever was drawn before it.
+    """Tokens of the sampler (docs/sampler.md): sequences of one length, each of one domain, tokens numbered GPU after GPU.
+
+    Any token of any layer is the same whatever else is asked. Words by Zipf's law.
 
     Args:
         seed: 0 or more.
+        extra: columns of scores beside those of the experts, for routers that have use for them.
+        preset, parameters: a preset, or a file in place of one.
         sequence: tokens per sequence; a GPU's batch is whole sequences, the last one cut.
+        counts: offer only how many tokens of a GPU choose each expert.
+        tokens, alpha, ...: change one thing of the preset or file.
 
     Raises:
-        InputError: less than one token per GPU or per sequence; alpha not above 0.
+        InputError: less than one token per GPU or per sequence; a preset, file or value that is wrong.
     """
-    return from_scores(
-        model, n_gpus, tokens_per_gpu, independent_scores(seed, n_experts=model.n_experts, alpha=alpha), sequence=sequence
+    source, index, context = _blocks(n_gpus, tokens_per_gpu, sequence)
+    keys = {
+        "tokens": tokens, "alpha": alpha, "sigma": sigma, "zipf": zipf, "domains": domains, "dimension": dimension,
+        "topic": topic, "fast": fast, "slow": slow, "alignment": alignment,
+    }  # fmt: skip
+    process = Process(
+        changed(load_parameters(preset, parameters), keys), n_layers=model.n_moe_layers, n_experts=model.n_experts,
+        top_k=model.top_k, seed=seed, extra=extra,
+    )
+    batch = Batch(process=process, n_gpus=n_gpus, tokens_per_gpu=tokens_per_gpu, sequence=sequence)
+
+    def choose(layer: int) -> Choices:
+        ids, weights = batch.choose(layer)
+        return Choices(ids=ids, weights=weights, scores=partial(experts_alone, batch.scores, layer, model.n_experts))
+
+    return Workload(
+        source=source, index=index, context=context, choose=choose, scores=batch.scores, notes=process.notes,
+        token_ids=partial(zipf_token_ids, seed, source.size, model.vocab),
     )
 
 
-def from_scores(model: Model, n_gpus: int, tokens_per_gpu: int, process: ScoreProcess, *, sequence: int) -> Workload:
-    """Tokens of a score process, numbered GPU after GPU; each goes to the experts of its top_k scores.
+def from_scores(
+    model: Model, n_gpus: int, tokens_per_gpu: int, seed: int, process: ScoreProcess, *, sequence: int
+) -> Workload:
+    """Tokens of a score process, numbered GPU after GPU; each goes to the top_k experts of its scores. Words by Zipf's law.
 
     Raises:
         InputError: less than one token per GPU or per sequence.
@@ -76,11 +107,14 @@ def from_scores(model: Model, n_gpus: int, tokens_per_gpu: int, process: ScorePr
     source, index, context = _blocks(n_gpus, tokens_per_gpu, sequence)
 
     def choose(layer: int) -> Choices:
-        scores = partial(process, layer)
+        scores = partial(experts_alone, process, layer, model.n_experts)
         ids, weights = best_of(scores, source.size, model.top_k)
         return Choices(ids=ids, weights=weights, scores=scores)
 
-    return Workload(source=source, index=index, context=context, choose=choose)
+    return Workload(
+        source=source, index=index, context=context, choose=choose, scores=process,
+        token_ids=partial(zipf_token_ids, seed, source.size, model.vocab),
+    )
 
 
 def from_balanced(model: Model, n_gpus: int, tokens_per_gpu: int, *, sequence: int = 128) -> Workload:

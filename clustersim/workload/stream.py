@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -11,10 +12,11 @@ from clustersim.model import Model
 from clustersim.pick import did_you_mean
 from clustersim.types import Choices, Float32s, InputError, Ints, Trace, Workload
 from clustersim.workload.deal import deal_sequences
-from clustersim.workload.scores import best_of
+from clustersim.workload.scores import best_of, experts_alone
 from clustersim.workload.source import from_trace
 
 DEALS = ("sequences", "blocks", "batched")
+NEXT_DOMAIN = 1_000_003         # between the seeds of made-up domains that follow each other
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -36,7 +38,7 @@ class _Hand:
 
 def stream_of(
     trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int,
-    *, steps: int = 1, deal: str = "sequences", by_domain: bool = False, apart: bool = False, name: str = "trace",
+    *, steps: int = 1, deal: str = "sequences", domain_steps: int | None = None, apart: bool = False, name: str = "trace",
 ) -> Stream:
     """Recorded tokens as steps; nothing is drawn.
 
@@ -45,63 +47,96 @@ def stream_of(
     has `tokens_per_gpu` sequences in hand, and each gives one token per step, as in decoding.
 
     Args:
-        steps: of each domain when `by_domain`, else in all.
-        by_domain: the domains one after the other, in the order of the trace, instead of as recorded.
+        domain_steps: the domains one after the other, in the order of the trace, each for so many steps; None: as recorded.
         apart: deal every other sequence of each domain as the past, and only the others as steps.
         name: what an error calls the trace.
 
     Raises:
         InputError: the trace is not the model's, it has too few tokens, or there is no such deal.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(f"workload.steps={steps}: must be a whole number from 1 up")
+    lasts = _lasts(steps, domain_steps)
     if deal not in DEALS:
-        raise InputError(f"workload.deal={deal}: there is no such deal{did_you_mean(str(deal), DEALS)} (known: {', '.join(DEALS)})")
-    parts = _domains(trace) if by_domain else [np.arange(trace.n_tokens)]
+        near = did_you_mean(str(deal), DEALS)
+        raise InputError(f"workload.deal={deal}: there is no such deal{near} (known: {', '.join(DEALS)})")
+    parts = [np.arange(trace.n_tokens)] if domain_steps is None else _domains(trace)
+    if len(lasts) > len(parts):
+        raise InputError(
+            f"workload.steps={steps}: {name} has {len(parts)} domains, which last {len(parts) * lasts[0]} steps "
+            f"(workload.domain_steps={domain_steps})"
+        )
     hands: list[list[_Hand]] = [[], []]         # played, past
-    for rows in parts:
+    for rows, lasting in zip(parts, lasts, strict=False):
         played = _every_other(trace, rows) if apart else np.ones(rows.size, bool)
         for side, own in enumerate((rows[played], rows[~played])):
             if own.size:
-                hands[side] += _hands(trace, own, n_gpus, tokens_per_gpu, steps, deal)
+                hands[side] += _hands(trace, own, n_gpus, tokens_per_gpu, lasting, deal)
             elif side == 0 or apart:
                 raise InputError(f"{name}: a domain with one sequence cannot be shared by past and future")
     made = [tuple(_workload(trace, model, hand, n_gpus, tokens_per_gpu, name) for hand in side) for side in hands]
     return Stream(steps=made[0], past=made[1], notes=_notes(trace, model, hands))
 
 
-def passes_of(first: Workload, *, steps: int = 1, deal: str = "sequences", by_domain: bool = False, apart: bool = False) -> Stream:
-    """A made-up forward pass and those after it, whose tokens follow in the same random streams; a pass without scores repeats.
+def passes_of(
+    make: Callable[[int], Workload], model: Model, seed: int,
+    *, steps: int = 1, deal: str = "sequences", domain_steps: int | None = None, apart: bool = False,
+) -> Stream:
+    """Made-up forward passes: `make(seed)` and those after it, whose tokens are those of more GPUs; without scores all are alike.
 
-    With `apart` as many passes more are the past: draws like those of the steps, and not the same ones.
+    With `domain_steps` the load is another after so many steps: the passes of another seed. With `apart` the passes
+    after those played are the past: draws like them, and not the same ones.
 
     Raises:
-        InputError: another deal than `sequences`, or domains, which only recorded tokens have.
+        InputError: another deal than `sequences`, which only recorded tokens have.
     """
-    if deal != "sequences" or by_domain:
-        key = "by_domain=true" if by_domain else f"deal={deal}"
-        raise InputError(f"workload.{key}: is for recorded traces; made-up tokens have no order and no domains")
-    made = tuple(_later(first, i) for i in range(steps * (1 + apart)))
-    return Stream(steps=made[:steps], past=made[steps:], notes=first.notes)
+    if deal != "sequences":
+        raise InputError(f"workload.deal={deal}: is for recorded traces; made-up tokens have no order")
+    played: list[Workload] = []
+    past: list[Workload] = []
+    for i, lasting in enumerate(_lasts(steps, domain_steps)):
+        first = make(seed + i * NEXT_DOMAIN)
+        played += [_later(first, model, number) for number in range(lasting)]
+        past += [_later(first, model, lasting + number) for number in range(lasting if apart else 0)]
+    return Stream(steps=tuple(played), past=tuple(past), notes=tuple(dict.fromkeys(n for w in played for n in w.notes)))
 
 
-def _later(first: Workload, number: int) -> Workload:
+def rerouted_stream(stream: Stream, reroute: Callable[[int, Workload], Workload]) -> Stream:
+    """The stream with another router: `reroute(number, step)`, the steps numbered from 0 on, then those of the past."""
+    made = [reroute(i, tokens) for i, tokens in enumerate((*stream.steps, *stream.past))]
+    notes = tuple(dict.fromkeys((*stream.notes, *(note for tokens in made for note in tokens.notes))))
+    n = len(stream.steps)
+    return Stream(steps=tuple(made[:n]), past=tuple(made[n:]), notes=notes)
+
+
+def _lasts(steps: int, domain_steps: int | None) -> list[int]:
+    """How many steps each domain lasts.
+
+    Raises:
+        InputError: a number of steps that cannot be.
+    """
+    for key, value in (("steps", steps), ("domain_steps", domain_steps)):
+        if (value is not None or key == "steps") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            null = " (null: domains are not told apart)" if key == "domain_steps" else ""
+            raise InputError(f"workload.{key}={value}: must be a whole number from 1 up{null}")
+    each = domain_steps or steps
+    return [min(each, steps - begin) for begin in range(0, steps, each)]
+
+
+def _later(first: Workload, model: Model, number: int) -> Workload:
     """The pass `number` passes after the first."""
+    if first.scores is None or number == 0:
+        return first
+    process, n = first.scores, first.source.size
+    shift = number * n
+
+    def scores(layer: int, begin: int, end: int) -> Float32s:
+        return process(layer, begin + shift, end + shift)
 
     def choose(layer: int) -> Choices:
-        chosen = first.choose(layer)
-        if chosen.scores is None or number == 0:
-            return chosen
-        n = first.source.size
-        scores = chosen.scores
+        experts = partial(experts_alone, scores, layer, model.n_experts)
+        ids, weights = best_of(experts, n, model.top_k)
+        return Choices(ids=ids, weights=weights, scores=experts)
 
-        def of_pass(begin: int, end: int) -> Float32s:
-            return scores(begin + number * n, end + number * n)
-
-        ids, weights = best_of(of_pass, n, chosen.ids.shape[1])
-        return Choices(ids=ids, weights=weights, scores=of_pass)
-
-    return replace(first, choose=choose)
+    return replace(first, choose=choose, scores=scores)
 
 
 def _workload(trace: Trace, model: Model, hand: _Hand, n_gpus: int, tokens_per_gpu: int, name: str) -> Workload:
@@ -120,8 +155,8 @@ def _hands(trace: Trace, rows: Ints, n_gpus: int, tokens_per_gpu: int, steps: in
     if deal == "sequences":
         if tokens_per_gpu * steps > rows.size:
             raise InputError(
-                f"workload.tokens_per_gpu={tokens_per_gpu}: {steps} steps take {steps * tokens_per_gpu:,} tokens of one GPU, and there "
-                f"are {rows.size:,} to deal; a GPU gets no recorded sequence twice"
+                f"workload.tokens_per_gpu={tokens_per_gpu}: {steps} steps take {steps * tokens_per_gpu:,} tokens per GPU, and "
+                f"there are {rows.size:,} to deal; a GPU gets no recorded sequence twice"
             )
         dealt = deal_sequences(_part(trace, rows), n_gpus, tokens_per_gpu * steps)
         of_step = dealt.index // tokens_per_gpu

@@ -79,7 +79,7 @@ def test_every_placement_keeps_the_placement_contract(name):
                 made(name, slots, n_experts=n_experts)
             continue
         if isinstance(slots, list) and name in EVEN:
-            with pytest.raises(InputError, match=rf"placement\.slots: {name} deals every GPU the same number.* 24 or 36 would do"):
+            with pytest.raises(InputError, match=rf"placement\.slots: {name} deals every GPU the same .* 24 or 36 would do"):
                 made(name, slots, n_experts=n_experts)
             continue
         if isinstance(slots, list) and name == "shadow":
@@ -100,7 +100,7 @@ def test_every_placement_keeps_the_placement_contract(name):
         again = made(name, slots, n_experts=n_experts)
         assert (p.gpu_of == again.gpu_of).all(), "the same seed gives the same placement"
         assert (p.expert_of == again.expert_of).all()
-    with pytest.raises(InputError, match=r"placement\.slots=12: fewer slots than the 24 experts.* at least 24 on 12 GPUs|no replicas"):
+    with pytest.raises(InputError, match=r"placement\.slots=12: (fewer slots than the 24 .* at least 24 on|.* no replicas)"):
         made(name, 12, n_experts=24)
 
 

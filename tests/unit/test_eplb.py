@@ -196,7 +196,7 @@ def test_a_group_of_experts_stays_in_one_node_under_the_hierarchical_policy():
 
 
 def test_numbers_that_do_not_divide_each_other_are_refused_with_those_that_would_do():
-    with pytest.raises(InputError, match=r"placement\.groups=5: 12 experts do not fall into equal groups so; 1, 2, 3, 4, 6, 12 would do"):
+    with pytest.raises(InputError, match=r"placement\.groups=5: 12 experts .* equal groups so; 1, 2, 3, 4, 6, 12 would do"):
         place("eplb", 12, 16, 8, groups=5)
     with pytest.raises(InputError, match=r"placement\.groups=3: 2 nodes cannot share them evenly; 2, 4, 6, 12 would do"):
         place("eplb_hierarchical", 12, 16, 8, per_node=4, groups=3)

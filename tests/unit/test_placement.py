@@ -16,7 +16,9 @@ TWO_NODES_OF_TWO = np.array([0, 0, 1, 1])
 # ---- the room
 
 
-@pytest.mark.parametrize(("n_experts", "n_gpus", "spare", "slots"), [(32, 64, 0, 64), (256, 64, 0, 256), (60, 8, 0, 64), (60, 8, 2, 80)])
+@pytest.mark.parametrize(
+    ("n_experts", "n_gpus", "spare", "slots"), [(32, 64, 0, 64), (256, 64, 0, 256), (60, 8, 0, 64), (60, 8, 2, 80)]
+)
 def test_slots_default_to_the_next_multiple_of_the_gpus_and_spare_ones_are_counted_per_gpu(n_experts, n_gpus, spare, slots):
     room = room_for(None, spare, n_experts, np.zeros(n_gpus, int))
     assert room.n_slots == slots
@@ -170,7 +172,7 @@ def test_least_load_evens_out_what_the_single_copies_leave_uneven():
 
 
 def test_lp_split_realises_the_shares_of_the_linear_program():
-    """DeepSeek's example placement under the load of LPLB's vector: 220 on the busiest GPU with even shares, 218 by the program."""
+    """DeepSeek's example placement under the load of LPLB's vector: 220 on the busiest GPU with even shares, 218 at best."""
     expert_of = np.array([5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1])
     load = np.array([90, 260, 40, 61, 104, 20, 39, 4, 73, 56, 183, 86])
     p = Placement(gpu_of=np.arange(16) // 2, expert_of=expert_of)

@@ -1,15 +1,19 @@
 """Routing that is drawn or laid out, and the tokens of a pass however they came about."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from clustersim.types import InputError, Trace
-from clustersim.workload.sampler import balanced, dirichlet
+from clustersim.workload.sampler import Batch, balanced
+from clustersim.workload.sampler_parameters import Domain, changed, load_parameters, preset_names
+from clustersim.workload.sampler_process import Process
 from clustersim.workload.source import from_balanced, from_sampler, from_trace
 
-MODEL = SimpleNamespace(name="toy", n_experts=8, top_k=2, n_moe_layers=4)
+MODEL = SimpleNamespace(name="toy", n_experts=8, top_k=2, n_moe_layers=4, vocab=100)
+KINDS = ("correlated", "independent")
 
 
 def recorded(*, tokens=12, layers=3, experts=8, top_k=2, weights=True):
@@ -22,23 +26,109 @@ def recorded(*, tokens=12, layers=3, experts=8, top_k=2, weights=True):
     )
 
 
+def batch(*, experts=8, top_k=2, layers=3, seed=1, extra=0, gpus=4, tokens_per_gpu=50, sequence=16, **keys):
+    process = Process(
+        changed(load_parameters("moderate"), keys), n_layers=layers, n_experts=experts, top_k=top_k, seed=seed, extra=extra
+    )
+    return Batch(process=process, n_gpus=gpus, tokens_per_gpu=tokens_per_gpu, sequence=sequence)
+
+
+@pytest.mark.parametrize("tokens", KINDS)
 @pytest.mark.parametrize("alpha", [1e-3, 0.1, 1.0, 1e6])
-@pytest.mark.parametrize("top_k", [1, 3, 8])
-def test_drawn_tokens_pick_distinct_experts_with_weights_that_fall_and_sum_to_one(alpha, top_k):
-    ids, weights = dirichlet(np.random.default_rng(1), 500, n_experts=8, top_k=top_k, alpha=alpha)
-    assert ids.shape == weights.shape == (500, top_k)
+@pytest.mark.parametrize(("experts", "top_k"), [(8, 1), (8, 3), (8, 8), (70, 6), (300, 20)])
+def test_drawn_tokens_pick_distinct_experts_with_weights_that_fall_and_sum_to_one(tokens, alpha, experts, top_k):
+    ids, weights = batch(experts=experts, top_k=top_k, tokens=tokens, alpha=alpha).choose(1)
+    assert ids.shape == weights.shape == (200, top_k)
     assert ids.dtype == np.int64
     assert ids.min() >= 0
-    assert ids.max() < 8
+    assert ids.max() < experts
     assert all(len(set(row)) == top_k for row in ids)
     assert (np.diff(weights, axis=1) <= 0).all()
     np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-12)
 
 
-@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
-def test_alpha_must_be_a_number_above_zero(alpha):
-    with pytest.raises(InputError, match=rf"trace\.alpha={alpha}"):
-        dirichlet(np.random.default_rng(0), 1, n_experts=4, top_k=1, alpha=alpha)
+@pytest.mark.parametrize(("experts", "top_k"), [(8, 2), (8, 8), (61, 6), (256, 8), (300, 20)])
+def test_correlated_tokens_go_to_their_best_scores_with_the_softmax_of_these(experts, top_k):
+    b = batch(experts=experts, top_k=top_k, domains=3)
+    ids, weights = b.choose(2)
+    scores = b.scores(2, 0, 200)
+    assert scores.dtype == np.float32
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    assert (ids == order).all()
+    odds = np.exp(np.take_along_axis(scores, order, axis=1).astype(float))
+    np.testing.assert_allclose(weights, odds / odds.sum(axis=1, keepdims=True), rtol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", KINDS)
+def test_tokens_do_not_depend_on_pieces_order_layers_or_how_many_gpus_there_are(tokens):
+    b = batch(tokens=tokens, domains=2)
+    whole = b.scores(2, 0, 200)
+    edges = [0, 1, 15, 16, 49, 50, 51, 130, 200]
+    for first, last in zip(edges, edges[1:], strict=False):
+        assert (batch(tokens=tokens, domains=2).scores(2, first, last) == whole[first:last]).all()
+    assert b.scores(0, 7, 7).shape == (0, 8)
+    ids, weights = b.choose(2)
+    late = batch(tokens=tokens, domains=2)
+    for layer in (1, 0):
+        late.choose(layer)
+    more = batch(tokens=tokens, domains=2, gpus=9)
+    for other in (late.choose(2), tuple(part[:200] for part in more.choose(2))):
+        assert (other[0] == ids).all()
+        assert (other[1] == weights).all()
+    assert (more.scores(2, 200, 450) == b.scores(2, 200, 450)).all(), "numbers beyond the pass are those of more GPUs"
+    far = 1 << 40
+    assert np.isfinite(b.scores(0, far + 3, far + 77)).all()
+
+
+@pytest.mark.parametrize("tokens", KINDS)
+def test_a_gpus_first_tokens_stay_when_it_gets_more(tokens):
+    short, long = batch(tokens=tokens, tokens_per_gpu=32), batch(tokens=tokens, tokens_per_gpu=50)
+    one, other = short.choose(0)[0].reshape(4, 32, 2), long.choose(0)[0].reshape(4, 50, 2)
+    assert (one == other[:, :32]).all()
+
+
+@pytest.mark.parametrize("tokens", KINDS)
+def test_layers_seeds_sequences_and_gpus_differ(tokens):
+    b = batch(tokens=tokens)
+    ids = b.choose(0)[0]
+    for other in (b.choose(1)[0], batch(tokens=tokens, seed=2).choose(0)[0]):
+        assert (ids != other).any()
+    assert (ids[:16] != ids[16:32]).any()
+    assert (ids[:16] != ids[50:66]).any()
+
+
+@pytest.mark.parametrize("tokens", KINDS)
+def test_columns_beside_the_experts_get_scores_and_are_never_chosen(tokens):
+    plain, more = batch(tokens=tokens), batch(tokens=tokens, extra=3)
+    assert more.scores(0, 0, 200).shape == (200, 11)
+    assert more.choose(0)[0].max() < 8
+    assert np.isfinite(more.scores(0, 0, 200)).all()
+    assert plain.scores(0, 0, 200).shape == (200, 8)
+
+
+def test_a_sequence_is_of_one_domain_and_domains_come_by_their_shares():
+    """2,000 draws: the share of the first domain, 1/4, deviates by sqrt(3/16 / 2000)."""
+    parameters = load_parameters("moderate")
+    domains = tuple(Domain(name=n, share=s, spread=parameters.domains[0].spread) for n, s in (("a", 0.25), ("b", 0.75)))
+    process = Process(replace(parameters, domains=domains), n_layers=1, n_experts=8, top_k=2, seed=0)
+    b = Batch(process=process, n_gpus=1000, tokens_per_gpu=20, sequence=10)
+    pieces = b.pieces(0, 20_000)
+    assert pieces.count.tolist() == [10] * 2000
+    assert (pieces.domain == 0).mean() == pytest.approx(0.25, abs=4 * np.sqrt(3 / 16 / 2000))
+
+
+def test_every_preset_runs_and_they_differ_in_how_uneven_experts_are():
+    """Mean load CV over layers of the recorded order: balanced < web_text mixed < moderate < narrow < worst."""
+    def unevenness(name):
+        process = Process(load_parameters(name), n_layers=8, n_experts=64, top_k=6, seed=0)
+        return np.mean([(used := process.used(layer).mean(0)).std() / used.mean() for layer in range(8)])
+
+    assert set(preset_names()) == {"balanced", "moderate", "narrow_domain", "power_law", "web_text", "worst_case"}
+    cv = {name: unevenness(name) for name in preset_names()}
+    assert sorted(cv, key=lambda name: cv[name])[:4] == ["balanced", "web_text", "moderate", "narrow_domain"]
+    for name in preset_names():
+        workload = from_sampler(MODEL, 2, 8, 0, preset=name)
+        assert workload.choose(3).ids.shape == (16, 2)
 
 
 def test_balanced_deals_experts_like_cards():
@@ -54,20 +144,6 @@ def test_balanced_loads_every_expert_alike_from_every_gpu():
         assert (np.bincount(ids[w.source == gpu].ravel(), minlength=8) == 12 * 2 / 8).all()
 
 
-def test_a_drawn_layer_is_the_same_whatever_was_drawn_before_it():
-    early, late = from_sampler(MODEL, 2, 16, seed=5), from_sampler(MODEL, 2, 16, seed=5)
-    for layer in range(3):
-        late.choose(layer)
-    assert (early.choose(3).ids == late.choose(3).ids).all()
-    assert (early.choose(3).weights == late.choose(3).weights).all()
-
-
-def test_layers_and_seeds_differ():
-    w, other = from_sampler(MODEL, 2, 16, seed=5), from_sampler(MODEL, 2, 16, seed=6)
-    assert (w.choose(0).ids != w.choose(1).ids).any()
-    assert (w.choose(0).ids != other.choose(0).ids).any()
-
-
 def test_made_up_tokens_stand_in_sequences_of_the_length_asked_for():
     w = from_sampler(MODEL, 2, 5, seed=0, sequence=3)
     assert w.source.tolist() == [0] * 5 + [1] * 5
@@ -75,11 +151,21 @@ def test_made_up_tokens_stand_in_sequences_of_the_length_asked_for():
     assert w.context.tolist() == [1, 2, 3, 1, 2] * 2
 
 
+def test_the_choices_of_a_sampled_workload_offer_the_scores_behind_them():
+    w = from_sampler(MODEL, 2, 5, seed=0, extra=2, sequence=3)
+    chosen = w.choose(1)
+    scores = chosen.scores(0, 10)
+    assert scores.shape == (10, 8)
+    assert w.scores(1, 0, 10).shape == (10, 10)
+    assert (chosen.ids == np.argsort(-scores, axis=1, kind="stable")[:, :2]).all()
+
+
 def test_a_recorded_token_keeps_its_experts_and_weights_wherever_it_starts():
     trace = recorded()
     w = from_trace(trace, MODEL, 3, 4)
-    assert (w.choose(1).ids == trace.expert_ids[:, 1]).all()
-    assert (w.choose(1).weights == trace.gate_weights[:, 1]).all()
+    chosen = w.choose(1)
+    assert (chosen.ids == trace.expert_ids[:, 1]).all()
+    assert (chosen.weights == trace.gate_weights[:, 1]).all()
     assert w.source.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 

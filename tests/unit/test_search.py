@@ -128,7 +128,9 @@ def test_steps_are_summed_up_by_their_mean_or_a_quantile(at, expected):
 
 
 @pytest.mark.parametrize("heat", [0.0, 0.02])
-@pytest.mark.parametrize("goal", [Goal(), Goal(at="p95"), Goal(seconds=0, load=1), Goal(seconds=0.5, crossing=0.5, migration=0.1)])
+@pytest.mark.parametrize(
+    "goal", [Goal(), Goal(at="p95"), Goal(seconds=0, load=1), Goal(seconds=0.5, crossing=0.5, migration=0.1)]
+)
 @pytest.mark.parametrize("start", ["best", "round_robin"])
 def test_a_search_is_never_worse_than_its_start_and_the_seed_decides_it(goal, heat, start):
     s = setting(n_slots=24, replica="nearest")
@@ -152,11 +154,14 @@ def test_a_search_whose_own_goal_misleads_it_still_returns_no_worse_than_the_sta
     s = setting()
     past = past_of(s)
     begin = place("round_robin", 16, 24, 12)
-    past = replace_past(past, cost=lambda p: np.array([float((p.expert_of != begin.expert_of).any() or (p.gpu_of != begin.gpu_of).any())]))
+
+    def same(p):
+        return (p.expert_of == begin.expert_of).all() and (p.gpu_of == begin.gpu_of).all()
+
+    past = replace_past(past, cost=lambda p: np.array([0.0 if same(p) else 1.0]))
     found = searched(np.random.default_rng(0), past, s.room, GOAL, start="round_robin", replica="token_hash", moves=500, heat=0.0)
     assert found.lowered > 0
-    assert (found.placement.expert_of == begin.expert_of).all()
-    assert (found.placement.gpu_of == begin.gpu_of).all()
+    assert same(found.placement)
 
 
 def test_a_search_finds_the_only_placement_that_needs_no_wire():
@@ -179,7 +184,7 @@ def test_an_exchange_of_another_kind_is_not_priced():
         once = exchange.direct(phase, routing, placement, cluster, model)
         return replace(once, nbytes=once.nbytes + 1000.0)       # a header per pair, not per copy
 
-    with pytest.raises(InputError, match=r"placement\.seconds: the chosen exchange .* set placement\.seconds=0 placement\.load=1"):
+    with pytest.raises(InputError, match=r"placement\.seconds: the chosen exchange .* placement\.seconds=0 placement\.load=1"):
         price_of(replace(setting(), exchange=twice))
 
 
@@ -192,7 +197,7 @@ def test_an_exchange_of_another_kind_is_not_priced():
         ({"seconds": 0.0}, r"all weights of the search are 0"),
         ({"start": "local_search"}, r"placement\.start=local_search: a search begins from something that is no search"),
         ({"start": "eplp"}, r"placement\.start=eplp: .* did you mean eplb\?"),
-        ({"replica": "least_load"}, r"placement\.replica=least_load: a search for seconds knows the rules token_hash and nearest only"),
+        ({"replica": "least_load"}, r"placement\.replica=least_load: a search .* knows the rules token_hash and nearest only"),
     ],
 )  # fmt: skip
 def test_what_a_search_cannot_do_is_said(options, said):
