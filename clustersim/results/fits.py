@@ -16,7 +16,7 @@ def score_table(scores: dict[str, list[Score]], seeds: int) -> Table:
         for i, row in enumerate(rows):
             table.add_row(
                 name if i == 0 else "", row.statistic, f"{row.value:.3f}", f"{row.sampled:.3f}", f"{row.worst:.3f}",
-                f"{row.limit:.2f}", f"{row.real:.3f}", "holds" if row.holds else "MISSED",
+                f"{row.limit:.2f}", f"{row.real:.3f}", row.verdict,
             )  # fmt: skip
     table.caption = (
         f"held out: the statistic of 30 % of the sequences, mean over layers and {seeds} splits\n"

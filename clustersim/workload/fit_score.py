@@ -5,6 +5,7 @@ Beside every distance stands that of the two parts of the trace itself. Fits not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,9 +42,11 @@ class Score:
     real: float                     # distance between the part that was fitted and the held-out part
 
     @property
-    def holds(self) -> bool:
-        """Whether the sampler is within the limit."""
-        return self.sampled <= self.limit
+    def verdict(self) -> str:
+        """Whether the sampler is within the limit; "untold" where the trace is too small or too short to say."""
+        if math.isnan(self.sampled):
+            return "untold"
+        return "holds" if self.sampled <= self.limit else "missed"
 
 
 def score_fit(trace: Trace, *, seeds: int = SEEDS, progress: Progress = lambda fraction, what: None) -> list[Score]:
@@ -104,5 +107,7 @@ def distances(one: Trace, other: Trace) -> dict[str, tuple[float, float]]:
     )
     p99, p99_other = (statistics.lift_p99(part, expected, expected_other) for part in (lift, lift_other))
     found = {name: (float(b.mean()), float(np.abs(a - b).mean())) for name, (a, b) in pairs.items()}
-    found["co-activation lift p99"] = float(np.nanmean(p99_other)), float(np.nanmean(np.abs(p99 - p99_other) / p99_other))
+    told = ~np.isnan(p99)               # layers in which some pair of experts is expected so often
+    relative = np.abs(p99 - p99_other)[told] / p99_other[told]
+    found["co-activation lift p99"] = (float(p99_other[told].mean()), float(relative.mean())) if told.any() else (math.nan, math.nan)
     return found

@@ -102,14 +102,14 @@ class Process:
 
         ids, weights = np.empty((pieces.n_tokens, self.top_k), np.int64), np.empty((pieces.n_tokens, self.top_k))
         sharpness = float(self.parameters.sharpness)
-        where = (pieces.key, pieces.domain, pieces.skip, pieces.count)
+        where = (pieces.domain, pieces.skip, pieces.count)
         if self.parameters.tokens == "independent":
-            kernel.choose_independent(*where, *self._tables(layer), sharpness, ids, weights)
+            kernel.choose_independent(self._anew(pieces.key, layer), *where, *self._tables(layer), sharpness, ids, weights)
             return ids, weights
         it = self._layer(layer)
         experts = slice(0, self.n_experts)
         directions, bias = np.ascontiguousarray(it.directions[:, experts]), np.ascontiguousarray(it.bias[:, experts])
-        kernel.choose(*where, directions, bias, it.mixture, kernel.quantiles(), sharpness, ids, weights)
+        kernel.choose(pieces.key, *where, directions, bias, it.mixture, kernel.quantiles(), sharpness, ids, weights)
         return ids, weights
 
     def scores(self, layer: int, pieces: Pieces) -> Float32s:
@@ -117,16 +117,23 @@ class Process:
         from clustersim.workload import sampler_kernel as kernel
 
         out = np.empty((pieces.n_tokens, self.n_experts + self.extra), np.float32)
-        where = (pieces.key, pieces.domain, pieces.skip, pieces.count)
+        where = (pieces.domain, pieces.skip, pieces.count)
         sharpness = np.float32(self.parameters.sharpness)
         if self.parameters.tokens == "independent":
             heavy = self._tables(layer)[2]
             more = np.broadcast_to(np.median(heavy, axis=1, keepdims=True), (len(heavy), self.extra))
-            kernel.score_independent(*where, np.concatenate([heavy, more], axis=1), sharpness, out)
+            kernel.score_independent(self._anew(pieces.key, layer), *where, np.concatenate([heavy, more], axis=1), sharpness, out)
             return out
         it = self._layer(layer)
-        kernel.score(*where, it.directions, it.bias, it.mixture, kernel.quantiles(), sharpness, out)
+        kernel.score(pieces.key, *where, it.directions, it.bias, it.mixture, kernel.quantiles(), sharpness, out)
         return out
+
+    @staticmethod
+    def _anew(key: NDArray[np.uint64], layer: int) -> NDArray[np.uint64]:
+        """Keys of the same sequences for one layer, for tokens whose layers know nothing of each other."""
+        from clustersim.workload.sampler_kernel import mixed
+
+        return np.asarray(mixed(key, np.full_like(key, (1 << 61) + layer)), np.uint64)
 
     def used(self, layer: int) -> Floats:
         """Fraction of a domain's tokens that use each expert, float [domains, experts]: what the biases are settled to."""

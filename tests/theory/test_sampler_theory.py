@@ -225,6 +225,16 @@ def test_latent_vectors_turn_by_the_angle_between_layers():
         assert abs(found - rho) <= 4.5 * (1 - rho**2) / math.sqrt(20_000)
 
 
+def test_independent_tokens_choose_independently_in_every_layer():
+    """How often a token takes expert e in one layer and f in the next: chi-squared of the 8 x 8 table, 49 degrees; top-1."""
+    p = process(layers=2, experts=8, top_k=1, tokens="independent")
+    batch = Batch(process=p, n_gpus=1, tokens_per_gpu=40_000, sequence=100)
+    first, second = (batch.choose(layer)[0][:, 0] for layer in (0, 1))
+    table = np.bincount(first * 8 + second, minlength=64).reshape(8, 8)
+    table = table[table.sum(1) > 50][:, table.sum(0) > 50]
+    assert stats.chi2_contingency(table).pvalue > 1e-4
+
+
 def test_without_alignment_directions_of_two_layers_have_nothing_in_common():
     """Products of 200 x 200 pairs of random unit vectors of d dimensions have mean 0 and variance 1/d."""
     p = process(layers=2, experts=200, alignment=0.0, dimension=6)
