@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -332,7 +333,11 @@ def _flag(key: str, text: str) -> bool:
 
 def _help() -> str:
     width = max(len(group) for group in GROUPS)
-    lines = [f"  {group:<{width}}  {', '.join(options(group_folder(group)))}" for group in GROUPS]
+    lines = [
+        textwrap.fill(", ".join(options(group_folder(group))), 120, initial_indent=f"  {group:<{width}}  ",
+                      subsequent_indent=" " * (width + 4))
+        for group in GROUPS
+    ]  # fmt: skip
     keys = "any key of the config can be set: workload.tokens_per_gpu=1024 topology.nodes=16 seed=1 (clustersim --cfg lists them)"
     return "\n".join([USAGE, "groups and their options (the defaults: clustersim --cfg)", *lines, "", keys])
 

@@ -153,7 +153,7 @@ def _workload(trace: Trace, model: Model, hand: _Hand, n_gpus: int, tokens_per_g
 
 def _hands(trace: Trace, rows: Ints, n_gpus: int, tokens_per_gpu: int, steps: int, deal: str) -> Iterator[_Hand]:
     if deal == "sequences":
-        if tokens_per_gpu * steps > rows.size:
+        if steps > 1 and tokens_per_gpu * steps > rows.size:
             raise InputError(
                 f"workload.tokens_per_gpu={tokens_per_gpu}: {steps} steps take {steps * tokens_per_gpu:,} tokens per GPU, and "
                 f"there are {rows.size:,} to deal; a GPU gets no recorded sequence twice"
