@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,7 @@ def loads_seen(loads: Sequence[Floats]) -> Seen:
 def steps_seen(setting: Setting, past: Sequence[Workload]) -> Seen:
     """What the router did in these steps; prices are made when a placement asks for them."""
     n = setting.model.n_experts
-    price = cache(partial(price_of, setting))
+    price = partial(price_of, setting)
 
     def seen(layer: int) -> Past:
         asked = [tokens.choose(layer).ids for tokens in past]
@@ -145,6 +145,7 @@ def _routing(asked: Ints, source: Ints, index: Ints) -> Routing:
     return Routing(asked=asked, assigned=asked, weights=None, source=source, index=index, capacity=None)
 
 
+@lru_cache(maxsize=4)
 def price_of(setting: Setting) -> Price:
     """What a copy of a token costs each link, and a token and a slot a GPU.
 
@@ -218,7 +219,7 @@ def plan_once(setting: Setting, place: Place, seen: Seen, n_steps: int) -> Plan:
 
 def plan_periodic(
     setting: Setting, place: Place, stream: Sequence[Workload],
-    *, first: Place, window: int, period: int | None, warmup: int, migration: str, double_buffer: bool,
+    *, first: Place, window: int, period: int | None, warmup: int, migration: str, double_buffer: bool, horizon: int | None,
 ) -> Plan:
     """Placements for the steps from `warmup` on, decided before every `period`-th of them on the `window` steps before it.
 
@@ -228,44 +229,66 @@ def plan_periodic(
         period: None: decided once only.
         migration: exposed, overlapped (experts travel beside a step, and serve from the next on), or free (they are there).
         double_buffer: there is memory for experts on their way beside those in use.
+        horizon: steps within which moves have to pay, by the window's own seconds, or the placements stay; None: they need not.
 
     Raises:
         InputError: what the placements raise.
     """
-    played = range(warmup, len(stream))
     now = decided(setting, first, nothing_seen(setting), None)
     if warmup:
         now = decided(setting, place, steps_seen(setting, stream[max(0, warmup - window) : warmup]), now)
-    expert_bytes = setting.model.expert_params * setting.model.expert_weight_bytes
-    zero = np.zeros(len(now), np.int64)
     placements, moves, moved = [], [], []
-    buffer, notes = 0.0, list(_notes(now))
-    staged = rebalances = 0
-    for step in played:
-        transfers, brought, new = None, zero, now
+    notes, buffer, staged, rebalances = list(_notes(now)), 0.0, 0, 0
+    for step in range(warmup, len(stream)):
+        new, transfers, brought = now, None, np.zeros(len(now), np.int64)
         if period is not None and step > warmup and (step - warmup) % period == 0:
-            new = decided(setting, place, steps_seen(setting, stream[max(0, step - window) : step]), now)
-            rebalances += 1
-            notes += _notes(new)
+            seen = steps_seen(setting, stream[max(0, step - window) : step])
+            new = decided(setting, place, seen, now)
             layers = [moves_between(a, b, setting.cluster.node_of) for a, b in zip(now, new, strict=True)]
-            brought = np.array([m.src.size for m in layers])
-            if brought.any() and migration != "free":
-                transfers, aside = transfers_of(layers, expert_bytes, double_buffer=double_buffer)
+            wanted, aside = transfers_of(layers, _expert_bytes(setting), double_buffer=double_buffer)
+            if horizon is not None and not _pays(setting, seen, now, new, wanted, horizon):
+                notes.append(f"before step {step}: moving {wanted.n} experts would not pay within {horizon} steps; they stay")
+                new = now
+            else:
+                rebalances += 1
+                notes += _notes(new)
+                brought = np.array([m.src.size for m in layers])
                 staged += aside
-                if double_buffer:
-                    buffer = max(buffer, float(np.bincount(transfers.dst).max()) * expert_bytes)
-                elif aside:
-                    buffer = max(buffer, expert_bytes)
+                transfers = wanted if wanted.n and migration != "free" else None
+                buffer = max(buffer, _buffer_bytes(setting, wanted, aside, double_buffer))
         placements.append(now if migration == "overlapped" else new)
         moves.append(transfers)
         moved.append(brought)
         now = new
     if staged:
-        notes.append(f"{staged} moves waited for each other in a ring; one of each ring goes through a staging buffer")
+        notes.append(f"{staged} moves waited for each other in rings; one of each ring goes through a staging buffer")
     return Plan(
         placements=tuple(placements), moves=tuple(moves), moved=tuple(moved), buffer_bytes=buffer,
         notes=tuple(dict.fromkeys(notes)), rebalances=rebalances,
     )
+
+
+def _expert_bytes(setting: Setting) -> float:
+    return setting.model.expert_params * setting.model.expert_weight_bytes
+
+
+def _buffer_bytes(setting: Setting, moves: Transfers, staged: int, double_buffer: bool) -> float:
+    """Memory of the fullest GPU for weights that are on their way."""
+    if double_buffer:
+        return float(np.bincount(moves.dst, minlength=1).max()) * _expert_bytes(setting)
+    return _expert_bytes(setting) if staged else 0.0
+
+
+def _pays(
+    setting: Setting, seen: Seen, now: Sequence[Placement], new: Sequence[Placement], moves: Transfers, horizon: int
+) -> bool:
+    """Whether `horizon` steps like those seen gain more than the moves take at best."""
+    gain = 0.0
+    for layer, (old, other) in enumerate(zip(now, new, strict=True)):
+        cost = seen(layer).cost
+        assert cost is not None, "seen steps can be priced"
+        gain += float((cost(old) - cost(other)).mean())
+    return bool(horizon * gain > _bound(setting.cluster, moves))
 
 
 def _notes(placements: Sequence[Placement]) -> tuple[str, ...]:
@@ -283,7 +306,7 @@ def periodic_keys(options: Mapping[str, Any], n_steps: int) -> Mapping[str, Any]
     Raises:
         InputError: a value that cannot be.
     """
-    window, period, warmup = (options[key] for key in ("window", "period", "warmup"))
+    window, period, warmup, horizon = (options[key] for key in ("window", "period", "warmup", "horizon"))
     for key, value, least in (("window", window, 1), ("warmup", warmup, 0), ("period", 1 if period is None else period, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             null = " (null: decided once only)" if key == "period" else ""
@@ -296,6 +319,8 @@ def periodic_keys(options: Mapping[str, Any], n_steps: int) -> Mapping[str, Any]
         raise InputError(f"decide.double_buffer={options['double_buffer']}: must be true or false")
     if options["migration"] == "overlapped" and not options["double_buffer"]:
         raise InputError("decide.double_buffer=false: experts in use cannot be overwritten; decide.migration=overlapped needs it")
+    if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1):
+        raise InputError(f"decide.horizon={horizon}: must be a whole number of steps from 1 up (null: moves need not pay)")
     if period is None and not warmup:
         raise InputError("decide.period=null: decided once, on the warm-up, and decide.warmup=0 leaves none")
     return options

@@ -259,6 +259,8 @@ def _plan(run: Run, setting: Setting, place: Place, stream: Stream) -> tuple[Pla
     if name == "periodic":
         keys = periodic_keys(options, len(stream.steps))
         first = find(placements, str(keys["first"]), "decide.first")
+        if looks_at_load(first):
+            raise InputError(f"decide.first={keys['first']}: there is no past yet; contiguous, round_robin or random would do")
         return plan_periodic(setting, place, stream.steps, **{**keys, "first": first}), stream.steps[keys["warmup"] :]
     if not looks_at_load(place):
         seen = nothing_seen(setting)
@@ -447,6 +449,8 @@ def _provenance(parts: _Parts, notes: Sequence[str]) -> tuple[str, dict[str, Any
         "trace_sha256": parts.trace_sha256,
         "physics": PHYSICS,
     }
+    if run.config["decide"]["name"] == "load_file":
+        depends["load_sha256"] = _contents(Path(str(run.config["decide"]["path"])))
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
     return digest[:12], {
         **depends,

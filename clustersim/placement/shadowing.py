@@ -41,8 +41,12 @@ def shadow(
         free = np.flatnonzero((gpu_of == gpu) & (expert_of < 0))
         away = [e for e in everywhere if e // base != gpu][: free.size]
         expert_of[free[: len(away)]] = away
-    left = np.flatnonzero(expert_of < 0)
-    expert_of[left] = np.arange(left.size) % past.n_experts
+    following = 0
+    for slot in np.flatnonzero(expert_of < 0):              # the first experts again, no GPU twice where that can be
+        own = set(expert_of[gpu_of == gpu_of[slot]].tolist())
+        turn = [(following + i) % past.n_experts for i in range(past.n_experts)]
+        expert_of[slot] = next((e for e in turn if e not in own), turn[0])
+        following = int(expert_of[slot]) + 1
     return Placement(gpu_of=gpu_of, expert_of=expert_of)
 
 

@@ -71,6 +71,10 @@ def rebalance_summary(
 ) -> dict[str, Any]:
     """What it brought to move experts, against the first placements kept throughout.
 
+    The gross gain is that of steps that no move disturbs: all of them where steps wait for the moves, those without any
+    beside them where moves overlap; null where there are none. A rebalancing costs what its moves add to the steps; it
+    breaks even after so many steps of that gain.
+
     Args:
         steps: as they were played.
         kept: the same steps under the first placements.
@@ -78,19 +82,20 @@ def rebalance_summary(
         expert_bytes: weights of one expert.
         buffer_bytes: memory of the fullest GPU for weights on their way.
     """
-    moving = sum(step.played.step_s for step in steps)
-    held = sum(step.held_s for step in steps)
-    still = sum(step.played.step_s for step in kept)
+    took, still = (np.array([step.played.step_s for step in those]) for those in (steps, kept))
+    held = np.array([step.held_s for step in steps])
+    beside = np.array([step.played.background_s > 0 for step in steps])
     moved = sum(m.moved_slots for step in steps for m in step.measured)
-    gain, each = (still - moving) / len(steps), held / rebalances
+    gain = float((still - took)[~beside].mean()) if not beside.all() else None
+    cost = None if gain is None else (held.sum() + (took - still + gain)[beside].sum()) / rebalances
     return {
         "rebalances": rebalances,
         "moved_experts": moved,
         "migration_bytes": moved * expert_bytes,
         "buffer_bytes": buffer_bytes,
-        "migration_s": held / len(steps),
-        "never_moved_step_s": still / len(steps),
-        "gross_gain": 1 - moving / still if still else 0.0,
-        "net_gain": 1 - (moving + held) / still if still else 0.0,
-        "break_even_steps": each / gain if gain > 0 else None,
+        "migration_s": float(held.mean()),
+        "never_moved_step_s": float(still.mean()),
+        "gross_gain": None if gain is None else gain / float(still.mean()),
+        "net_gain": 1 - float((took + held).sum() / still.sum()),
+        "break_even_steps": None if gain is None or cost is None or gain <= 0 else float(cost) / gain,
     }

@@ -70,8 +70,8 @@ def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
             f"steps wait {format_seconds(row['migration_s'])} each"
         )
         lines["moving gains"] = (
-            f"{100 * row['net_gain']:.2f} % of the time, {100 * row['gross_gain']:.2f} % without the moves; "
-            + ("it never pays" if even is None else f"one pays after {even:,.1f} steps")
+            f"{_percent(row['net_gain'])} of the time, {_percent(row['gross_gain'])} in steps that no move disturbs; "
+            + ("no break-even" if even is None else f"a move pays after {even:,.1f} steps")
         )
     for name, text in lines.items():
         table.add_row(name, text)
@@ -111,8 +111,8 @@ def _about_placements(swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -
         return {
             "moved": lambda row: f"{row.get('moved_experts', 0):,}",
             "migration": lambda row: format_seconds(row.get("migration_s", 0.0)),
-            "gain": lambda row: f"{100 * row.get('gross_gain', 0.0):.1f} %",
-            "net": lambda row: f"{100 * row.get('net_gain', 0.0):.1f} %",
+            "gain": lambda row: _percent(row.get("gross_gain")),
+            "net": lambda row: _percent(row.get("net_gain")),
             "pays after": lambda row: "never" if row.get("break_even_steps") is None else f"{row['break_even_steps']:,.1f}",
         }
     if "placement" in swept:
@@ -154,6 +154,10 @@ def choosing(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table |
             format_seconds(row["step_s"]),
         )  # fmt: skip
     return table
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def _number(value: float | None, digits: int) -> str:
