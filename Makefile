@@ -4,8 +4,12 @@ check:          ## lint and types
 	mypy
 test:           ## everything but the slow tests
 	python -m pytest
-bench:          ## solves and visits of the network
+bench:          ## what the network costs, case by case; speed of the routers and of the capacity policies
 	python -m tests.bench.network
+	python -m tests.bench.routers
+	python -m tests.bench.capacity
+oracle:         ## every flow of 105 systems against SimGrid (needs g++ and libsimgrid-dev)
+	python -m tests.oracle.simgrid
 readme:         ## print the README's outputs anew
 	COLUMNS=80 python -m tests.readme
-.PHONY: check test bench readme
+.PHONY: check test bench oracle readme

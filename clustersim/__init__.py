@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clustersim.cluster import Cluster, load_cluster
+    from clustersim.network.freeform import flow_times
     from clustersim.network.pairs import transfer
-    from clustersim.network.sharing import flow_times
     from clustersim.results.store import scan
     from clustersim.simulation import Result, simulate
     from clustersim.types import InputError, TransferResult
@@ -23,7 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOME = {
-    "Cluster": "cluster", "load_cluster": "cluster", "transfer": "network.pairs", "flow_times": "network.sharing",
+    "Cluster": "cluster", "load_cluster": "cluster", "transfer": "network.pairs", "flow_times": "network.freeform",
     "scan": "results.store", "Result": "simulation", "simulate": "simulation", "InputError": "types",
     "TransferResult": "types", "read_trace": "workload.trace",
 }  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +26,7 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
   clustersim --cfg [KEY=VALUE ...]  the whole config of a run, without running it
   clustersim list [GROUP]           all options, one line each
   clustersim inspect PATH           what a topology, a trace or the folder of a run is
+                                    (--plot draws a topology; -o FILE.png says where)
   clustersim fit TRACE [-o FILE]    what the sampler has to be told to look like a trace; for trace.parameters=FILE
   clustersim fit PATH --score       how well that works, on sequences held out; PATH a trace, or a folder of them
   clustersim capture tiny           train a small model in PyTorch and record its router
@@ -145,8 +145,9 @@ def _sweep(overrides: list[str]) -> int:
         if not console.is_terminal:
             console.width = 200         # a file or a pipe has no edge to fold at
         console.print(terminal.comparison(done))
-        if (routers := terminal.choosing(done)) is not None:
-            console.print(routers)
+        for more in (terminal.choosing(done), terminal.trade(done)):
+            if more is not None:
+                console.print(more)
         console.print(f"{len(done)} runs in {folder}", soft_wrap=True)
     if not done and len({reason for _, reason in failed}) == 1:
         raise InputError(failed[0][1])          # what is wrong is in what the jobs share
@@ -212,13 +213,31 @@ def _list(arguments: list[str]) -> int:
 def _inspect(arguments: list[str]) -> int:
     from clustersim.types import InputError
 
-    if len(arguments) != 1:
+    paths, plot, file = [], False, None
+    rest = iter(arguments)
+    for text in rest:
+        if text == "--plot":
+            plot = True
+        elif text == "-o":
+            file = next(rest, None)
+            if file is None:
+                raise InputError("inspect -o: names no file; write -o FILE.png")
+        elif text.startswith("-"):
+            raise InputError(f"inspect {text}: there is no such flag (--plot draws a topology, -o FILE says where)")
+        else:
+            paths.append(text)
+    if len(paths) != 1:
         raise InputError(f"{' '.join(['inspect', *arguments])}: takes one path: a trace, the folder of a run, or a topology")
+    if file is not None and not plot:
+        raise InputError(f"inspect -o {file}: says where --plot draws; add --plot")
     from rich.console import Console
 
-    from clustersim.results.inspection import inspect_path
+    from clustersim.results import inspection
 
-    Console(highlight=False).print(inspect_path(arguments[0]))
+    picture = inspection.plot(paths[0], file) if plot else None
+    Console(highlight=False).print(inspection.inspect_path(paths[0]))
+    if picture is not None:
+        print(f"drawn in {picture}")
     return 0
 
 
@@ -332,12 +351,13 @@ def _flag(key: str, text: str) -> bool:
 
 
 def _help() -> str:
+    import textwrap
+
     width = max(len(group) for group in GROUPS)
     lines = [
-        textwrap.fill(", ".join(options(group_folder(group))), 120, initial_indent=f"  {group:<{width}}  ",
-                      subsequent_indent=" " * (width + 4))
+        textwrap.fill(f"  {group:<{width}}  {', '.join(options(group_folder(group)))}", 130, subsequent_indent=" " * (width + 4))
         for group in GROUPS
-    ]  # fmt: skip
+    ]
     keys = "any key of the config can be set: workload.tokens_per_gpu=1024 topology.nodes=16 seed=1 (clustersim --cfg lists them)"
     return "\n".join([USAGE, "groups and their options (the defaults: clustersim --cfg)", *lines, "", keys])
 

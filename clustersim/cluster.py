@@ -1,49 +1,39 @@
-"""GPUs, links and routes: a machine's YAML, through a networkx graph, to arrays. No clock, no traffic."""
+"""A machine's YAML, through a networkx graph, to arrays: GPUs, links, routes. No clock, no traffic."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import networkx as nx
 import numpy as np
 
-from clustersim import units
+from clustersim import fabrics, handmade, routes, units
 from clustersim.gpuspec import GpuSpec
-from clustersim.pick import did_you_mean
+from clustersim.pick import bind, did_you_mean, find
 from clustersim.places import data_folder
+from clustersim.route_table import read_table
+from clustersim.routes import Table, Wires
 from clustersim.types import Floats, InputError, Ints, Routes
+from clustersim.ways import shortest_ways
+from clustersim.wiring import Link, Nics, add_port, empty_graph, number
 
-FIELDS: dict[str, tuple[str, ...]] = {      # what a machine's YAML may say; `sources` is for its readers
+FIELDS: dict[str, tuple[str, ...]] = {      # what a machine's YAML says; `sources` is for its readers
     "gpu": ("name", "bf16", "fp8", "memory", "memory_bandwidth"),
     "nvlink": ("bandwidth", "achievable", "latency"),
     "nic": ("per_gpu", "bandwidth", "achievable", "latency", "oversubscription", "rails"),
 }
-TOP = ("nodes", "gpus_per_node", *FIELDS, "sources")
-Switch = tuple[str, int]        # kind, number
-PHYSICAL = ("nvlink_up", "nvlink_down", "nic_up", "nic_down", "leaf_up", "leaf_down")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """One direction of one wire, or of several that share their load."""
-
-    id: int
-    kind: str               # one of PHYSICAL
-    name: str               # "nic_up 12": the NIC of GPU 12, towards the network
-    capacity: float         # bytes/s
-    latency: float          # seconds
+TOP = ("nodes", "gpus_per_node", *FIELDS, "fabric", "graph", "routing", "sources")
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Cluster:
-    """A machine. GPU g is GPU `local_of[g]` of node `node_of[g]`; a node is one NVLink domain.
-
-    A GPU has ports, the best first; behind each is a switch. Between switches the way with the fewest hops is taken.
-    """
+    """A machine. GPU g is GPU `local_of[g]` of node `node_of[g]`; a node is one NVLink domain."""
 
     name: str
     n_nodes: int
@@ -51,12 +41,11 @@ class Cluster:
     gpu: GpuSpec
     links: tuple[Link, ...]
     graph: nx.DiGraph               # GPUs (in, out) and switches; an edge's attribute `link` is its id
-    port_switch: Ints               # [gpus, ports] switch behind the port
-    port_up: Ints                   # [gpus, ports] link from GPU to switch
-    port_down: Ints                 # [gpus, ports] link from switch to GPU
-    way_hops: Ints                  # [switches, switches] links between them, -1 where there is no way
-    way_start: Ints                 # [switches, switches] where they begin in `way_links`
-    way_links: Ints
+    capacity: Floats                # [links] bytes/s
+    latency: Floats                 # [links] seconds
+    wires: Wires
+    routing: str                    # what the YAML says of `policy`: "ecmp, seed 3"
+    policy: Callable[[Wires, Ints, Ints], Routes]
 
     @property
     def n_gpus(self) -> int:
@@ -70,42 +59,13 @@ class Cluster:
     def local_of(self) -> Ints:
         return np.arange(self.n_gpus) % self.gpus_per_node
 
-    @property
-    def capacity(self) -> Floats:
-        """Bytes/s [links]."""
-        return np.array([link.capacity for link in self.links])
-
-    @property
-    def latency(self) -> Floats:
-        """Seconds [links]."""
-        return np.array([link.latency for link in self.links])
-
     def routes(self, src: Ints, dst: Ints) -> Routes:
-        """The links from `src` to `dst`, GPUs [transfers] each: fewest hops, of equals the better port. No GPU relays.
+        """The links from `src` to `dst`, GPUs [transfers] each, as the machine's policy (`routing.name`) has it.
 
         Raises:
             InputError: there is no way from a source to its destination.
         """
-        n = src.size
-        fewest = np.full(n, np.iinfo(np.int64).max)
-        up, down, way, hops = (np.zeros(n, np.int64) for _ in range(4))
-        for p in range(self.port_switch.shape[1]):
-            for q in range(self.port_switch.shape[1]):
-                x, y = self.port_switch[src, p], self.port_switch[dst, q]
-                better = (self.way_hops[x, y] >= 0) & (self.way_hops[x, y] < fewest)
-                fewest = np.where(better, self.way_hops[x, y], fewest)
-                up, down = np.where(better, self.port_up[src, p], up), np.where(better, self.port_down[dst, q], down)
-                way, hops = np.where(better, self.way_start[x, y], way), np.where(better, self.way_hops[x, y], hops)
-        if (lost := np.flatnonzero(fewest == np.iinfo(np.int64).max)).size:
-            i = lost[0]
-            raise InputError(f"topology {self.name}: GPU {dst[i]} cannot be reached from GPU {src[i]}: no NIC, or no NVLink")
-        start = np.concatenate(([0], np.cumsum(hops + 2))).astype(np.int64)
-        links = np.empty(int(start[-1]), np.int64)
-        links[start[:-1]], links[start[1:] - 1] = up, down
-        inner = np.arange(int(hops.sum())) - np.repeat(np.cumsum(hops) - hops, hops)        # 0.. in each way
-        links[np.repeat(start[:-1] + 1, hops) + inner] = self.way_links[np.repeat(way, hops) + inner]
-        latency = np.add.reduceat(self.latency[links], start[:-1]) if n else np.zeros(0)
-        return Routes(start=start, links=links, weights=np.ones(links.size), latency=latency)
+        return self.policy(self.wires, src, dst)
 
 
 def load_cluster(name: str | Path, **overrides: Any) -> Cluster:
@@ -123,7 +83,7 @@ def load_cluster(name: str | Path, **overrides: Any) -> Cluster:
     import yaml
 
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        fields = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"topology={name}: not a YAML file: {str(error).splitlines()[0]}") from error
     if not isinstance(fields, dict):
@@ -134,85 +94,161 @@ def load_cluster(name: str | Path, **overrides: Any) -> Cluster:
 
 
 def build_cluster(name: str, fields: Mapping[str, Any]) -> Cluster:
-    """A machine from the fields of its YAML (see `topologies/`): ports of every GPU, NVSwitches, and the network behind the NICs.
+    """A machine from the fields of its YAML (see `topologies/`).
 
-    A non-blocking network (`nic.oversubscription` 1) is one switch. An oversubscribed one is leaves and a spine:
-    one leaf per rail (`nic.rails`), else one per node, and all uplinks of a leaf share their load.
+    Either `nvlink` and `nic` give the ports of every GPU, and `fabric` what is behind the NICs (left out: `crossbar` when
+    `nic.oversubscription` is 1, else `leaf_spine` with one spine); or `graph` gives every link. `routing` says which of
+    several ways is taken (left out: `shortest`).
+
+    Raises:
+        InputError: a key or value that cannot be, or GPUs that cannot reach each other.
     """
     _check_keys(name, fields)
     n_nodes, per_node = (_whole(f"topology.{key}", fields[key]) for key in ("nodes", "gpus_per_node"))
-    gpus = range(n_nodes * per_node)
-    graph = nx.DiGraph()
-    graph.add_nodes_from(("gpu", g, way) for g in gpus for way in ("out", "in"))
-    nvlink, nic = fields["nvlink"], fields["nic"]
-    ports: list[list[Switch]] = []
+    graph = empty_graph(n_nodes * per_node)
+    rail_of = np.arange(n_nodes * per_node) % per_node
+    if "graph" in fields:
+        handmade.draw(graph, fields["graph"], n_nodes * per_node)
+    else:
+        _draw_nvlink(graph, fields["nvlink"], n_nodes, per_node)
+        nics = _nics(graph, fields["nic"], n_nodes, per_node)
+        if nics is not None:
+            _choose(fabrics, "topology.fabric", _fabric(fields, nics))(nics)
+            rail_of = rail_of // nics.shared_by % (nics.rails or nics.per_node)
+        elif "fabric" in fields:
+            raise InputError(f"topology.fabric: {name} has no NICs to join (nic.bandwidth is null)")
+    return _freeze(name, n_nodes, per_node, _gpu(fields["gpu"]), graph, rail_of, fields.get("routing"))
+
+
+def _draw_nvlink(graph: nx.DiGraph, nvlink: Mapping[str, Any], n_nodes: int, per_node: int) -> None:
     if (rate := _rate("nvlink", nvlink)) > 0:
-        ports.append([("nvswitch", g // per_node) for g in gpus])
-        _add_ports(graph, "nvlink", ports[-1], rate, units.parse_seconds(nvlink["latency"], "topology.nvlink.latency"))
-    if (rate := _rate("nic", nic) * _whole("topology.nic.per_gpu", nic["per_gpu"])) > 0:
-        over = nic["oversubscription"]
-        if isinstance(over, bool) or not isinstance(over, int | float) or not 1 <= over < float("inf"):
-            raise InputError(f"topology.nic.oversubscription={over}: must be a number from 1 up (1 = non-blocking)")
-        rails = nic["rails"]
-        if not isinstance(rails, bool):
-            raise InputError(f"topology.nic.rails={rails}: must be true (leaf i has NIC i of all nodes) or false (leaf per node)")
-        leaf: list[Switch] = [("leaf", g % per_node if rails else g // per_node) if over > 1 else ("network", 0) for g in gpus]
-        ports.append(leaf)
-        _add_ports(graph, "nic", leaf, rate, units.parse_seconds(nic["latency"], "topology.nic.latency"))
-        for switch in sorted(set(leaf)) if over > 1 else ():
-            uplinks = leaf.count(switch) * rate / over
-            graph.add_edge(switch, ("spine", 0), kind="leaf_up", name=f"leaf_up {switch[1]}", capacity=uplinks, latency=0.0)
-            graph.add_edge(("spine", 0), switch, kind="leaf_down", name=f"leaf_down {switch[1]}", capacity=uplinks, latency=0.0)
-    return _freeze(name, n_nodes, per_node, _gpu(fields["gpu"]), graph, ports)
+        latency = units.parse_seconds(nvlink["latency"], "topology.nvlink.latency")
+        for g in range(n_nodes * per_node):
+            add_port(graph, g, f"nvswitch {g // per_node}", "nvlink", g, rate, latency)
 
 
-def _add_ports(graph: nx.DiGraph, kind: str, switches: list[Switch], rate: float, latency: float) -> None:
-    """A link to the switch and one back for every GPU; each carries half of the latency of a traversal."""
-    for g, switch in enumerate(switches):
-        half = {"capacity": rate, "latency": latency / 2}
-        graph.add_edge(("gpu", g, "out"), switch, kind=f"{kind}_up", name=f"{kind}_up {g}", **half)
-        graph.add_edge(switch, ("gpu", g, "in"), kind=f"{kind}_down", name=f"{kind}_down {g}", **half)
-
-
-def _freeze(name: str, n_nodes: int, per_node: int, gpu: GpuSpec, graph: nx.DiGraph, ports: list[list[Switch]]) -> Cluster:
-    """Number the links by kind, then GPU; find the ways between switches; check that every GPU reaches every other."""
-    edges = sorted(graph.edges(data=True), key=lambda e: PHYSICAL.index(e[2]["kind"]))      # stable: GPUs stay in order
-    links: list[Link] = []
-    for tail, head, data in edges:
-        data["link"] = len(links)
-        links.append(Link(id=len(links), **{key: data[key] for key in ("kind", "name", "capacity", "latency")}))
-        graph[tail][head]["link"] = data["link"]
-    switches = {v: i for i, v in enumerate(v for v in graph if v[0] != "gpu")}
-    inner = graph.subgraph(switches)
-    hops = np.full((len(switches), len(switches)), -1, np.int64)
-    start = np.zeros_like(hops)
-    ways: list[int] = []
-    for tail, paths in nx.all_pairs_shortest_path(inner):
-        for head, path in paths.items():
-            hops[switches[tail], switches[head]] = len(path) - 1
-            start[switches[tail], switches[head]] = len(ways)
-            ways += [graph[a][b]["link"] for a, b in pairwise(path)]
-    n_gpus = n_nodes * per_node
-    if not ports and n_gpus > 1:
-        raise InputError(f"topology {name}: GPU 1 cannot be reached from GPU 0: nvlink.bandwidth and nic.bandwidth are null")
-    switch_of = np.array([[switches[v] for v in port] for port in ports], np.int64).T
-    up = np.array([[graph[("gpu", g, "out")][v]["link"] for g, v in enumerate(port)] for port in ports], np.int64).T
-    down = np.array([[graph[v][("gpu", g, "in")]["link"] for g, v in enumerate(port)] for port in ports], np.int64).T
-    cluster = Cluster(
-        name=name, n_nodes=n_nodes, gpus_per_node=per_node, gpu=gpu, links=tuple(links), graph=graph, port_switch=switch_of,
-        port_up=up, port_down=down, way_hops=hops, way_start=start, way_links=np.array(ways, np.int64),
+def _nics(graph: nx.DiGraph, nic: Mapping[str, Any], n_nodes: int, per_node: int) -> Nics | None:
+    """The NICs; None for a machine without. Several of one GPU act as one of their sum."""
+    each, shared_by = _per_gpu(nic["per_gpu"], per_node)
+    over, rails = nic["oversubscription"], nic["rails"]
+    if isinstance(over, bool) or not isinstance(over, int | float) or not 1 <= over < float("inf"):
+        raise InputError(f"topology.nic.oversubscription={over}: must be a number from 1 up (1 = non-blocking)")
+    if not isinstance(rails, int) or rails < 0 or per_node // shared_by % (rails or 1):
+        raise InputError(
+            f"topology.nic.rails={rails}: must be true (NIC i of every node on rail i), false, or a number that divides "
+            f"the {per_node // shared_by} NICs of a node"
+        )
+    rate = _rate("nic", nic) * each
+    if not rate:
+        return None
+    return Nics(
+        graph=graph, nodes=n_nodes, per_node=per_node // shared_by, shared_by=shared_by, rate=rate, oversubscription=float(over),
+        latency=units.parse_seconds(nic["latency"], "topology.nic.latency"),
+        rails=per_node // shared_by if rails is True else int(rails),
     )  # fmt: skip
-    _, one_of_each = np.unique(switch_of, axis=0, return_index=True)        # GPUs on the same switches reach the same GPUs
-    pairs = np.array([(a, b) for a in one_of_each for b in one_of_each if a != b], np.int64).reshape(-1, 2)
-    cluster.routes(pairs[:, 0], pairs[:, 1])
+
+
+def _per_gpu(value: Any, per_node: int) -> tuple[int, int]:
+    """`2` as (2 NICs to a GPU, 1 GPU to a NIC); `1/2` as (1, 2)."""
+    rule = "must be a whole number from 1 up, or 1/2, 1/4, ... for a NIC that GPUs of a node share evenly"
+    try:
+        share = Fraction(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else Fraction(0)
+    except (ValueError, OverflowError, ZeroDivisionError):
+        share = Fraction(0)
+    if share <= 0 or 1 not in (share.numerator, share.denominator) or per_node % share.denominator:
+        raise InputError(f"topology.nic.per_gpu={value}: {rule}")
+    return share.numerator, share.denominator
+
+
+def _fabric(fields: Mapping[str, Any], nics: Nics) -> Any:
+    if "fabric" in fields:
+        return fields["fabric"]
+    return {"name": "crossbar"} if nics.oversubscription == 1 else {"name": "leaf_spine", "spines": 1}
+
+
+def _choose(module: ModuleType, key: str, section: Any) -> Callable[..., Any]:
+    """The function that a section names, with its options; an option that is null is left out."""
+    if not isinstance(section, Mapping) or "name" not in section:
+        raise InputError(f"{key}={section}: must name one of {', '.join(sorted(module.__all__))}, as {key}.name")
+    name = str(section["name"])
+    function = find(module, name, key)
+    taken = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    options = {str(k): value for k, value in section.items() if k != "name" and value is not None}
+    if unknown := [option for option in options if option not in taken]:
+        near = did_you_mean(unknown[0], taken)
+        raise InputError(
+            f"{key}.{unknown[0]}={options[unknown[0]]}: {name} takes {', '.join(taken) or 'no options'}{near}; null leaves it out"
+        )
+    chosen = bind(key, name, function, options)
+    if missing := [option for option, default in taken.items() if default is inspect.Parameter.empty and option not in options]:
+        raise InputError(f"{key}.{missing[0]}: {name} needs it")
+    return chosen
+
+
+def _freeze(
+    name: str, n_nodes: int, per_node: int, gpu: GpuSpec, graph: nx.DiGraph, rail_of: Ints, routing: Any
+) -> Cluster:
+    """Number the links, find the ways, choose the policy; check that every GPU reaches every other."""
+    n = n_nodes * per_node
+    links = number(graph)
+    nvlink = _nvlink_domains(graph)
+    wires = Wires(
+        name=name, gpus_per_node=per_node, rail_of=rail_of, latency=np.array([link.latency for link in links]),
+        nvlink=shortest_ways(graph, n, nvlink), network=shortest_ways(graph, n, set(range(len(links))) - nvlink),
+    )  # fmt: skip
+    routing = {"name": "shortest"} if routing is None else routing
+    table: Table | None = None
+    if isinstance(routing, Mapping) and routing.get("name") == "table" and "routes" in routing:
+        table = read_table(graph, n, per_node, routing["routes"])
+        routing = {**routing, "routes": table}
+    policy = _choose(routes, "topology.routing", routing)
+    cluster = Cluster(
+        name=name, n_nodes=n_nodes, gpus_per_node=per_node, gpu=gpu, links=links, graph=graph, wires=wires, policy=policy,
+        routing=_said(routing),
+        capacity=np.array([link.capacity for link in links]), latency=wires.latency,
+    )  # fmt: skip
+    relayed = "pxn" in (routing["name"], routing.get("otherwise"))
+    if (lost := routes.unreached(wires, relayed=relayed, written=table)) is not None:
+        raise routes.complaint(wires, *lost)
+    if n > 1:
+        cluster.routes(np.array([0]), np.array([n - 1]))        # an option that cannot be is found now
     return cluster
+
+
+def _said(routing: Mapping[str, Any]) -> str:
+    """`ecmp, seed 3`."""
+    given = (f"{key} {value}" for key, value in routing.items() if key not in ("name", "routes") and value is not None)
+    return ", ".join((str(routing["name"]), *given))
+
+
+def _nvlink_domains(graph: nx.DiGraph) -> set[int]:
+    """The links that lead from GPU to GPU over NVLink alone: those of switches that only NVLink joins, however far."""
+    apart = nx.Graph()
+    for a, b in graph.edges():
+        apart.add_nodes_from(v for v in (a, b) if isinstance(v, str))
+        if isinstance(a, str) and isinstance(b, str):
+            apart.add_edge(a, b)
+    domains: dict[object, int] = {switch: i for i, part in enumerate(nx.connected_components(apart)) for switch in part}
+    mixed = {domains[v] for a, b, data in graph.edges(data=True) if not _is_nvlink(data) for v in (a, b) if isinstance(v, str)}
+    return {
+        data["link"] for a, b, data in graph.edges(data=True)
+        if _is_nvlink(data) and not {domains[v] for v in (a, b) if isinstance(v, str)} & mixed
+    }  # fmt: skip
+
+
+def _is_nvlink(data: Mapping[str, Any]) -> bool:
+    return str(data["kind"]).startswith("nvlink")
 
 
 def _check_keys(name: str, fields: Mapping[str, Any]) -> None:
     for key in fields:
         if key not in TOP:
             raise InputError(f"topology.{key}: {name} has no such key{did_you_mean(str(key), TOP)} (known: {', '.join(TOP)})")
+    if "graph" in fields and (extra := [key for key in ("nvlink", "nic", "fabric") if key in fields]):
+        raise InputError(f"topology.{extra[0]}: {name} has a graph, which says every link; leave {extra[0]} out")
     for section, known in FIELDS.items():
+        if section != "gpu" and "graph" in fields:
+            continue
         given = fields.get(section)
         if not isinstance(given, Mapping):
             raise InputError(f"topology.{section}={given}: {name} needs its fields: {', '.join(known)}")
@@ -237,10 +273,7 @@ def _rate(section: str, fields: Mapping[str, Any]) -> float:
     key = "bandwidth" if fields["achievable"] is None else "achievable"
     if fields[key] is None:
         return 0.0
-    rate = units.parse_bandwidth(fields[key], f"topology.{section}.{key}")
-    if not rate > 0:
-        raise InputError(f"topology.{section}.{key}={fields[key]}: must be above 0 (null: there is no such port)")
-    return rate
+    return units.parse_bandwidth(fields[key], f"topology.{section}.{key}")
 
 
 def _gpu(fields: Mapping[str, Any]) -> GpuSpec:

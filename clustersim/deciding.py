@@ -318,7 +318,7 @@ def periodic_keys(options: Mapping[str, Any], n_steps: int) -> Mapping[str, Any]
     if not isinstance(options["double_buffer"], bool):
         raise InputError(f"decide.double_buffer={options['double_buffer']}: must be true or false")
     if options["migration"] == "overlapped" and not options["double_buffer"]:
-        raise InputError("decide.double_buffer=false: experts in use cannot be overwritten; decide.migration=overlapped needs it")
+        raise InputError("decide.double_buffer=false: experts in use cannot be overwritten; overlapped needs it")
     if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1):
         raise InputError(f"decide.horizon={horizon}: must be a whole number of steps from 1 up (null: moves need not pay)")
     if period is None and not warmup:

@@ -18,48 +18,40 @@ import polars as pl
 import clustersim
 from clustersim import exchange as exchanges
 from clustersim import network as networks
-from clustersim import placement as placements
 from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, compose
-from clustersim.deciding import (
-    Place,
-    Plan,
-    Setting,
-    decided,
-    loads_seen,
-    looks_at_load,
-    nothing_seen,
-    periodic_keys,
-    plan_once,
-    plan_periodic,
-    steps_seen,
-    with_replica,
-)
+from clustersim.deciding import Plan
 from clustersim.engine import compute
 from clustersim.engine.gpu import LayerWork, Played, play, time_alone
-from clustersim.pick import bind, did_you_mean, find, pick
+from clustersim.inputs import contents, plan_from, setting_of, stream_from
+from clustersim.network import packets
+from clustersim.pick import pick
 from clustersim.placement.measures import Measured, measure
-from clustersim.placement.past import Room, room_for
+from clustersim.placement.past import Room
 from clustersim.placement.replicas import chosen_slots
-from clustersim.places import PACKAGE
-from clustersim.results.placements import Step, moe_layer_s, placement_summary, placements_table, rebalance_summary
+from clustersim.results.counting import LayerCounts, count_layer, counted_layer
+from clustersim.results.placements import (
+    Step,
+    mean_step_s,
+    moe_layer_s,
+    placement_summary,
+    placements_table,
+    rebalance_summary,
+)
 from clustersim.results.store import write_run
 from clustersim.results.tables import (
-    LayerCounts,
+    collision,
     experts_table,
     gpus_table,
     layers_table,
     links_table,
     summary_row,
 )
-from clustersim.types import InputError, Placement, Routing, Transfers, Workload
-from clustersim.units import format_bytes
+from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routing, Transfers, Workload
 from clustersim.workload import capacity as capacities
-from clustersim.workload import source
-from clustersim.workload.loads import read_loads
-from clustersim.workload.routing import rerouted, router_from
-from clustersim.workload.stream import Stream, passes_of, rerouted_stream, stream_of
-from clustersim.workload.trace import read_trace
+from clustersim.workload.capacity_padding import padding_rows, rows_by_source
+from clustersim.workload.routing import Router, router_from
+from clustersim.workload.stream import Stream
 
 PHYSICS = 2             # raised whenever the same config gives other numbers; part of every run_id
 
@@ -105,12 +97,14 @@ class _Parts:
     cluster: Cluster
     stream: Stream
     plan: Plan
+    room: Room
     workload: Workload                      # of the step in hand
     placements: tuple[Placement, ...]       # of its MoE layers
-    room: Room
     exchange: Callable[..., Any]
     network: Callable[..., Any]
-    drop: Callable[..., Any]
+    rule: capacities.Rule
+    top_k: int                              # choices of a token, as a capacity formula counts them
+    protected: Any                          # bool [tokens] that no capacity drops, or None
     trace_sha256: str | None
 
 
@@ -126,26 +120,32 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     began = time.perf_counter()
     run = overrides if isinstance(overrides, Run) else compose(overrides)
     parts = _assemble(run)
-    rounds = 1 + (run.capacity_factor is not None) + (parts.plan.rebalances > 0)      # of playing everything, at most
-    steps = _play_all(parts, parts.plan, run.capacity_factor, _part(progress, 0, rounds))
+    rounds = 1 + parts.rule.limits + (parts.plan.rebalances > 0)        # of playing everything, at most
+    steps = _play_all(parts, parts.plan, parts.rule, _part(progress, 0, rounds))
     tables = _tables(parts, steps)
-    played, counts = [step.played for step in steps], [c for step in steps for c in step.counts]
     held = sum(step.held_s for step in steps) / len(steps)
-    numbers = summary_row(played, tables, counts, parts.workload.source.size, parts.cluster.n_gpus, held)
+    numbers = summary_row(
+        [step.played for step in steps], tables, [c for step in steps for c in step.counts], parts.workload.source.size,
+        parts.cluster.n_gpus, held,
+    )
+    collided = collision(tables["links"], parts.cluster)
+    numbers["ecmp_collision"] = collided[0] if collided else None
     saved = 0.0
-    if numbers["drop_rate"] > 0:
-        dropless = _play_all(parts, parts.plan, None, _part(progress, 1, rounds, "the same without dropping"))
-        saved = sum(step.played.step_s for step in dropless) / len(dropless) - sum(p.step_s for p in played) / len(played)
-    numbers["seconds_saved_by_dropping"] = saved
-    numbers["moe_layer_s"] = moe_layer_s(steps)
+    if parts.rule.limits and any(numbers[name] > 0 for name in ("drop_rate", "rerouted_rate", "padding_computed_rows")):
+        again = _part(progress, 1, rounds, "the same without dropping")
+        dropless = _play_all(parts, parts.plan, parts.rule.without_limit(), again)
+        saved = mean_step_s(dropless) - mean_step_s(steps)
+    numbers |= {"seconds_saved_by_dropping": saved, "moe_layer_s": moe_layer_s(steps)}
     numbers |= placement_summary([m for step in steps for m in step.measured])
     if parts.plan.rebalances:
-        kept = _play_all(parts, parts.plan.never_again(), run.capacity_factor, _part(progress, rounds - 1, rounds, "never moved"))
+        kept = _play_all(parts, parts.plan.never_again(), parts.rule, _part(progress, rounds - 1, rounds, "never moved"))
         numbers |= rebalance_summary(
             steps, kept, rebalances=parts.plan.rebalances, buffer_bytes=parts.plan.buffer_bytes,
             expert_bytes=run.model.expert_params * run.model.expert_weight_bytes,
         )
     notes = _notes(parts, numbers)
+    if collided and collided[0] > 1.01:
+        notes += (f"routes pile up: the busiest {collided[1]} takes {collided[0]:.2f} times what an even spread would leave it",)
     run_id, provenance = _provenance(parts, notes)
     summary = {**_settings(parts), **numbers}
     tables["summary"] = pl.DataFrame([{"run_id": run_id, **summary}])
@@ -156,149 +156,75 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
 def _assemble(run: Run) -> _Parts:
     config, model = run.config, run.model
     cluster = build_cluster(run.topology, config["topology"])
-    n = cluster.n_gpus
-    if config["compute"]["name"] not in ("roofline", "none"):
-        raise InputError(f"compute={config['compute']['name']}: must be roofline or none")
-    name, options = run.options("placement")
-    replica, slots, spare = (options.pop(key) for key in ("replica", "slots", "spare"))
-    find(placements.replicas, replica, "placement.replica")        # a misspelt rule is found now, not in the first layer
-    place = with_replica(pick(placements, name, **options), replica)
     exchange_name, exchange_options = run.options("exchange")
     exchange = pick(exchanges, exchange_name, **exchange_options)
-    room = room_for(slots, spare, model.n_experts, cluster.node_of)
-    if (weights := model.expert_params * model.expert_weight_bytes) > cluster.gpu.memory:
-        raise InputError(
-            f"model={model.name}: no GPU of {run.topology} can hold an expert: its weights are {format_bytes(weights)}, "
-            f"the memory of a GPU is {format_bytes(cluster.gpu.memory)}"
-        )
-    setting = Setting(
-        model=model, cluster=cluster, room=room, exchange=exchange, timed=config["compute"]["name"] == "roofline",
-        replica=replica, seed=run.seed,
-    )
+    setting, place = setting_of(run, cluster, exchange)
+    if config["compute"]["name"] not in ("roofline", "none"):
+        raise InputError(f"compute={config['compute']['name']}: must be roofline or none")
     name, options = run.options("router")
-    router = router_from(name, options, model, phase=config["workload"]["phase"])
-    stream, digest = _stream(run, n, router.extra, looks_at_load(place))
-    near = _near(setting, place) if "near" in router.wants else _nobody_near
-    label = f"trace={config['trace']['name']}"
-    stream = rerouted_stream(stream, lambda i, tokens: rerouted(tokens, router, model, run.seed + i, name=label, near=near))
-    plan, played = _plan(run, setting, place, stream)
+    router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
+    rule = capacities.rule_from(config["capacity"])
+    if config["trace"].get("counts"):
+        _check_counts(router, rule, exchange_name, setting.room.n_slots, model.n_experts)
+    stream, digest = stream_from(run, setting, place, router)
+    plan, stream = plan_from(run, setting, place, stream)
     network_name, network_options = run.options("network")
+    if rule.sends_padding and ":" not in exchange_name and exchange_name not in exchanges.PADDING:
+        key = "pad=true" if rule.pad else f"pad_multiple={rule.pad_multiple}"
+        can = " or ".join(sorted(exchanges.PADDING))
+        raise InputError(
+            f"capacity.{key}: exchange={exchange_name} cannot send padding; use exchange={can}, "
+            "or capacity.where=expert, which pads on arrival"
+        )
     return _Parts(
         run=run,
         cluster=cluster,
-        stream=replace(stream, steps=played),
+        stream=stream,
         plan=plan,
-        workload=played[0],
+        room=setting.room,
+        workload=stream.steps[0],
         placements=plan.placements[0],
-        room=room,
         exchange=exchange,
         network=pick(networks, network_name, **network_options),
-        drop=find(capacities, config["capacity"]["drop"], "capacity.drop"),
+        rule=rule,
+        top_k=router.options.get("k") or run.model.top_k,
+        protected=capacities.protected_tokens(capacities.stream(run.seed), rule, stream.steps[0].context),
         trace_sha256=digest,
     )
 
 
-def _near(setting: Setting, place: Place) -> Callable[[int], np.ndarray[Any, np.dtype[np.bool_]]]:
-    """GPU -> bool [experts], those of which its node holds a copy, for a router that minds it."""
-    name, n = setting.model.name, setting.model.n_experts
-    if looks_at_load(place):
+def _check_counts(router: Router, rule: capacities.Rule, exchange: str, n_slots: int, n_experts: int) -> None:
+    """InputError where something asks for single tokens, which counts do not have."""
+    need = "single tokens, and trace.counts=true has only how many of a GPU choose each expert"
+    if router.name != "recorded":
+        raise InputError(f"router={router.name}: needs {need}; use trace.counts=false")
+    if rule.limits or rule.pad_multiple > 1:
+        raise InputError(f"capacity: a limit or padding needs {need}; use trace.counts=false")
+    if exchange not in exchanges.PADDING:
+        can = " or ".join(sorted(exchanges.PADDING))
+        raise InputError(f"exchange={exchange}: needs {need}; use exchange={can} or trace.counts=false")
+    if n_slots > n_experts:
         raise InputError(
-            f"placement: is decided on where tokens of {name} go, and the router decides that by where experts are; "
-            "take placement=contiguous or round_robin"
+            f"placement.slots={n_slots}: choosing among replicas of {n_experts} experts needs {need}; "
+            f"use placement.slots={n_experts} or trace.counts=false"
         )
-    placed = decided(setting, place, nothing_seen(setting), None)
-    if any((one.expert_of != placed[0].expert_of).any() for one in placed):
-        raise InputError("placement: differs between layers, and the router minds one; take placement=contiguous or round_robin")
-
-    def near(gpu: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        held = np.zeros(n, bool)
-        held[placed[0].expert_of[setting.cluster.node_of[placed[0].gpu_of] == setting.cluster.node_of[gpu]]] = True
-        return held
-
-    return near
 
 
-def _nobody_near(gpu: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    raise AssertionError("asked for by a router that does not mind where experts are")
-
-
-def _stream(run: Run, n_gpus: int, extra: int, looks_back: bool) -> tuple[Stream, str | None]:
-    """The steps and what is recorded or drawn of them, and the hash of the trace they come from.
-
-    Args:
-        extra: columns of scores beside those of the experts.
-        looks_back: the placement is decided on a past.
-    """
-    name, options = run.options("trace")
-    decide, workload = run.config["decide"], run.config["workload"]
-    apart = decide["name"] == "once" and (looks_back or decide["apart"])
-    keys = {key: workload[key] for key in ("steps", "deal", "domain_steps")}
-    if name in ("tiny", "file"):
-        path = PACKAGE / "workload" / "data" / "tiny" if name == "tiny" else Path(str(options["path"]))
-        label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
-        stream = stream_of(read_trace(path), run.model, n_gpus, run.tokens_per_gpu, apart=apart, name=label, **keys)
-        return stream, _contents(path)
-    if name == "sampled":
-        draw = bind("trace", name, source.from_sampler, options)
-
-        def make(seed: int) -> Workload:
-            made: Workload = draw(run.model, n_gpus, run.tokens_per_gpu, seed, extra)
-            return made
-
-        return passes_of(make, run.model, run.seed, apart=apart, **keys), None
-    if name == "balanced":
-        even = bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu)
-        return passes_of(lambda seed: even, run.model, run.seed, apart=apart, **keys), None
-    known = ("tiny", "file", "sampled", "balanced")
-    raise InputError(f"trace.name={name}: there is no such trace{did_you_mean(str(name), known)} (known: {', '.join(known)})")
-
-
-def _plan(run: Run, setting: Setting, place: Place, stream: Stream) -> tuple[Plan, tuple[Workload, ...]]:
-    """The placements of the steps that are played, and these steps."""
-    name, options = run.options("decide")
-    if name == "periodic":
-        keys = periodic_keys(options, len(stream.steps))
-        first = find(placements, str(keys["first"]), "decide.first")
-        if looks_at_load(first):
-            raise InputError(f"decide.first={keys['first']}: there is no past yet; contiguous, round_robin or random would do")
-        return plan_periodic(setting, place, stream.steps, **{**keys, "first": first}), stream.steps[keys["warmup"] :]
-    if not looks_at_load(place):
-        seen = nothing_seen(setting)
-    elif name == "load_file":
-        seen = loads_seen(read_loads(str(options["path"]), run.model))
-    else:
-        seen = steps_seen(setting, stream.past)
-    return plan_once(setting, place, seen, len(stream.steps)), stream.steps
-
-
-def _contents(path: Path) -> str:
-    """sha256 of the files of a trace."""
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _play_all(parts: _Parts, plan: Plan, factor: float | None, progress: Progress) -> list[Step]:
+def _play_all(parts: _Parts, plan: Plan, rule: capacities.Rule, progress: Progress) -> list[Step]:
     """All steps, one after the other, each under its placements and after what has to move before it, or beside it."""
     n = len(parts.stream.steps)
     steps: list[Step] = []
     overlapped = parts.run.config["decide"].get("migration") == "overlapped"
     for i, (tokens, placed, moves) in enumerate(zip(parts.stream.steps, plan.placements, plan.moves, strict=True)):
-        now = replace(parts, workload=tokens, placements=placed)
-        played, counts, measured = _play(now, factor, _part(progress, i, n), moves if overlapped else None)
+        protected = capacities.protected_tokens(capacities.stream(parts.run.seed), rule, tokens.context)
+        now = replace(parts, workload=tokens, placements=placed, protected=protected)
+        played, counts, measured = _play(now, rule, _part(progress, i, n), moves if overlapped else None)
         if overlapped:
             held = max(0.0, played.background_s - played.step_s)        # the next step waits for what has not come yet
         else:
             held = 0.0 if moves is None else time_alone(parts.cluster, parts.network, moves)
-        moved = plan.moved[i]
-        steps.append(
-            Step(
-                played=played, counts=counts, held_s=held,
-                measured=[replace(m, moved_slots=int(n)) for m, n in zip(measured, moved, strict=True)],
-            )
-        )
+        brought = [replace(m, moved_slots=int(k)) for m, k in zip(measured, plan.moved[i], strict=False)]
+        steps.append(Step(played=played, counts=counts, measured=brought, held_s=held))
     return steps
 
 
@@ -321,18 +247,24 @@ def _tables(parts: _Parts, steps: Sequence[Step]) -> dict[str, pl.DataFrame]:
 
 
 def _play(
-    parts: _Parts, factor: float | None, progress: Progress, background: Transfers | None = None
+    parts: _Parts, rule: capacities.Rule, progress: Progress, background: Transfers | None = None
 ) -> tuple[Played, list[LayerCounts | None], list[Measured]]:
-    """One forward pass under a capacity factor, what the router did in each layer, and how the placement served."""
+    """One forward pass under a capacity rule, what the router did in each layer, and how the placement served."""
     model = parts.run.model
     counts: list[LayerCounts | None] = [None] * model.n_layers
     measured: list[Measured] = []
 
     def work_of(layer: int) -> LayerWork:
-        work, counts[layer], seen = _layer(parts, layer, factor)
-        measured.extend([] if seen is None else [seen])
-        if layer == 0 and parts.run.config["network"]["name"] == "fluid":       # what can be wrong has been found by now
-            networks.when_compiling(lambda: progress(0.0, "compiling the network solver, once for this installation"))
+        work, counts[layer], served = _layer(parts, layer, rule)
+        measured.extend([] if served is None else [served])
+        if layer == model.n_dense_layers and parts.run.config["network"]["name"] == "packet":
+            both = [transfers for transfers in (work.dispatch, work.combine) if transfers is not None]
+            packets.need_few(parts.cluster, both, model.n_layers - layer, parts.run.config["network"]["chunk"])
+        if layer == 0:                          # what can be wrong has been found by now
+            networks.when_compiling(
+                lambda: progress(0.0, "compiling the network solver, once for this installation"),
+                parts.run.config["network"]["name"],
+            )
         return work
 
     played = play(
@@ -342,8 +274,10 @@ def _play(
     return played, counts, measured
 
 
-def _layer(parts: _Parts, layer: int, factor: float | None) -> tuple[LayerWork, LayerCounts | None, Measured | None]:
-    """What the GPUs have to do in one layer, what its router did, and how the placement served it."""
+def _layer(
+    parts: _Parts, layer: int, rule: capacities.Rule
+) -> tuple[LayerWork, LayerCounts | None, Measured | None]:
+    """What the GPUs have to do in one layer, what its router did, and how the placement served it (None: no token is known)."""
     model, cluster, tokens = parts.run.model, parts.cluster, parts.workload
     n, gpu = cluster.n_gpus, cluster.gpu
     per_gpu = np.bincount(tokens.source, minlength=n)
@@ -355,41 +289,79 @@ def _layer(parts: _Parts, layer: int, factor: float | None) -> tuple[LayerWork, 
     if moe_layer < 0:
         dense = compute.dense_seconds(model, gpu, per_gpu) if timed else idle
         return LayerWork(attention_s=attention, expert_s=idle, other_s=dense, dispatch=None, combine=None), None, None
-    chosen = tokens.choose(moe_layer)
-    assigned, capacity = capacities.limit(
-        parts.drop, chosen.ids, chosen.weights, tokens.source, n_gpus=n, n_experts=model.n_experts, factor=factor
+    if tokens.count is not None:
+        return *_counted_layer(parts, layer, tokens.count(moe_layer), attention, per_gpu), None
+    chosen, placement = tokens.choose(moe_layer), parts.placements[moe_layer]
+    limited, sent, kept = _routings(parts, rule, layer, chosen)
+    slots = chosen_slots(kept, placement, cluster)
+    rows = rows_by_source(slots, kept.source, n, placement.n_slots)
+    travelling, computed = padding_rows(rule, limited, rows, per_gpu, placement.expert_of)
+    dispatch, combine = (
+        parts.exchange(phase, replace(routing, padding=travelling), placement, cluster, model)
+        for phase, routing in (("dispatch", sent), ("combine", kept))
     )
-    routing = Routing(
-        asked=chosen.ids, assigned=assigned, weights=chosen.weights, source=tokens.source, index=tokens.index, capacity=capacity
-    )
-    placement = parts.placements[moe_layer]
-    slots = chosen_slots(routing, placement, cluster)
-    in_slot = np.bincount(slots.ravel() + 1, minlength=placement.n_slots + 1)[1:]
-    dispatch, combine = (parts.exchange(phase, routing, placement, cluster, model) for phase in ("dispatch", "combine"))
+    in_slot = rows.sum(axis=0)
     work = LayerWork(
         attention_s=attention,
-        expert_s=compute.expert_seconds(model, gpu, in_slot, placement.gpu_of, n) if timed else idle,
+        expert_s=compute.expert_seconds(model, gpu, in_slot + computed, placement.gpu_of, n) if timed else idle,
         other_s=compute.shared_seconds(model, gpu, per_gpu) if timed else idle,
         dispatch=dispatch,
         combine=combine,
     )
-    served = measure(slots, tokens.source, placement, parts.room.slots_of, cluster.node_of)
-    return work, _count(routing, placement, in_slot, model.n_experts, n), served
+    served = measure(slots, kept.source, placement, parts.room.slots_of, cluster.node_of)
+    counts = count_layer(
+        chosen, kept, placement, in_slot, travelling, computed, n_experts=model.n_experts, n_gpus=n,
+        row_bytes=model.dispatch_token_bytes + model.combine_token_bytes,
+        renormalised=rule.renormalise and chosen.ids.shape[1] > 1,
+    )  # fmt: skip
+    return work, counts, served
 
 
-def _count(routing: Routing, placement: Placement, in_slot: Any, n_experts: int, n_gpus: int) -> LayerCounts:
-    asked = np.bincount(routing.asked.ravel() + 1, minlength=n_experts + 1)[1:]
-    kept = np.bincount(placement.expert_of, in_slot, n_experts).astype(np.int64)
-    assert (kept == np.bincount(routing.assigned.ravel() + 1, minlength=n_experts + 1)[1:]).all(), "a kept choice has no slot"
-    lost = (routing.assigned < 0).all(axis=1) & (routing.asked >= 0).any(axis=1)
-    return LayerCounts(
-        asked=asked,
-        kept=kept,
-        replicas=np.bincount(placement.expert_of, minlength=n_experts),
-        gpu_tokens=np.bincount(placement.gpu_of, in_slot, n_gpus).astype(np.int64),
-        fully_dropped=int(lost.sum()),
-        room=None if routing.capacity is None else int(routing.capacity.sum()) * n_experts,
+def _counted_layer(
+    parts: _Parts, layer: int, counts: Ints, attention: Floats, per_gpu: Ints
+) -> tuple[LayerWork, LayerCounts]:
+    """As `_layer`, where only counts [gpus, experts] are known: their rows travel as padding does, without any token."""
+    model, cluster, placement = parts.run.model, parts.cluster, parts.placements[layer - parts.run.model.n_dense_layers]
+    n, gpu = cluster.n_gpus, cluster.gpu
+    timed = parts.run.config["compute"]["name"] == "roofline"
+    rows = counts[:, placement.expert_of]                   # [gpus, slots]: every expert has one
+    nobody = np.zeros((0, model.top_k), np.int64)
+    routing = Routing(
+        asked=nobody, assigned=nobody, weights=None, source=nobody[:, 0], index=nobody[:, 0], capacity=None, padding=rows
     )
+    dispatch, combine = (parts.exchange(phase, routing, placement, cluster, model) for phase in ("dispatch", "combine"))
+    in_slot = rows.sum(axis=0)
+    work = LayerWork(
+        attention_s=attention,
+        expert_s=compute.expert_seconds(model, gpu, in_slot, placement.gpu_of, n) if timed else np.zeros(n),
+        other_s=compute.shared_seconds(model, gpu, per_gpu) if timed else np.zeros(n),
+        dispatch=dispatch,
+        combine=combine,
+    )
+    return work, counted_layer(in_slot, placement, n_experts=model.n_experts, n_gpus=n)
+
+
+def _routings(parts: _Parts, rule: capacities.Rule, layer: int, chosen: Choices) -> tuple[capacities.Limited, Routing, Routing]:
+    """What the capacity rule makes of a layer's choices: those that are dispatched, and those that are computed and come home."""
+    tokens, model, n = parts.workload, parts.run.model, parts.cluster.n_gpus
+    asked = Routing(
+        asked=chosen.ids, assigned=chosen.ids, weights=chosen.weights, source=tokens.source, index=tokens.index, capacity=None
+    )
+    computing = None
+    if rule.per == "gpu" and rule.factor is not None:
+        placement = parts.placements[layer - model.n_dense_layers]
+        slots = chosen_slots(asked, placement, parts.cluster)
+        computing = np.where(slots < 0, -1, placement.gpu_of[slots])
+    limited = capacities.limit(
+        capacities.stream(parts.run.seed, layer), rule, chosen, source=tokens.source, index=tokens.index, n_gpus=n,
+        n_experts=model.n_experts, top_k=min(parts.top_k, chosen.ids.shape[1]), gpu_of_choice=computing,
+        protected=parts.protected,
+    )  # fmt: skip
+    weights = None
+    if chosen.weights is not None:
+        weights = capacities.applied_weights(chosen.weights, chosen.ids, limited.assigned, renormalise=rule.renormalise)
+    kept = replace(asked, assigned=limited.assigned, weights=weights, capacity=limited.room)
+    return limited, replace(kept, assigned=chosen.ids) if rule.where == "expert" else kept, kept
 
 
 def _settings(parts: _Parts) -> dict[str, Any]:
@@ -404,10 +376,12 @@ def _settings(parts: _Parts) -> dict[str, Any]:
         "router": config["router"]["name"],
         "tokens_per_gpu": run.tokens_per_gpu,
         "capacity_factor": run.capacity_factor,
+        "capacity_rule": config["capacity"]["rule"],
+        "drop": config["capacity"]["drop"],
         "steps": len(parts.stream.steps),
         "placement": config["placement"]["name"],
         "slots": parts.room.n_slots,
-        "replica": parts.run.config["placement"]["replica"],
+        "replica": config["placement"]["replica"],
         "exchange": config["exchange"]["name"],
         "network": config["network"]["name"],
         "compute": config["compute"]["name"],
@@ -430,13 +404,17 @@ def _leaf(config: Mapping[str, Any], key: str) -> Any:
 def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     """What a reader of the result has to know about how it came about."""
     notes = [*parts.stream.notes, *parts.plan.notes]
-    if parts.trace_sha256 is not None and numbers["drop_rate"] > 0:
+    if parts.run.config["trace"]["name"] in ("tiny", "file") and numbers["drop_rate"] + numbers["rerouted_rate"] > 0:
         notes.append("the trace is open loop: a dropped token would have changed the choices of later layers")
     replicated = parts.room.n_slots > parts.run.model.n_experts and parts.run.config["placement"]["replica"] == "token_hash"
     if parts.run.config["trace"]["name"] == "balanced" and replicated:
         notes.append("balanced choices and token_hash both repeat with the token's index: replicas are not used evenly")
     if parts.run.config["network"]["name"] == "bound":
         notes.append("network=bound: exchanges in progress do not contend, and all GPUs leave one together")
+    if parts.run.config["network"]["name"] == "packet":
+        chunk, queue = parts.run.config["network"]["chunk"], parts.run.config["network"]["queue"]
+        queues = "a queue per flow and link, served in turn" if queue == "round_robin" else "one queue per link"
+        notes.append(f"network=packet: store and forward of {chunk} packets, {queues}; full buffers hold back what feeds them")
     return tuple(notes)
 
 
@@ -450,7 +428,7 @@ def _provenance(parts: _Parts, notes: Sequence[str]) -> tuple[str, dict[str, Any
         "physics": PHYSICS,
     }
     if run.config["decide"]["name"] == "load_file":
-        depends["load_sha256"] = _contents(Path(str(run.config["decide"]["path"])))
+        depends["load_sha256"] = contents(Path(str(run.config["decide"]["path"])))
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
     return digest[:12], {
         **depends,

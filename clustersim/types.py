@@ -77,6 +77,7 @@ class Workload:
     choose: Callable[[int], Choices]
     scores: ScoreProcess | None = None          # [tokens, experts and more columns] to choose anew from; None: ids only
     token_ids: Callable[[], Ints] | None = None     # -> [tokens] the word that each token is; None when unknown
+    count: Callable[[int], Ints] | None = None  # in place of `choose`: [gpus, experts] choices of each expert by a GPU's tokens
     notes: tuple[str, ...] = ()                 # what a reader of the result has to know about the input
 
 
@@ -85,11 +86,13 @@ class Routing:
     """Who goes where in one layer, before and after the capacity rule. Dropped = asked >= 0 and assigned < 0."""
 
     asked: Ints                                 # [tokens, top_k] logical expert; -1 no expert (variable k)
-    assigned: Ints                              # [tokens, top_k] `asked` where kept, else -1
-    weights: Floats | None                      # [tokens, top_k] gate weights
+    assigned: Ints                              # [tokens, top_k] `asked` where kept, another expert where rerouted, else -1
+    weights: Floats | None                      # [tokens, top_k] gate weights as the combine applies them
     source: Ints                                # [tokens] GPU that holds the token
     index: Ints                                 # [tokens] place in its GPU's batch
-    capacity: Ints | None                       # [gpus] tokens one source GPU may send to one expert; None dropless
+    capacity: Ints | None                       # [pools, units] places that tokens of a pool (a source GPU, a group, all) have at
+                                                # a unit (an expert, a GPU); None dropless
+    padding: Ints | None = None                 # [gpus, slots] rows that a source GPU sends to a slot beside its tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -155,5 +158,5 @@ class TransferResult:
     finish: Floats                              # [gpus, gpus]; NaN where nothing was sent; a GPU to itself: its release
     makespan: float                             # 0 when nothing was sent
     link_bytes: Floats                          # [links], in the order of cluster.links
-    solves: int                                 # how many times rates were recomputed
+    solves: int                                 # how many times rates were recomputed; of `packet`: packets sent over links
     bound: float                                # release-date makespan of the busiest link: no schedule is faster

@@ -154,6 +154,8 @@ def finish_times(
     weights: Sequence[Sequence[Number]] | None = None,
     after: Sequence[Sequence[int]] | None = None,
     chunk: Sequence[Number] | None = None,
+    rate_cap: Sequence[Number] | None = None,
+    changes: Sequence[tuple[Number, int, Number]] = (),
 ) -> list[Fraction]:
     """When the last byte of every flow has left, seconds [flows]; exact.
 
@@ -165,14 +167,20 @@ def finish_times(
         weights: share of the flow's bytes on each link of its route; 1 when not given. A link named twice counts twice.
         after: for each flow those that it follows (see `clustersim.types.Transfers`).
         chunk: bytes [flows]; read where a flow follows others.
+        rate_cap: bytes/s [flows], inf without; each is a link of the flow's own.
+        changes: (seconds, link, bytes/s): the link has that capacity from then on; of one instant the last counts. 0 stops it.
     """
     n = len(routes)
     capacity = [Fraction(c) for c in capacity]
+    to_come = sorted(((Fraction(t), i, link, Fraction(c)) for i, (t, link, c) in enumerate(changes)), reverse=True)
     size, released = [Fraction(b) for b in nbytes], [Fraction(r) for r in release]
     uses = [{} for _ in range(n)]
     for flow, route in enumerate(routes):
         for link, weight in zip(route, weights[flow] if weights else [1] * len(route), strict=True):
             uses[flow][link] = uses[flow].get(link, Fraction(0)) + Fraction(weight)
+        if rate_cap and rate_cap[flow] < float("inf") and route:
+            uses[flow][len(capacity)] = Fraction(1)
+            capacity.append(Fraction(rate_cap[flow]))
     after = after or [[]] * n
     piece = [min(Fraction(1), Fraction(chunk[f]) / size[f]) if after[f] else None for f in range(n)]
     moved = [Fraction(0)] * n                                               # fraction of each flow that has left
@@ -184,6 +192,8 @@ def finish_times(
         return [p for p in after[flow] if end[p] is None]                   # those that can still hold it back
 
     while any(e is None for e in end):
+        while to_come and to_come[-1][0] <= now:
+            _, _, link, capacity[link] = to_come.pop()
         for flow in range(n):
             first_chunk_is_in = all(p in live and moved[p] >= piece[flow] and piece[flow] < 1 for p in behind(flow))
             if end[flow] is None and released[flow] <= now and first_chunk_is_in:
@@ -195,15 +205,15 @@ def finish_times(
         ]  # fmt: skip
         rate = dict(zip(order, coupled_rates(capacity, [uses[f] for f in order], caught), strict=True))
         pace = {f: r / size[f] for f, r in rate.items()}                    # fractions per second
-        steps = [(1 - moved[f]) / pace[f] for f in order]
-        steps += [r - now for r in released if r > now]
+        steps = [(1 - moved[f]) / pace[f] for f in order if pace[f] > 0]
+        steps += [r - now for r in released if r > now] + [change[0] - now for change in to_come[-1:]]
         for flow in range(n):
             if end[flow] is not None:
                 continue
             for p in behind(flow):
                 if p not in live or piece[flow] >= 1:
                     continue
-                if flow not in live and moved[p] < piece[flow]:
+                if flow not in live and moved[p] < piece[flow] and pace[p] > 0:
                     steps.append((piece[flow] - moved[p]) / pace[p])
                 if flow in live and moved[p] - piece[flow] > moved[flow] and pace[flow] > pace[p]:
                     steps.append((moved[p] - piece[flow] - moved[flow]) / (pace[flow] - pace[p]))

@@ -8,3 +8,5 @@ from clustersim.exchange.alltoall import direct
 from clustersim.exchange.hierarchical import node_dedup
 
 __all__ = ["direct", "node_dedup"]
+
+PADDING = frozenset({"direct"})         # those that send the rows of `routing.padding`; the others must not be given any

@@ -12,7 +12,8 @@ def direct(phase: str, routing: Routing, placement: Placement, cluster: Gpus, mo
     """One copy per token and kept expert, and nothing but the token in it.
 
     The all-to-all of Megatron-LM, FastMoE and Hugging Face: two experts on one GPU get the token twice, and return it
-    twice, un-summed. Choices whose expert lives on the token's own GPU do not travel.
+    twice, un-summed. Choices whose expert lives on the token's own GPU do not travel. Rows of padding travel like tokens, both
+    ways: with every buffer filled up to the capacity C, slots · C rows leave a GPU whatever the routing.
 
     Args:
         phase: "dispatch" or "combine"; combine is the transpose, in the model's combine bytes.
@@ -21,6 +22,8 @@ def direct(phase: str, routing: Routing, placement: Placement, cluster: Gpus, mo
         One transfer per pair of GPUs with something to send, by source of the token, then expert GPU.
     """
     copies = count_copies(routing.source, destinations(routing, placement, cluster), cluster.n_gpus, cluster.n_gpus)
+    if routing.padding is not None:
+        np.add.at(copies.T, placement.gpu_of, routing.padding.T)
     np.fill_diagonal(copies, 0)
     home, away = np.nonzero(copies)
     n_copies = copies[home, away].astype(np.float64)

@@ -6,20 +6,24 @@ A network is `name(env, cluster, *, options)`; what it returns opens exchanges (
 import threading
 from collections.abc import Callable
 
-from clustersim.network.fabric import bound, fluid
+from clustersim.network.fabric import bound, fluid, packet
 
-__all__ = ["bound", "fluid"]
+__all__ = ["bound", "fluid", "packet"]
 
 
-def when_compiling(say: Callable[[], None]) -> None:
-    """Have `say` called when the fluid solver is not ready in two seconds from now: it is being compiled then, not loaded."""
-    from clustersim.network import kernel
+def when_compiling(say: Callable[[], None], network: str = "fluid") -> None:
+    """Have `say` called when a network's solver is not ready in two seconds from now: it is being compiled then, not loaded."""
+    if network not in ("fluid", "packet"):
+        return
+    from clustersim.network import kernel, packet_kernel
+
+    run = kernel.run if network == "fluid" else packet_kernel.run
 
     def look() -> None:
-        if not kernel.run.signatures:
+        if not run.signatures:
             say()
 
-    if not kernel.run.signatures:
+    if not run.signatures:
         timer = threading.Timer(2.0, look)
         timer.daemon = True
         timer.start()

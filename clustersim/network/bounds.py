@@ -7,17 +7,21 @@ import numpy as np
 from clustersim.types import Floats, Routes, Transfers
 
 
-def busiest_link_end(capacity: Floats, routes: Routes, nbytes: Floats, release: Floats) -> tuple[float, int]:
+def busiest_link_end(
+    capacity: Floats, routes: Routes, nbytes: Floats, release: Floats, hop_latency: Floats | None = None
+) -> tuple[float, int]:
     """The latest time at which some link has, at best, carried its bytes; and that link.
 
     Each link alone is a single machine with release dates: flow i of `nbytes[i]` bytes may start at `release[i]`, so
     the link ends no earlier than max over i of release_i + (bytes of all flows not released before i) / capacity.
-    The last flow then still needs the latency of its way.
+    The last flow then still needs the latency of its way. Where latency passes hop by hop, what a link's first flow has
+    before it and its last flow has behind it may belong to different ways: the least of each counts.
 
     Args:
         capacity: bytes/s [links].
         routes: of the flows.
         nbytes, release: bytes and seconds [flows].
+        hop_latency: seconds [links] where latency passes hop by hop; None where all of it passes at the end.
 
     Returns:
         Seconds and a link id; (0, -1) without flows.
@@ -25,6 +29,11 @@ def busiest_link_end(capacity: Floats, routes: Routes, nbytes: Floats, release: 
     if not nbytes.size:
         return 0.0, -1
     hops = np.diff(routes.start)
+    if (release == release[0]).all():                       # nothing to sort: what counts is the sum
+        load = link_bytes(routes, nbytes, capacity.size)
+        load = np.divide(load, capacity, out=np.zeros(capacity.size), where=load > 0)
+        together = np.where(load > 0, release[0] + load + _least_latency(routes, hop_latency, capacity.size), -np.inf)
+        return float(together.max()), int(together.argmax())
     flow = np.repeat(np.arange(nbytes.size), hops)
     order = np.lexsort((release[flow], routes.links))
     link, flow = routes.links[order], flow[order]
@@ -34,9 +43,27 @@ def busiest_link_end(capacity: Floats, routes: Routes, nbytes: Floats, release: 
     from_here = np.cumsum(seconds[::-1])[::-1]
     beyond = np.append(from_here, 0.0)[np.repeat(last + 1, last - first + 1)]
     ends = np.maximum.reduceat(release[flow] + from_here - beyond, first)
-    ends += np.minimum.reduceat(routes.latency[flow], first)
+    ends += _least_latency(routes, hop_latency, capacity.size)[link[first]]
     busiest = int(ends.argmax())
     return float(ends[busiest]), int(link[first[busiest]])
+
+
+def _least_latency(routes: Routes, hop_latency: Floats | None, n_links: int) -> Floats:
+    """Of the ways over each link, [links]: the least latency; hop by hop, the least before it and the least from it on."""
+    if not routes.latency.any():
+        return np.zeros(n_links)
+    hops = np.diff(routes.start)
+    whole = np.repeat(routes.latency, hops)
+    least: Floats = np.full(n_links, np.inf)
+    if hop_latency is None:
+        np.minimum.at(least, routes.links, whole)
+        return least
+    sums = np.concatenate(([0.0], np.cumsum(hop_latency[routes.links])))
+    onward = np.repeat(sums[routes.start[1:]], hops) - sums[:-1]
+    before: Floats = np.full(n_links, np.inf)
+    np.minimum.at(before, routes.links, whole - onward)
+    np.minimum.at(least, routes.links, onward)
+    return before + least
 
 
 def link_bytes(routes: Routes, nbytes: Floats, n_links: int) -> Floats:

@@ -8,15 +8,32 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import simpy
 
 from clustersim.cluster import Cluster
-from clustersim.network import sharing
+from clustersim.network import packets, sharing
 from clustersim.network.bounds import busiest_link_end, chained, link_bytes
-from clustersim.network.sharing import need_exact
+from clustersim.network.sharing import check_resolution
 from clustersim.types import Floats, Ints, Routes, Transfers
+
+
+class Solver(Protocol):
+    """What moves flows over links, as a module of functions: `sharing` in shares of a rate, `packets` packet by packet.
+
+    Its state is its own business, but for `counters` (fields waiting, last) and `flows` (start, drain, latency).
+    """
+
+    def extend(self, state: Any, routes: Routes, transfers: Transfers, *, inbox: Ints, outbox: Ints, n_counters: int) -> Any: ...
+    def keep(self, state: Any, flows: Ints, counters: Ints) -> Any: ...
+    def enter(self, state: Any, flows: Ints, at: Floats) -> None: ...
+    def run(self, state: Any, until: float) -> float: ...
+    def take_ended(self, state: Any) -> Ints: ...
+    def drained(self, state: Any) -> Ints: ...
+    def solves(self, state: Any) -> int: ...
 
 
 class Notice(simpy.Event):
@@ -68,7 +85,13 @@ class Exchange:
         """When the busiest link could have been through at the earliest, given who entered when; and that link."""
         released = self.entered[self.transfers.src] + self.transfers.release
         _, earliest = chained(self.transfers, self.routes.latency, released)
-        return busiest_link_end(self.fabric.capacity, self.routes, self.transfers.nbytes, earliest)
+        return busiest_link_end(self.fabric.capacity, self.routes, self.transfers.nbytes, earliest, self.fabric.hop_latency)
+
+    @cached_property
+    def least(self) -> float:
+        """Seconds that it takes at least, were all GPUs in at once."""
+        _, earliest = chained(self.transfers, self.routes.latency, self.transfers.release)
+        return busiest_link_end(self.fabric.capacity, self.routes, self.transfers.nbytes, earliest)[0]
 
     def link_bytes(self) -> Floats:
         """Bytes on each link, [links]."""
@@ -94,6 +117,10 @@ def _open(fabric: Fluid | Bound, transfers: Transfers, cluster: Cluster) -> Exch
 class Bound:
     """All GPUs leave together, when the busiest link could be through. Exchanges in progress do not contend."""
 
+    hop_latency: Floats | None = None
+
+    resolution = 0.0
+
     def __init__(self, env: simpy.Environment, cluster: Cluster) -> None:
         self.env, self.cluster, self.capacity, self.solves = env, cluster, cluster.capacity, 0
 
@@ -117,15 +144,20 @@ class Bound:
 
 
 class Fluid:
-    """Max-min fair sharing of all links by all exchanges in progress, exact, with per-GPU finish times.
+    """All exchanges in progress share all links, with per-GPU finish times; how, says the solver (`sharing`: max-min, exact).
 
     Flow completions are walked inside the solver; the event loop sees arrivals and ranks that are through. The solver
     never runs past the next event of the loop, because that event may bring new flows.
     """
 
-    def __init__(self, env: simpy.Environment, cluster: Cluster) -> None:
+    hop_latency: Floats | None = None       # [links] where a hop's latency passes at the hop, and not all of them at the end
+
+    def __init__(
+        self, env: simpy.Environment, cluster: Cluster, solver: Solver = sharing, state: Any = None, resolution: float = 0.0,
+    ) -> None:
         self.env, self.cluster, self.capacity, self.solves = env, cluster, cluster.capacity, 0
-        self._state = sharing.empty(self.capacity)
+        self.resolution = resolution
+        self._solver, self._state = solver, sharing.empty(self.capacity) if state is None else state
         self._exchanges: list[Exchange] = []            # those in the solver, in the order of their counters
         self._of = np.zeros(0, np.int64)                # [flows] place in that list of each flow of the solver
         self._row = np.zeros(0, np.int64)               # [flows] its row in that exchange
@@ -167,15 +199,15 @@ class Fluid:
             place = self._exchanges.index(exchange)
             first, end = np.searchsorted(self._of, (place, place + 1))
             flows = first + np.searchsorted(self._row[first:end], rows)         # nothing of theirs has gone yet
-            sharing.enter(self._state, flows, self.env.now + exchange.transfers.release[rows])
+            self._solver.enter(self._state, flows, self.env.now + exchange.transfers.release[rows])
             for me in crowd:
                 self._tell(exchange, me)
 
     def _run_ahead(self) -> float:
         """Play the solver up to the next event of the loop; the time of the solver's next event."""
         while True:
-            following = sharing.run(self._state, self.env.peek())
-            ended = sharing.take_ended(self._state)
+            following = self._solver.run(self._state, self.env.peek())
+            ended = self._solver.take_ended(self._state)
             if not ended.size:
                 return following
             for counter in ended:
@@ -204,29 +236,31 @@ class Fluid:
         for other in self._exchanges:
             self._harvest(other)
         stay = [i for i, other in enumerate(self._exchanges) if other.open_counters or (other.told < 2).any()]
-        flows = np.setdiff1d(np.arange(self._of.size), sharing.drained(self._state))
+        flows = np.setdiff1d(np.arange(self._of.size), self._solver.drained(self._state))
         counters = (np.array(stay, np.int64)[:, None] * 2 * n + np.arange(2 * n)).ravel()
-        self._state = sharing.keep(self._state, flows, counters)
+        self._state = self._solver.keep(self._state, flows, counters)
         self._of, self._row = np.searchsorted(stay, self._of[flows]), self._row[flows]
         self._exchanges = [self._exchanges[i] for i in stay] + [exchange]
         for i, other in enumerate(self._exchanges):
             other.base = 2 * n * i
-        self._state = sharing.extend(
+        self._state = self._solver.extend(
             self._state, exchange.routes, transfers, inbox=exchange.base + transfers.dst,
             outbox=exchange.base + n + transfers.src, n_counters=exchange.base + 2 * n,
         )  # fmt: skip
+        if self.resolution > 0:
+            sharing.coarsen(self._state, self.resolution, min(other.least for other in self._exchanges))
         exchange.open_counters = np.unique(transfers.dst).size + np.unique(transfers.src).size
         self._of = np.concatenate((self._of, np.full(transfers.n, len(self._exchanges) - 1)))
         self._row = np.concatenate((self._row, np.arange(transfers.n)))
 
     def _harvest(self, exchange: Exchange) -> None:
         """Write down when the flows of an exchange that have drained began and ended."""
-        through = sharing.drained(self._state)
+        through = self._solver.drained(self._state)
         through = through[self._of[through] == self._exchanges.index(exchange)]
         flows, rows = self._state.flows[through], self._row[through]
         exchange.start[rows] = flows["start"]
         exchange.finish[rows] = flows["drain"] + flows["latency"]
-        self.solves = sharing.solves(self._state)
+        self.solves = self._solver.solves(self._state)
 
 
 def bound(env: simpy.Environment, cluster: Cluster) -> Bound:
@@ -235,10 +269,28 @@ def bound(env: simpy.Environment, cluster: Cluster) -> Bound:
 
 
 def fluid(env: simpy.Environment, cluster: Cluster, *, resolution: float = 0.0) -> Fluid:
-    """Max-min fair sharing with per-GPU finish times; `resolution` 0 is exact.
+    """Max-min fair sharing with per-GPU finish times.
+
+    Args:
+        resolution: 0 is exact; else rates are agreed on at most once in `resolution` x the least time of the exchange.
 
     Raises:
-        InputError: another resolution.
+        InputError: a resolution that is not from 0 to 1.
     """
-    need_exact(resolution)
-    return Fluid(env, cluster)
+    check_resolution(resolution)
+    return Fluid(env, cluster, resolution=resolution)
+
+
+def packet(
+    env: simpy.Environment, cluster: Cluster, *, chunk: str | float = packets.CHUNK, queue: str = "round_robin"
+) -> Fluid:
+    """Store and forward of packets of `chunk` bytes under credits; a queue per flow and link served in turn, or `queue` "fifo".
+
+    For small cases, and to check the fluid network, which it approaches as chunks shrink; fifo shows head-of-line blocking.
+
+    Raises:
+        InputError: a chunk that is not above 0, another queue; once it plays: too many packets, a route that is spread.
+    """
+    fabric = Fluid(env, cluster, packets, packets.empty(cluster.capacity, cluster.latency, chunk, queue))
+    fabric.hop_latency = cluster.latency
+    return fabric

@@ -6,21 +6,23 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from clustersim.cluster import Cluster
-from clustersim.network import sharing
+from clustersim.network import packets, sharing
 from clustersim.network.bounds import busiest_link_end, link_bytes
 from clustersim.types import InputError, TransferResult, independent
 
 
 def transfer(
-    cluster: Cluster, nbytes: ArrayLike, network: str = "fluid", resolution: float = 0.0, release: ArrayLike = 0.0
-) -> TransferResult:
+    cluster: Cluster, nbytes: ArrayLike, network: str = "fluid", resolution: float = 0.0, release: ArrayLike = 0.0,
+    *, chunk: str | float = packets.CHUNK, queue: str = "round_robin",
+) -> TransferResult:  # fmt: skip
     """How long it takes to send nbytes[i, j] bytes from GPU i to GPU j, all pairs over the links at once.
 
     Args:
         nbytes: float [gpus, gpus], not negative. What a GPU keeps (the diagonal) takes no time and loads no link.
-        network: "fluid" (max-min fair sharing) or "bound" (every pair ends when the busiest link could be through).
-        resolution: 0, the exact solution.
+        network: "fluid" (max-min fair sharing), "bound" (every pair ends when the busiest link could be through) or "packet".
+        resolution: of "fluid": 0 is exact; else rates are agreed on at most once in `resolution` x the bound.
         release: seconds, one for all or float [gpus]: when each source starts.
+        chunk, queue: of "packet": bytes per packet, and "round_robin" or "fifo".
 
     Raises:
         InputError: a matrix of the wrong size, a negative or non-finite number, an unknown network.
@@ -35,25 +37,33 @@ def transfer(
     for name, values in (("nbytes", sizes), ("release", starts)):
         if not (np.isfinite(values).all() and (values >= 0).all()):
             raise InputError(f"{name}: must be finite and not negative")
-    if network not in ("fluid", "bound"):
-        raise InputError(f"network={network}: must be fluid or bound")
-    sharing.need_exact(resolution)
+    if network not in ("fluid", "bound", "packet"):
+        raise InputError(f"network={network}: must be fluid, bound or packet")
+    sharing.check_resolution(resolution)
+    if network == "packet" and resolution != 0:
+        raise InputError(f"resolution={resolution}: network=packet plays every packet; give a larger chunk instead")
     starts = np.broadcast_to(starts, (n,))
     src, dst = np.nonzero(sizes * ~np.eye(n, dtype=bool))
     transfers, routes = independent(src, dst, sizes[src, dst]), cluster.routes(src, dst)
-    bound, _ = busiest_link_end(cluster.capacity, routes, transfers.nbytes, starts[src])
+    by_hop = cluster.latency if network == "packet" else None
+    bound, _ = busiest_link_end(cluster.capacity, routes, transfers.nbytes, starts[src], by_hop)
     solves = 1
     finish = np.full((n, n), np.nan)
     own = np.flatnonzero(np.diagonal(sizes))
     finish[own, own] = starts[own]
     if network == "bound":
         finish[src, dst] = bound
-    elif src.size:
+    elif network == "packet":
+        waiting = packets.empty(cluster.capacity, cluster.latency, chunk, queue)
         zero = np.zeros(src.size, np.int64)
-        state = sharing.extend(sharing.empty(cluster.capacity), routes, transfers, inbox=zero, outbox=zero, n_counters=1)
-        sharing.solve_all(state, starts[src])
-        finish[src, dst] = state.flows["drain"] + routes.latency
-        solves = sharing.solves(state)
+        packed = packets.extend(waiting, routes, transfers, inbox=zero, outbox=zero, n_counters=1)
+        packets.play_all(packed, starts[src])
+        finish[src, dst] = packets.finish(packed)
+        solves = packets.solves(packed)
+    elif src.size:
+        least = bound - starts[src].min()
+        drain, solves = sharing.drain_times(cluster.capacity, routes, transfers.nbytes, starts[src], resolution, least)
+        finish[src, dst] = drain + routes.latency
     sent = finish[np.isfinite(finish)]
     return TransferResult(
         finish=finish,

@@ -1,13 +1,23 @@
-"""Flows over links as the kernel wants them, and the two questions asked without a cluster clock: when does each flow end."""
+"""Flows over links as the kernel wants them: its state made, extended, thinned out, played and read. No cluster, no SimPy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clustersim.types import Floats, InputError, Ints, Routes, Transfers, independent
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Changes:
+    """Capacities that links will have."""
+
+    time: Floats                # seconds, rising
+    link: Ints
+    capacity: Floats            # bytes/s from then on; 0 while a link is down
+
 
 if TYPE_CHECKING:
     from clustersim.network.kernel import Records, State
@@ -21,18 +31,29 @@ def inverse(members: Ints, length: Ints, n: int) -> tuple[Ints, Ints]:
     return back, rows[order].astype(np.int64)
 
 
-def empty(capacity: Floats) -> State:
-    """A state without flows over links of `capacity` bytes/s."""
+def empty(capacity: Floats, changes: Changes | None = None) -> State:
+    """A state without flows over links of `capacity` bytes/s.
+
+    Args:
+        changes: times (seconds, rising), links and capacities (bytes/s) from then on.
+    """
     from clustersim.network import kernel
 
     links = np.zeros(capacity.size, kernel.LINK)
     links["capacity"] = capacity
+    links["level"] = links["ends"] = np.inf
+    links["order_at"] = -1
+    links["paid"] = -np.inf
+    to_come = np.zeros(0 if changes is None else changes.time.size, kernel.CHANGE)
+    if changes is not None:
+        to_come["time"], to_come["link"], to_come["capacity"] = changes.time, changes.link, changes.capacity
     none = np.zeros(0, np.int64)
     return kernel.State(
-        links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP), lists=np.zeros(0, kernel.ENTRY),
-        heap=np.zeros(0, kernel.EVENT), counters=np.zeros(0, kernel.COUNTER), after=none, next=none, dirty=none, moved=none,
-        seeds=np.zeros(capacity.size, np.int64), region_flow=none, region_link=np.zeros(capacity.size, np.int64),
-        ended=none, tally=np.zeros(kernel.N_TALLY, np.int64), level=np.full(1, np.inf),
+        links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP), lists=none,
+        owned=np.zeros(0, kernel.OWNED), events=np.zeros(0, kernel.EVENT), order=np.zeros(capacity.size + 1, kernel.EVENT),
+        moves=np.zeros(0, kernel.MOVE), counters=np.zeros(0, kernel.COUNTER), changes=to_come, after=none, next=none,
+        started=none, moved=none, touched=none, chain=none, ended=none, tally=np.zeros(kernel.N_TALLY, np.int64),
+        clock=np.array([0.0, 0.0, 0.0, 0.0, kernel.SAME_LEVEL, kernel.SAME_RATE, 0.0, 0.0]),
     )  # fmt: skip
 
 
@@ -48,12 +69,14 @@ def extend(
     """
     from clustersim.network import kernel
 
+    if kernel.names_twice(routes.start, routes.links):
+        routes = _merged(routes)
     flows = np.zeros(transfers.n, kernel.FLOW)
-    flows["nbytes"] = flows["left"] = transfers.nbytes
+    flows["nbytes"] = flows["key"] = transfers.nbytes
     flows["piece"] = np.minimum(1.0, transfers.chunk / transfers.nbytes)
     flows["latency"] = routes.latency
     flows["start"], flows["drain"] = np.nan, np.inf
-    flows["limit"] = flows["heap_at"] = -1
+    flows["limit"] = flows["hold"] = flows["event_at"] = -1
     flows["inbox"], flows["outbox"] = inbox, outbox
     hops = np.zeros(routes.links.size, kernel.HOP)
     hops["link"], hops["weight"] = routes.links, routes.weights
@@ -75,20 +98,33 @@ def extend(
 
 def keep(state: State, flows: Ints, counters: Ints) -> State:
     """The state with only these flows and counters, both in rising order; what is left out must have drained."""
-    position = np.full(state.flows.size, -1)
+    from clustersim.network import kernel
+
+    position = np.full(state.flows.size + 1, -1)            # the last entry is for -1, no flow
     position[flows] = np.arange(flows.size)
     renumber = np.full(state.counters.size, -1)
     renumber[counters] = np.arange(counters.size)
+    assert (state.flows["status"][np.setdiff1d(np.arange(state.flows.size), flows)] == kernel.DONE).all(), "a flow is left behind"
     records = state.flows[flows]
     records["inbox"], records["outbox"] = renumber[records["inbox"]], renumber[records["outbox"]]
-    of_hop = np.repeat(position, _lengths(state.flows, "hop")) >= 0
-    child = np.repeat(position, _lengths(state.flows, "after"))
+    records["hold"] = position[records["hold"]]
+    of_hop = np.repeat(position[:-1], _lengths(state.flows, "hop")) >= 0
+    child = np.repeat(position[:-1], _lengths(state.flows, "after"))
     edges = (child >= 0) & (position[state.after] >= 0)         # a flow that has drained holds nothing back
     n_after = np.bincount(child[edges], minlength=flows.size)
     return _assemble(
         state, records, state.hops[of_hop], _lengths(records, "hop"), position[state.after[edges]], n_after,
         state.counters[counters],
     )  # fmt: skip
+
+
+def _merged(routes: Routes) -> Routes:
+    """Each link once per flow, with the sum of its weights there."""
+    row = np.repeat(np.arange(routes.start.size - 1), np.diff(routes.start))
+    pairs, which = np.unique(np.stack((row, routes.links)), axis=1, return_inverse=True)
+    start = np.concatenate(([0], np.cumsum(np.bincount(pairs[0], minlength=routes.start.size - 1)))).astype(np.int64)
+    weights = np.bincount(which.ravel(), routes.weights).astype(np.float64)
+    return Routes(start=start, links=pairs[1], weights=weights, latency=routes.latency)
 
 
 def _lengths(flows: Records, what: str) -> Ints:
@@ -107,31 +143,61 @@ def _assemble(
         flows[f"{what}_start"] = flows[f"{what}_end"] - length
     back, following = inverse(after, n_after, n)
     flows["next_start"], flows["next_end"] = back[:-1], back[1:]
+    hops["flow"] = np.repeat(np.arange(n), n_hops)
     links = state.links.copy()
+    held = np.minimum(_descendants(after, n_after), n)          # flows that may move with a link because one of its flows does
     per_link = np.bincount(hops["link"], minlength=links.size)
+    may_own = np.bincount(hops["link"], 1 + held[hops["flow"]], minlength=links.size).astype(np.int64)
     links["list_start"] = np.cumsum(per_link) - per_link
-    lists = np.zeros(hops.size, kernel.ENTRY)
-    flow_of = np.repeat(np.arange(n), n_hops)
-    live = np.flatnonzero(flows["status"][flow_of] == kernel.LIVE)
-    live = live[np.argsort(hops["link"][live], kind="stable")]
-    sizes = np.bincount(hops["link"][live], minlength=links.size)
-    assert (sizes == links["list_size"]).all(), "a live flow was left behind"
-    at = np.repeat(links["list_start"] - (np.cumsum(sizes) - sizes), sizes) + np.arange(live.size)
-    lists["flow"][at], lists["hop"][at] = flow_of[live], live
-    hops["at"][live] = at
-    due = np.flatnonzero(flows["heap_at"] >= 0)
-    heap = np.zeros(n, kernel.EVENT)
-    keys = state.heap["key"][flows["heap_at"][due]]
+    links["own_start"] = np.cumsum(may_own) - may_own
+    lists = np.zeros(hops.size, np.int64)
+    owned = np.zeros(int(may_own.sum()) + 1, kernel.OWNED)
+    live = np.flatnonzero(flows["status"] == kernel.LIVE)
+    assert live.size == state.tally[kernel.N_LIVE], "a live flow was left behind"
+    if live.size:
+        crossing = np.flatnonzero(flows["status"][hops["flow"]] == kernel.LIVE)
+        crossing = crossing[np.argsort(hops["link"][crossing], kind="stable")]
+        links["list_size"] = np.bincount(hops["link"][crossing], minlength=links.size)
+        ahead = np.cumsum(links["list_size"]) - links["list_size"]
+        lists[np.repeat(links["list_start"] - ahead, links["list_size"]) + np.arange(crossing.size)] = crossing
+        entries = state.owned[flows["own_at"][live]]
+        step = flows["hop_start"][live] - entries["hop_start"]
+        entries["hop"] = np.where(entries["hop"] >= 0, entries["hop"] + step, -1)
+        entries["hop_start"], entries["hop_end"], entries["flow"] = flows["hop_start"][live], flows["hop_end"][live], live
+        order = np.argsort(flows["limit"][live], kind="stable")
+        ahead = np.cumsum(links["own_size"]) - links["own_size"]
+        at = np.repeat(links["own_start"] - ahead, links["own_size"]) + np.arange(live.size)
+        owned[at] = entries[order]
+        flows["own_at"][live[order]] = at
+    else:
+        links["list_size"] = 0
+    due = np.flatnonzero(flows["event_at"] >= 0)
+    events = np.zeros(n, kernel.EVENT)
+    keys = state.events["key"][flows["event_at"][due]]
     due = due[np.argsort(keys, kind="stable")]                  # what is sorted is a heap
-    heap["key"][: due.size], heap["flow"][: due.size] = np.sort(keys), due
-    flows["heap_at"][due] = np.arange(due.size)
-    assert state.tally[kernel.N_HEAP] == due.size, "an event was left behind"
+    events["key"][: due.size], events["item"][: due.size] = np.sort(keys), due
+    flows["event_at"][due] = np.arange(due.size)
+    assert state.tally[kernel.N_EVENTS] == due.size, "an event was left behind"
+    started, moved, touched, chain = (np.zeros(n, np.int64) for _ in range(4))
     return kernel.State(
-        links=links, flows=flows, hops=hops, lists=lists, heap=heap, counters=counters,
-        after=after, next=following, dirty=np.zeros(n, np.int64), moved=np.zeros(n, np.int64), seeds=state.seeds,
-        region_flow=np.zeros(n, np.int64), region_link=state.region_link, ended=np.zeros(counters.size, np.int64),
-        tally=state.tally, level=state.level,
+        links=links, flows=flows, hops=hops, lists=lists, owned=owned, events=events, order=state.order,
+        moves=np.zeros(2 * n, kernel.MOVE), counters=counters, changes=state.changes, after=after, next=following,
+        started=started, moved=moved, touched=touched, chain=chain, ended=np.zeros(counters.size, np.int64),
+        tally=state.tally, clock=state.clock,
     )  # fmt: skip
+
+
+def _descendants(after: Ints, n_after: Ints) -> Ints:
+    """How many flows follow each one, or follow one that does; those that follow by several ways count several times."""
+    count = np.zeros(n_after.size, np.int64)
+    if after.size:
+        child = np.repeat(np.arange(n_after.size), n_after)
+        while True:                         # one round per hop of the longest chain
+            new = np.minimum(np.bincount(after, 1 + count[child], minlength=n_after.size).astype(np.int64), n_after.size)
+            if (new == count).all():
+                break
+            count = new
+    return count
 
 
 def enter(state: State, flows: Ints, at: Floats) -> None:
@@ -147,7 +213,7 @@ def run(state: State, until: float) -> float:
 
     following = float(kernel.run(state, until))
     fault = int(state.tally[kernel.FAULT])
-    assert fault != kernel.FAULT_OVERLOAD, "a link carries more than its capacity"
+    assert fault != kernel.FAULT_OVERLOAD, "what is booked on a link is not what its flows have"
     assert fault != kernel.FAULT_UNSETTLED, "flows that follow each other over one link did not settle"
     return following
 
@@ -168,6 +234,26 @@ def drained(state: State) -> Ints:
     return np.flatnonzero(state.flows["status"] == kernel.DONE)
 
 
+def rates(state: State) -> Floats:
+    """Bytes/s of each flow now; 0 for those that do not move."""
+    from clustersim.network import kernel
+
+    live = state.flows["status"] == kernel.LIVE
+    return np.where(live, state.owned["rate"][np.where(live, state.flows["own_at"], 0)], 0.0)
+
+
+def sent(state: State, now: float) -> Floats:
+    """Bytes of each flow that have left at time `now`, the last one played."""
+    from clustersim.network import kernel
+
+    flows, links = state.flows, state.links[state.flows["limit"]]
+    live = flows["status"] == kernel.LIVE
+    with np.errstate(invalid="ignore"):                         # a link that limits nobody has no level
+        served = links["served"] + links["level"] * (now - links["since"])
+        left = (flows["key"] - served) * state.owned["kappa"][np.where(live, flows["own_at"], 0)]
+    return np.where(live, flows["nbytes"] - left, np.where(flows["status"] == kernel.DONE, flows["nbytes"], 0.0))
+
+
 def solves(state: State) -> int:
     """How many times rates have been recomputed."""
     from clustersim.network import kernel
@@ -180,70 +266,58 @@ def solve_all(state: State, release: Floats) -> None:
     enter(state, np.arange(release.size), release)
     while run(state, np.inf) < np.inf:
         take_ended(state)
-    assert drained(state).size == release.size, "flows are left that nothing will release"
+    if (left := release.size - drained(state).size) > 0:
+        assert state.changes.size, "flows are left that nothing will release"
+        raise InputError(f"changes: {left} flows never end: a link that they cross stays down")
 
 
-def need_exact(resolution: float) -> None:
-    """Only the exact solution is built.
-
-    Raises:
-        InputError: any other resolution.
-    """
-    if resolution != 0:
-        raise InputError(f"network.resolution={resolution}: only 0 (exact) is built so far")
-
-
-def flow_times(
-    capacity: Sequence[float] | Floats,
-    routes: Sequence[Sequence[int]],
-    nbytes: Sequence[float] | Floats,
-    release: float | Sequence[float] | Floats,
-    resolution: float = 0.0,
-) -> Floats:
-    """When each of any flows over any links has drained, under max-min fair sharing.
+def drain_times(
+    capacity: Floats, routes: Routes, nbytes: Floats, release: Floats, resolution: float, least: float,
+    changes: Changes | None = None,
+) -> tuple[Floats, int]:
+    """When each flow has drained, [flows] seconds, and how many times rates were recomputed.
 
     Args:
         capacity: bytes/s [links].
-        routes: for each flow the links it crosses; an empty route takes no time.
-        nbytes: bytes [flows].
-        release: seconds, one for all or [flows].
-        resolution: 0, the exact solution.
-
-    Returns:
-        Seconds [flows]; a flow of zero bytes ends when it is released.
-
-    Raises:
-        InputError: a negative or non-finite number, an unknown link, a link without capacity in use, sizes that differ.
+        routes, nbytes, release: of the flows; bytes above 0.
+        resolution: see `coarsen`.
+        least: seconds that it takes at least, from the first release on.
+        changes: capacities to come.
     """
-    need_exact(resolution)
-    caps, sizes = np.asarray(capacity, np.float64), np.asarray(nbytes, np.float64)
-    released = np.asarray(release, np.float64)
-    if sizes.shape != (len(routes),):
-        raise InputError(f"flow_times: {len(routes)} routes for nbytes of shape {sizes.shape}")
-    if released.shape not in ((), sizes.shape):
-        raise InputError(f"flow_times: release of shape {released.shape} for {sizes.size} flows")
-    released = np.broadcast_to(released, sizes.shape).copy()
-    for name, values in (("nbytes", sizes), ("release", released)):
-        if not (np.isfinite(values).all() and (values >= 0).all()):
-            raise InputError(f"flow_times: {name} must be finite and not negative")
-    links = np.fromiter((link for route in routes for link in route), np.int64)
-    length = np.fromiter((len(route) for route in routes), np.int64, len(routes))
-    if (unknown := links[(links < 0) | (links >= caps.size)]).size:
-        raise InputError(f"flow_times: a route names link {unknown[0]}; there are {caps.size}, from 0 on")
-    if (unfit := links[~((caps[links] > 0) & np.isfinite(caps[links]))]).size:
-        raise InputError(f"flow_times: a route crosses link {unfit[0]}, whose capacity is {caps[unfit[0]]}; it must be positive")
-    moving = np.flatnonzero((sizes > 0) & (length > 0))
-    of_moving = np.repeat((sizes > 0) & (length > 0), length)
-    start = np.concatenate(([0], np.cumsum(length[moving]))).astype(np.int64)
+    from clustersim.network import symmetry
+
+    small = symmetry.one_of_each(capacity, routes, nbytes, release) if changes is None else None
+    if small is not None:
+        kind, example, capacity, routes = small
+        nbytes, release = nbytes[example], release[example]
+    zero = np.zeros(nbytes.size, np.int64)
     state = extend(
-        empty(caps),
-        Routes(start=start, links=links[of_moving], weights=np.ones(int(start[-1])), latency=np.zeros(moving.size)),
-        independent(np.zeros(moving.size, np.int64), np.zeros(moving.size, np.int64), sizes[moving]),
-        inbox=np.zeros(moving.size, np.int64),
-        outbox=np.zeros(moving.size, np.int64),
-        n_counters=1,
+        empty(capacity, changes), routes, independent(zero, zero, nbytes), inbox=zero, outbox=zero, n_counters=1
     )
-    solve_all(state, released[moving])
-    ends = released
-    ends[moving] = state.flows["drain"]
-    return ends
+    if resolution > 0:
+        coarsen(state, resolution, least)
+    solve_all(state, release)
+    drain = state.flows["drain"]
+    return drain if small is None else drain[kind], solves(state)
+
+
+def coarsen(state: State, resolution: float, seconds: float) -> None:
+    """Agree on rates no more often than every `resolution` x `seconds`; 0 is exact. See kernel.run for what that means.
+
+    Args:
+        seconds: how long the exchange takes at least.
+    """
+    from clustersim.network import kernel
+
+    clock = state.clock
+    clock[kernel.QUANTUM] = resolution * seconds
+    clock[kernel.GROWTH] = 2.5 * resolution
+    clock[kernel.TIE] = max(kernel.SAME_LEVEL, 0.5 * resolution)
+    clock[kernel.STILL] = max(kernel.SAME_RATE, 0.03 * resolution)
+    clock[kernel.SMALL] = 0.03 * resolution * clock[kernel.QUANTUM]
+
+
+def check_resolution(resolution: float) -> None:
+    """Raises InputError where it is not from 0 to 1."""
+    if isinstance(resolution, bool) or not isinstance(resolution, int | float) or not 0 <= resolution <= 1:
+        raise InputError(f"network.resolution={resolution}: must be a number from 0 (exact) to 1 (the exchange's least time)")

@@ -43,9 +43,9 @@ def shadow(
         expert_of[free[: len(away)]] = away
     following = 0
     for slot in np.flatnonzero(expert_of < 0):              # the first experts again, no GPU twice where that can be
-        own = set(expert_of[gpu_of == gpu_of[slot]].tolist())
+        held = set(expert_of[gpu_of == gpu_of[slot]].tolist())
         turn = [(following + i) % past.n_experts for i in range(past.n_experts)]
-        expert_of[slot] = next((e for e in turn if e not in own), turn[0])
+        expert_of[slot] = next((e for e in turn if e not in held), turn[0])
         following = int(expert_of[slot]) + 1
     return Placement(gpu_of=gpu_of, expert_of=expert_of)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def inspect_path(path: str) -> RenderableType:
         InputError: nothing there, or none of these.
     """
     place = Path(path)
-    if path in [file.stem for file in data_folder("topologies").glob("*.yaml")] or place.suffix in (".yaml", ".yml"):
+    if _is_topology(path):
         return topology(load_cluster(path))
     if (place / "summary.parquet").is_file():
         return run(place)
@@ -39,23 +40,63 @@ def inspect_path(path: str) -> RenderableType:
     raise InputError(f"{path}: {what}; inspect takes a trace, the folder of a run, or a topology")
 
 
+def plot(path: str, file: str | None) -> Path:
+    """Draw the topology `path` into `file` (left out: its name with .png, here), and say where.
+
+    Raises:
+        InputError: it is no topology, or the picture cannot be made.
+    """
+    if not _is_topology(path):
+        raise InputError(f"{path}: --plot draws topologies, and this is none")
+    from clustersim.results.drawing import draw_machine
+
+    cluster = load_cluster(path)
+    target = Path(file or f"{cluster.name}.png")
+    draw_machine(cluster, target)
+    return target
+
+
+def _is_topology(path: str) -> bool:
+    return path in [file.stem for file in data_folder("topologies").glob("*.yaml")] or path.endswith((".yaml", ".yml"))
+
+
 def topology(cluster: Cluster) -> RenderableType:
     """Links by kind, and what they amount to."""
-    links = _table("links", "number", "each", "latency")
-    for kind, members in measures.by_kind(cluster).items():
-        links.add_row(kind, f"{len(members):,}", format_bandwidth(members[0].capacity), format_seconds(members[0].latency))
-    tiers = measures.oversubscription(cluster)
+    kinds = measures.by_kind(cluster)
+    whole = measures.all_to_all(cluster)
+    loads = whole.link_bytes / cluster.capacity * whole.gpu_bytes_per_s / max(1, cluster.n_gpus - 1)
+    links = _table("links", "number", "each", "latency", "busy when all send to all")
+    for kind, members in kinds.items():
+        busy = loads[[link.id for link in members]]
+        links.add_row(
+            kind, f"{len(members):,}", _span([link.capacity for link in members], format_bandwidth),
+            _span([link.latency for link in members], format_seconds),
+            f"{100 * busy.mean():.0f} %" + (f", one {100 * busy.max():.0f} %" if busy.max() > 1.005 * busy.mean() else ""),
+        )  # fmt: skip
     gpu = cluster.gpu
+    tiers = measures.oversubscription(cluster)
+    uneven = {kind: ratio for kind, ratio in measures.collisions(cluster, whole.link_bytes).items() if ratio > 1.005}
     facts = {
         "topology": f"{cluster.name}: {cluster.n_gpus:,} GPUs; {cluster.gpus_per_node} to a node, nodes: {cluster.n_nodes:,}",
         "gpu": f"{gpu.name}: BF16 {gpu.bf16_flops / 1e12:,.0f} TFLOP/s, FP8 {gpu.fp8_flops / 1e12:,.0f} TFLOP/s (dense), "
         f"{format_bytes(gpu.memory)} at {format_bandwidth(gpu.memory_bandwidth)}",
         "bisection": f"{format_bandwidth(measures.bisection_bandwidth(cluster))} each way, first half of the "
         f"{'nodes' if cluster.n_nodes > 1 else 'GPUs'} to the rest",
-        "diameter": f"{measures.diameter(cluster)} links",
-        "oversubscription": ", ".join(f"{tier} {ratio:g}:1" for tier, ratio in tiers.items()) or "none behind the ports",
+        "oversubscription": ", ".join(f"{tier} {ratio:.3g}:1" for tier, ratio in tiers.items()) or "none behind the ports",
+        "diameter": f"{whole.hops} links, {format_seconds(whole.latency_s)}",
+        "routing": cluster.routing,
+        "all to all": f"{format_bandwidth(whole.gpu_bytes_per_s)} from each GPU, limited by {whole.busiest or 'nothing'}",
     }
+    if measures.parallel_links(cluster).max(initial=-1) >= 0:
+        shown = ", ".join(f"{kind} {ratio:.2f}" for kind, ratio in uneven.items())
+        facts["collisions"] = f"busiest of parallel links to an even spread: {shown}" if uneven else "parallel links are even"
     return Group(_facts(facts), Text(), links)
+
+
+def _span(values: Sequence[float], shown: Callable[[float], str]) -> str:
+    """One value for all, or the smallest and the largest."""
+    low, high = shown(min(values)), shown(max(values))
+    return low if low == high else f"{low} - {high}"
 
 
 def trace(recorded: Trace, path: str) -> RenderableType:

@@ -11,7 +11,7 @@ import polars as pl
 
 from clustersim.engine.gpu import ATTENDED, COMBINED, Played
 from clustersim.placement.measures import Measured, balancedness, utilisation
-from clustersim.results.tables import LayerCounts
+from clustersim.results.counting import LayerCounts
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -53,6 +53,11 @@ def placement_summary(measured: Sequence[Measured]) -> dict[str, Any]:
         "cross_node_copies": sum(m.cross_copies for m in measured) / len(measured),
         "distinct_nodes": sum(m.distinct_nodes for m in measured) / len(measured),
     }
+
+
+def mean_step_s(steps: Sequence[Step]) -> float:
+    """Seconds of a step, mean, without what they wait for experts on their way."""
+    return sum(step.played.step_s for step in steps) / len(steps)
 
 
 def moe_layer_s(steps: Sequence[Step]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,21 +10,11 @@ import polars as pl
 
 from clustersim.cluster import Cluster
 from clustersim.engine.gpu import ATTENDED, BEGUN, COMBINED, COMPUTED, DISPATCHED, ENDED, Played
-from clustersim.types import Floats, Ints
+from clustersim.network.measures import collisions
+from clustersim.results.counting import LayerCounts
+from clustersim.types import Floats
 
 PARTS = ("attention_s", "dispatch_s", "expert_s", "combine_s", "other_s", "idle_s")     # of a GPU's time; they sum to the step
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class LayerCounts:
-    """What the router and the capacity rule did in one MoE layer, in tokens."""
-
-    asked: Ints                 # [experts] choices before the capacity rule
-    kept: Ints                  # [experts] after it
-    replicas: Ints              # [experts] slots that hold the expert
-    gpu_tokens: Ints            # [gpus] kept choices that its experts compute
-    fully_dropped: int          # tokens that lost all their choices
-    room: int | None            # choices that the capacity allows in all; None dropless
 
 
 def gpus_table(played: Played, counts: Sequence[LayerCounts | None], step: int = 0) -> pl.DataFrame:
@@ -87,7 +76,7 @@ def links_table(played: Played, cluster: Cluster, step: int = 0) -> pl.DataFrame
 
 
 def experts_table(counts: Sequence[LayerCounts | None], step: int = 0) -> pl.DataFrame:
-    """Per MoE layer and logical expert: choices asked, kept and dropped, in tokens."""
+    """Per MoE layer and logical expert: choices asked, kept, dropped and rerouted, and rows of padding."""
     layers = [(layer, c) for layer, c in enumerate(counts) if c is not None]
     return pl.concat(
         pl.DataFrame(
@@ -97,8 +86,11 @@ def experts_table(counts: Sequence[LayerCounts | None], step: int = 0) -> pl.Dat
                 "expert": np.arange(c.asked.size, dtype=np.uint32),
                 "asked": c.asked,
                 "kept": c.kept,
-                "dropped": c.asked - c.kept,
+                "dropped": c.dropped,
                 "replicas": c.replicas,
+                "rerouted_away": c.rerouted_away,
+                "rerouted_here": c.rerouted_here,
+                "padding_rows": c.padding_rows,
             }
         )
         for layer, c in layers
@@ -122,6 +114,8 @@ def layers_table(played: Played, gpus: pl.DataFrame, cluster: Cluster, counts: S
 _LAYER_COLUMNS = {
     "imbalance": pl.Float64, "dropped": pl.Int64, "capacity_used": pl.Float64, "nvlink_bytes": pl.Float64,
     "nic_bytes": pl.Float64, "over_bound": pl.Float64, "bottleneck": pl.String, "bottleneck_busy_s": pl.Float64,
+    "partly_dropped_tokens": pl.Int64, "fully_dropped_tokens": pl.Int64, "rerouted": pl.Int64, "gate_mass_dropped": pl.Float64,
+    "gate_mass_lost": pl.Float64, "padding_sent_bytes": pl.Float64, "padding_computed_rows": pl.Int64,
 }  # fmt: skip
 
 
@@ -134,19 +128,34 @@ def _layer_row(pair: Any, counts: LayerCounts | None, cluster: Cluster) -> dict[
     bound = pair[0].bound_s + pair[1].bound_s
     return {
         "imbalance": float(counts.gpu_tokens.max() / mean) if mean else None,
-        "dropped": int((counts.asked - counts.kept).sum()),
+        "dropped": int(counts.dropped.sum()),
         "capacity_used": float(counts.kept.sum() / counts.room) if counts.room else None,
         "nvlink_bytes": _entering(carried, cluster, "nvlink_up"),
         "nic_bytes": _entering(carried, cluster, "nic_up"),
         "over_bound": (pair[0].span_s + pair[1].span_s) / bound if bound > 0 else None,
         "bottleneck": cluster.links[int(busy.argmax())].name if bound > 0 else None,
         "bottleneck_busy_s": float(busy.max()),
+        "partly_dropped_tokens": counts.partly_dropped,
+        "fully_dropped_tokens": counts.fully_dropped,
+        "rerouted": int(counts.rerouted_here.sum()),
+        "gate_mass_dropped": counts.gate_mass_dropped / counts.gate_mass if counts.gate_mass else None,
+        "gate_mass_lost": counts.gate_mass_lost / counts.gate_mass if counts.gate_mass else None,
+        "padding_sent_bytes": counts.padding_sent_bytes,
+        "padding_computed_rows": int(counts.padding_rows.sum()),
     }
 
 
 def _entering(carried: Floats, cluster: Cluster, kind: str) -> float:
     """Bytes on the links of one kind. On the way up every byte on NVLink, or on the network, is counted once."""
     return float(carried[[link.id for link in cluster.links if link.kind == kind]].sum())
+
+
+def collision(links: pl.DataFrame, cluster: Cluster) -> tuple[float, str] | None:
+    """By how much routes that pile up prolong the busiest link of a kind, and the kind where that is most; None without
+    parallel links. See `measures.collisions`.
+    """
+    carried = (links["dispatch_bytes"] + links["combine_bytes"]).to_numpy().reshape(-1, len(cluster.links)).sum(axis=0)
+    return max(((ratio, kind) for kind, ratio in collisions(cluster, carried).items()), default=None)
 
 
 def summary_row(
@@ -182,6 +191,7 @@ def summary_row(
         "tokens_per_s_per_gpu": n_tokens / step_s / n_gpus if step_s else None,
         "drop_rate": (asked - kept) / asked if asked else 0.0,
         "fully_dropped": sum(c.fully_dropped for c in real) / (n_tokens * len(real)),
+        **_trade(real, n_tokens),
         "moe_layers": len(real),
         "experts_per_token": kept / (n_tokens * len(real)),
         "imbalance": layers["imbalance"].mean(),
@@ -192,4 +202,22 @@ def summary_row(
         "nic_bytes": float(layers["nic_bytes"].sum()) / n_steps,
         "solves": sum(played.solves for played in steps),
         "events": sum(played.events for played in steps),
+    }
+
+
+def _trade(real: Sequence[LayerCounts], n_tokens: int) -> dict[str, Any]:
+    """What a capacity costs beside drop_rate and fully_dropped: mean or sum over the MoE layers."""
+    asked, kept = sum(int(c.asked.sum()) for c in real), sum(int(c.kept.sum()) for c in real)
+    room = sum(c.room for c in real if c.room is not None)
+    mass = sum(c.gate_mass for c in real if c.gate_mass is not None)
+    padding = sum(int(c.padding_rows.sum()) for c in real)
+    return {
+        "partly_dropped": sum(c.partly_dropped for c in real) / (n_tokens * len(real)),
+        "rerouted_rate": sum(int(c.rerouted_here.sum()) for c in real) / asked if asked else 0.0,
+        "gate_mass_dropped": sum(c.gate_mass_dropped for c in real) / mass if mass else None,
+        "gate_mass_lost": sum(c.gate_mass_lost for c in real) / mass if mass else None,
+        "capacity_used": kept / room if room else None,
+        "padding_sent_bytes": sum(c.padding_sent_bytes for c in real),
+        "padding_computed_rows": padding,
+        "padding_share": padding / (kept + padding) if kept + padding else 0.0,
     }

@@ -42,7 +42,9 @@ def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
     step = row["step_s"]
     share = f"{100 * row['exposed_comm_s'] / step:.0f} % of the step" if step else "no time passed"
     gap = f"T/bound {_number(row['over_bound'], 3)} (1 = as fast as the busiest link allows)"
-    capacity = "dropless" if row["capacity_factor"] is None else f"factor {row['capacity_factor']:g}"
+    capacity = "dropless"
+    if row["capacity_factor"] is not None:
+        capacity = f"factor {row['capacity_factor']:g} ({row['capacity_rule']}, {row['drop']})"
     lines = {
         "run": f"{row['model']} on {row['gpus']} GPUs of {row['topology']}, trace {row['trace']}, "
         f"{row['tokens_per_gpu']:,} tokens per GPU",
@@ -56,11 +58,17 @@ def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
         "bottleneck": f"{row['bottleneck'] or 'none'}, busy {format_seconds(row['bottleneck_busy_s'])} of the step; {gap}",
         "on the wires": f"NVLink {format_bytes(row['nvlink_bytes'])}, NIC {format_bytes(row['nic_bytes'])}",
         "expert load of a GPU": f"max/mean {_number(row['imbalance'], 2)}, mean over the layers",
-        "dropped": f"{100 * row['drop_rate']:.2f} % of the choices, {100 * row['fully_dropped']:.2f} % of the tokens wholly; "
-        f"saves {format_seconds(row['seconds_saved_by_dropping'])}",
+        "dropped": f"{_percent(row['drop_rate'])} of the choices, {_percent(row['fully_dropped'])} of the tokens wholly, "
+        f"{_percent(row['gate_mass_lost'])} of the gate weights; saves {format_seconds(row['seconds_saved_by_dropping'])}",
+        "rerouted": f"{_percent(row['rerouted_rate'])} of the choices, to the next expert with room",
+        "padding": f"{_percent(row['padding_share'])} of the rows that experts compute; "
+        f"{format_bytes(row['padding_sent_bytes'])} sent",
     }
     if not row["drop_rate"]:
         lines["dropped"] = "nothing"
+    for name, share in (("rerouted", "rerouted_rate"), ("padding", "padding_share")):
+        if not row[share]:
+            del lines[name]
     if row["steps"] > 1:
         lines["steps"] = f"{row['steps']} played; times and bytes are means over them"
     if row.get("rebalances"):
@@ -80,8 +88,7 @@ def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
 
 def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table:
     """One line per job of a sweep: the keys that differ, and what came of them; the fastest is 1.00."""
-    keys = [dict(text.split("=", 1) for text in overrides) for overrides, _ in jobs]
-    swept = [key for key in keys[0] if len({job.get(key) for job in keys}) > 1]
+    keys, swept = _swept(jobs)
     best = min(row["step_s"] for _, row in jobs)
     table = Table(
         box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
@@ -96,7 +103,7 @@ def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table
     table.add_column("to best", justify="right", no_wrap=True)
     for job, (_, row) in zip(keys, jobs, strict=True):
         fastest = row["step_s"] == best
-        usual = (format_seconds(row["exposed_comm_s"]), f"{100 * row['drop_rate']:.2f} %", _number(row["tokens_per_s"], 0))
+        usual = (format_seconds(row["exposed_comm_s"]), _percent(row["drop_rate"]), _number(row["tokens_per_s"], 0))
         table.add_row(
             *(job.get(key, "") for key in swept), format_seconds(row["step_s"]),
             *([show(row) for show in more.values()] or usual), row["bottleneck"] or "none",
@@ -135,10 +142,31 @@ def _caption(swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     return "exposed: communication a GPU waits for"
 
 
+def trade(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table | None:
+    """Both sides of a capacity, one line per job of a sweep; None when no job drops, reroutes or pads."""
+    costs = {
+        "dropped": "drop_rate", "wholly": "fully_dropped", "gate lost": "gate_mass_lost", "rerouted": "rerouted_rate",
+        "used": "capacity_used", "padding": "padding_share",
+    }  # fmt: skip
+    if not any(row["drop_rate"] or row["rerouted_rate"] or row["padding_share"] for _, row in jobs):
+        return None
+    keys, swept = _swept(jobs)
+    shown = [name for name, column in costs.items() if name in ("dropped", "gate lost") or any(row[column] for _, row in jobs)]
+    table = Table(
+        box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
+        caption="saved: against dropless; gate lost: of the gate weights" + "; padding: of all rows" * ("padding" in shown),
+    )  # fmt: skip
+    for heading in (*swept, "step", "saved", *shown):
+        table.add_column(heading, justify="right", overflow="fold", no_wrap=heading not in swept)
+    for job, (_, row) in zip(keys, jobs, strict=True):
+        times = [format_seconds(row["step_s"]), format_seconds(row["seconds_saved_by_dropping"])]
+        table.add_row(*(job.get(key, "") for key in swept), *times, *(_percent(row[costs[name]]) for name in shown))
+    return table
+
+
 def choosing(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table | None:
     """What the routers of a sweep ask of experts and links, one line per job; None when no key of a router is swept."""
-    keys = [dict(text.split("=", 1) for text in overrides) for overrides, _ in jobs]
-    swept = [key for key in keys[0] if len({job.get(key) for job in keys}) > 1]
+    keys, swept = _swept(jobs)
     if not any(key.partition(".")[0] == "router" for key in swept):
         return None
     table = Table(
@@ -156,8 +184,15 @@ def choosing(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table |
     return table
 
 
+def _swept(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> tuple[list[dict[str, str]], list[str]]:
+    """The overrides of every job by key, and the keys in which jobs differ."""
+    plain = {"True": "true", "False": "false"}          # as they are written in an override
+    keys = [{key: plain.get(value, value) for key, value in (text.split("=", 1) for text in job)} for job, _ in jobs]
+    return keys, [key for key in keys[0] if len({job.get(key) for job in keys}) > 1]
+
+
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
+    return "-" if share is None else f"{100 * share:.2f} %"
 
 
 def _number(value: float | None, digits: int) -> str:

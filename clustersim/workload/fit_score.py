@@ -109,5 +109,7 @@ def distances(one: Trace, other: Trace) -> dict[str, tuple[float, float]]:
     found = {name: (float(b.mean()), float(np.abs(a - b).mean())) for name, (a, b) in pairs.items()}
     told = ~np.isnan(p99)               # layers in which some pair of experts is expected so often
     relative = np.abs(p99 - p99_other)[told] / p99_other[told]
-    found["co-activation lift p99"] = (float(p99_other[told].mean()), float(relative.mean())) if told.any() else (math.nan, math.nan)
+    found["co-activation lift p99"] = (math.nan, math.nan)
+    if told.any():
+        found["co-activation lift p99"] = float(p99_other[told].mean()), float(relative.mean())
     return found

@@ -64,7 +64,7 @@ def router_from(name: str, options: Mapping[str, Any], model: Model, *, phase: s
     Raises:
         InputError: no such router or option, a model without a router of its own, a router that cannot decode.
     """
-    given = dict(options)
+    given, kind = dict(options), "router"
     bias = _bias(given.pop("bias", {}))
     if name == "recorded":
         return Router(name=name, function=_nothing, wants=frozenset(), options=given, bias=bias)
@@ -73,9 +73,9 @@ def router_from(name: str, options: Mapping[str, Any], model: Model, *, phase: s
             raise InputError(f"model.router={model.router}: must be a group of keys, the name of a router and its options")
         if not model.router:
             raise InputError(f"router=model: model {model.name} names no router; choose one by name (clustersim list router)")
-        given = {**given, **model.router}
+        given, kind = {**given, **model.router}, "model.router"
         name = str(given.pop("name", ""))
-    function = find(routers, name, "router")
+    function = find(routers, name, kind)
     takes = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
     if "k" in takes and given.get("k") is None:
         given["k"] = model.top_k
@@ -89,9 +89,14 @@ def router_from(name: str, options: Mapping[str, Any], model: Model, *, phase: s
             )
         given |= instead
         notes = (f"router={name} decodes as it is evaluated: {', '.join(f'{k}={v}' for k, v in instead.items())}",)
-    bound = bind("router", name, function, given)
+    bound = bind(kind, name, function, given)
     if bias["updates"] and "bias" not in takes:
         raise InputError(f"router.bias.updates={bias['updates']}: {name} takes no bias")
+    if bias["updates"] and bias["rule"] == "quantile" and (bias["tokens"] * given.get("k", model.top_k)) % model.n_experts:
+        raise InputError(
+            f"router.bias.tokens={bias['tokens']}: times top-{given.get('k', model.top_k)} must be a multiple of the "
+            f"{model.n_experts} experts of {model.name} for rule=quantile"
+        )
     return Router(name=name, function=bound, wants=frozenset(takes - given.keys()), options=given, bias=bias, notes=notes)
 
 
@@ -99,7 +104,9 @@ def _nothing(scores: Scores) -> tuple[Ints, Floats]:
     raise AssertionError("recorded choices are not made anew")
 
 
-def _bias(given: Mapping[str, Any]) -> dict[str, Any]:
+def _bias(given: Any) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise InputError(f"router.bias={given}: is a group of keys ({', '.join(BIAS)}); write router.bias.rule=sign")
     bias = {**BIAS, **given}
     if unknown := bias.keys() - {*BIAS, "active"}:
         raise InputError(f"router.bias.{min(unknown)}: there is no such key (known: active, {', '.join(BIAS)})")
@@ -197,11 +204,11 @@ def _process(workload: Workload, router: Router, model: Model, name: str) -> Sco
 
 
 def settled_bias(process: ScoreProcess, router: Router, model: Model, layer: int) -> Floats | None:
-    """The bias of a layer after the closed loop's updates, float [columns]; None without a rule.
+    """The bias of a layer after the closed loop's updates, float [columns]; None without any.
 
     The loop sees tokens of its own, beyond any pass: those from BEYOND on.
     """
-    if router.bias["rule"] == "none":
+    if router.bias["rule"] == "none" or not router.bias["updates"]:
         return None
     *_, (bias, _, _) = bias_steps(process, router, model, layer)
     return bias
@@ -267,6 +274,11 @@ def _notes(router: Router) -> tuple[str, ...]:
         notes.append("router=round_robin: a token's experts are neighbours, on fewer GPUs and nodes than a learned router's")
     if router.name == "soft_moe":
         notes.append("router=soft_moe: what travels are its slots, mixtures of all tokens of a GPU")
+    if router.bias["updates"]:
+        notes.append(
+            f"the bias comes from {router.bias['updates']} updates by rule={router.bias['rule']} on {router.bias['tokens']:,} "
+            "tokens each; a trace's come again and again"
+        )
     if router.name == "mixture_of_depths":
         notes.append("router=mixture_of_depths: tokens that pass a layer by still attend in it here")
     return tuple(notes)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clustersim.types import Float32s, Floats, Ints
 from clustersim.workload.sampler_process import Pieces, Process
 
+POOL = 2048             # sequences whose choices are counted one by one, where only counts are asked for
 ROOM = 1 << 20          # numbers set aside for the sequences of one GPU: what a GPU has does not depend on the others
 
 
@@ -31,6 +33,41 @@ class Batch:
     def scores(self, layer: int, first: int, last: int) -> Float32s:
         """Router scores of tokens first to last - 1, float32 [tokens, experts + extra]."""
         return self.process.scores(layer, self.pieces(first, last))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of counts has to know."""
+        n = self.n_gpus * -(-self.tokens_per_gpu // self.sequence)
+        return (f"counts of {n:,} sequences are put together from those of {POOL:,}",) if n > POOL else ()
+
+    def count(self, layer: int) -> Ints:
+        """Choices of each expert by the tokens of each GPU, int [gpus, experts].
+
+        The first POOL sequences are sampled as they are; each later one takes the counts of one of them, always the same in
+        all layers. So up to POOL sequences the counts are those of `choose`.
+        """
+        each = -(-self.tokens_per_gpu // self.sequence)
+        n_pool = min(POOL, self.n_gpus * each)
+        gpu, number = np.divmod(np.arange(self.n_gpus * each), each)
+        key = self.process.keys(gpu * ROOM + number)
+        which = np.where(np.arange(key.size) < n_pool, np.arange(key.size), (key % np.uint64(n_pool)).astype(np.int64))
+        cut = self.tokens_per_gpu - (each - 1) * self.sequence          # tokens of a GPU's last sequence
+        whole = self._sequence_counts(layer, key[:n_pool], self.sequence) if each > 1 else None
+        last = self._sequence_counts(layer, key[:n_pool], cut)
+        counts = np.zeros((self.n_gpus, self.process.n_experts), np.int64)
+        for at, of in enumerate(which.reshape(self.n_gpus, each).T):
+            counts += last[of] if at == each - 1 or whole is None else whole[of]
+        return counts
+
+    def _sequence_counts(self, layer: int, key: NDArray[np.uint64], length: int) -> Ints:
+        """Choices of each expert by the first `length` tokens of sequences, int [sequences, experts]."""
+        n_experts = self.process.n_experts
+        pieces = Pieces(
+            key=key, domain=self.process.domains(key), skip=np.zeros(key.size, np.int64), count=np.full(key.size, length)
+        )
+        ids, _ = self.process.choose(layer, pieces)
+        of = np.repeat(np.arange(key.size), length)[:, None] * n_experts + ids
+        return np.bincount(of.ravel(), minlength=key.size * n_experts).reshape(key.size, n_experts)
 
     def pieces(self, first: int, last: int) -> Pieces:
         """Tokens first to last - 1 as pieces of sequences."""

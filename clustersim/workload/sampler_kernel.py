@@ -151,11 +151,12 @@ def _best(logits, guess, near, at, value, who):
     n = 0
     for e in range(logits.size):
         at[n] = e
-        near[n] = logits[e]
         n += logits[e] > guess
     if n < k or n > 6 * k:
         _insert(logits, value, who)
         return value[k - 1] - np.float32(0.1)
+    for i in range(n):
+        near[i] = logits[at[i]]
     near[n : n + LANES] = -np.inf
     for j in range(k):
         value[j] = -np.inf
@@ -186,21 +187,21 @@ def choose(key, domain, skip, count, directions, bias, how, table, sharpness, id
     topic, fast, slow, latent = (np.empty(n_dimensions, np.float32), np.empty(n_dimensions, np.float32),
                                  np.empty(n_dimensions, np.float32), np.empty(n_dimensions, np.float32))
     logits = np.empty(n_experts, np.float32)
-    near, at = np.empty(n_experts + LANES, np.float32), np.empty(n_experts + LANES, np.int64)
+    near, at = np.empty(n_experts + LANES, np.float32), np.empty(n_experts + 1, np.int32)
     value, who = np.empty(ids.shape[1], np.float32), np.empty(ids.shape[1], np.int64)
-    spread = np.float32(bias.var())
-    guess = np.float32(1)                           # of the smallest chosen logit, in deviations
+    guess = np.float32(1)                           # of the smallest chosen logit, in deviations from the mean
     row = 0
     for piece in range(key.size):
         _start(key[piece], how, table, topic, fast, slow)
         own_bias = bias[domain[piece]]
+        middle, spread = np.float32(own_bias.mean()), np.float32(own_bias.var())
         for i in range(skip[piece] + count[piece]):
             _token(key[piece], i, how, table, topic, fast, slow, latent)
             if i < skip[piece]:
                 continue
             _logits(latent, directions, own_bias, logits)
             size = np.sqrt(spread + _square(latent))
-            guess = _best(logits, guess * size, near, at, value, who) / size
+            guess = (_best(logits, middle + guess * size, near, at, value, who) - middle) / size
             total = 0.0
             for j in range(value.size):
                 ids[row, j] = who[j]
@@ -240,20 +241,20 @@ def settle(key, directions, used, slope, rounds, points, n_choices, table, bias)
     """
     n_dimensions, n_experts = directions.shape
     latent, logits = np.empty(n_dimensions, np.float32), np.empty(n_experts, np.float32)
-    near, at = np.empty(n_experts + LANES, np.float32), np.empty(n_experts + LANES, np.int64)
+    near, at = np.empty(n_experts + LANES, np.float32), np.empty(n_experts + 1, np.int32)
     value, who = np.empty(n_choices, np.float32), np.empty(n_choices, np.int64)
     found = np.empty(n_experts)
     guess = np.float32(1)
     for turn in range(rounds):
         found[:] = 0
-        spread = np.float32(bias.var())
+        middle, spread = np.float32(bias.mean()), np.float32(bias.var())
         for i in range(points):
             own_key = _mix(key, np.uint64(turn * points + i))
             for j in range(n_dimensions):
                 latent[j] = _normal(_mix(own_key, np.uint64(j)) >> np.uint64(32), table)
             _logits(latent, directions, bias, logits)
             size = np.sqrt(spread + _square(latent))
-            guess = _best(logits, guess * size, near, at, value, who) / size
+            guess = (_best(logits, middle + guess * size, near, at, value, who) - middle) / size
             for j in range(n_choices):
                 found[who[j]] += 1
         for e in range(n_experts):

@@ -69,13 +69,14 @@ def inclusion(shares: Floats, top_k: int) -> Floats:
     return used if used.max() <= 1 else np.full(n, top_k / n)
 
 
-def plackett_luce_weights(used: Floats) -> Floats:
-    """Weights with which drawing without replacement includes each expert about as often as `used` says.
+def plackett_luce_weights(used: Floats, top_k: int) -> Floats:
+    """Weights with which drawing top_k without replacement includes each expert about as often as `used` says.
 
-    -log(1 - used): exact for a fixed threshold in an exponential race, and asymptotically for a fixed number (Rosén 1997,
-    Asymptotic theory for order sampling). Off by up to 7 % for 3 of 8 experts, 2 % for 4 of 32.
+    1 - (1 - used)^(1/m): where the race of exponentials, which this is, ends after a Gamma(m) time. Exact for top_k = 1 with
+    m = 1, and for many (-log(1 - used), Rosén 1997, Asymptotic theory for order sampling). In between m = 2 top_k - 1 does
+    best: within 2 % for 3 of 8 experts, 1 % in the root mean square for 4 of 32.
     """
-    return np.asarray(-np.log1p(-np.minimum(used, 1 - 1e-9)), np.float64)
+    return np.asarray(-np.expm1(np.log1p(-np.minimum(used, 1 - 1e-9)) / (2 * top_k - 1)), np.float64)
 
 
 def probits(used: Floats) -> tuple[Floats, Floats]:

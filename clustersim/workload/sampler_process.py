@@ -197,7 +197,7 @@ class Process:
     def _make_tables(self, layer: int) -> tuple[Any, Any, Floats]:
         from clustersim.workload.sampler_kernel import alias_tables
 
-        weights = np.array([plackett_luce_weights(used) for used in self.used(layer)])
+        weights = np.array([plackett_luce_weights(used, self.top_k) for used in self.used(layer)])
         return (*alias_tables(weights), weights)
 
 

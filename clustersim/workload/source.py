@@ -7,12 +7,12 @@ from functools import partial
 import numpy as np
 
 from clustersim.model import Model
-from clustersim.types import Choices, Float32s, InputError, Ints, ScoreProcess, Trace, Workload
+from clustersim.types import Choices, Float32s, InputError, Ints, Trace, Workload
 from clustersim.workload.deal import Deal, deal_sequences
 from clustersim.workload.sampler import Batch, balanced
 from clustersim.workload.sampler_parameters import changed, load_parameters
 from clustersim.workload.sampler_process import Process
-from clustersim.workload.scores import best_of, experts_alone, zipf_token_ids
+from clustersim.workload.scores import experts_alone, zipf_token_ids
 
 
 def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, name: str = "trace") -> Workload:
@@ -87,32 +87,13 @@ def from_sampler(
     batch = Batch(process=process, n_gpus=n_gpus, tokens_per_gpu=tokens_per_gpu, sequence=sequence)
 
     def choose(layer: int) -> Choices:
+        assert not counts, "there are no tokens"
         ids, weights = batch.choose(layer)
         return Choices(ids=ids, weights=weights, scores=partial(experts_alone, batch.scores, layer, model.n_experts))
 
     return Workload(
-        source=source, index=index, context=context, choose=choose, scores=batch.scores, notes=process.notes,
-        token_ids=partial(zipf_token_ids, seed, source.size, model.vocab),
-    )
-
-
-def from_scores(
-    model: Model, n_gpus: int, tokens_per_gpu: int, seed: int, process: ScoreProcess, *, sequence: int
-) -> Workload:
-    """Tokens of a score process, numbered GPU after GPU; each goes to the top_k experts of its scores. Words by Zipf's law.
-
-    Raises:
-        InputError: less than one token per GPU or per sequence.
-    """
-    source, index, context = _blocks(n_gpus, tokens_per_gpu, sequence)
-
-    def choose(layer: int) -> Choices:
-        scores = partial(experts_alone, process, layer, model.n_experts)
-        ids, weights = best_of(scores, source.size, model.top_k)
-        return Choices(ids=ids, weights=weights, scores=scores)
-
-    return Workload(
-        source=source, index=index, context=context, choose=choose, scores=process,
+        source=source, index=index, context=context, choose=choose, scores=None if counts else batch.scores,
+        count=batch.count if counts else None, notes=(*process.notes, *batch.notes) if counts else process.notes,
         token_ids=partial(zipf_token_ids, seed, source.size, model.vocab),
     )
 

@@ -63,8 +63,9 @@ def chance_overlap(trace: Trace) -> Floats:
 def next_layer_recall(trace: Trace, *, ahead: int = 1, seed: int = 0, held_out: float = 0.3) -> tuple[Floats, Floats]:
     """How much of a layer's choice the one before gives away: recall from its experts, from popularity alone; both [layers - 1].
 
-    The later layer's experts are ranked by log p(e') + sum over the chosen e of log(p(e'|e) / p(e')), counts smoothed by one,
-    and the best top_k are compared with what was chosen. Learned on part of the sequences, tested on the rest.
+    The later layer's experts are ranked by log p(e') + sum over the chosen e of log(p(e'|e) / p(e')) and the best top_k are
+    compared with what was chosen. Learned on part of the sequences, tested on the rest; p(e'|e) from the tokens that chose e
+    and one more that goes by p(e'), so that what was never seen says nothing.
 
     Args:
         ahead: layers between the two; the result is then [layers - ahead].
@@ -79,7 +80,7 @@ def next_layer_recall(trace: Trace, *, ahead: int = 1, seed: int = 0, held_out: 
     for layer in range(trace.n_layers - ahead):
         here, after = (_used(learn[:, at], trace.n_experts) for at in (layer, layer + ahead))
         popularity = (after.sum(0, dtype=np.float64) + 1) / (len(after) + 2)
-        given = (here.T @ after + 1) / (here.sum(0, dtype=np.float64)[:, None] + 2)
+        given = (here.T @ after + popularity) / (here.sum(0, dtype=np.float64)[:, None] + 1)
         lift = np.log(given / popularity)
         truth = _used(tell[:, layer + ahead], trace.n_experts)
         scores = np.log(popularity) + _used(tell[:, layer], trace.n_experts) @ lift

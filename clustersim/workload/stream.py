@@ -10,12 +10,13 @@ import numpy as np
 
 from clustersim.model import Model
 from clustersim.pick import did_you_mean
-from clustersim.types import Choices, Float32s, InputError, Ints, Trace, Workload
+from clustersim.types import Choices, Float32s, Floats, InputError, Ints, Trace, Workload
 from clustersim.workload.deal import deal_sequences
-from clustersim.workload.scores import best_of, experts_alone
+from clustersim.workload.scores import experts_alone
 from clustersim.workload.source import from_trace
 
 DEALS = ("sequences", "blocks", "batched")
+PIECE = 16_384                  # tokens whose scores are in memory at a time
 NEXT_DOMAIN = 1_000_003         # between the seeds of made-up domains that follow each other
 
 
@@ -123,6 +124,8 @@ def _lasts(steps: int, domain_steps: int | None) -> list[int]:
 
 def _later(first: Workload, model: Model, number: int) -> Workload:
     """The pass `number` passes after the first."""
+    if number and first.count is not None:
+        raise InputError("trace.counts=true: has one pass only; use trace.counts=false, or workload.steps=1 and no past load")
     if first.scores is None or number == 0:
         return first
     process, n = first.scores, first.source.size
@@ -133,10 +136,20 @@ def _later(first: Workload, model: Model, number: int) -> Workload:
 
     def choose(layer: int) -> Choices:
         experts = partial(experts_alone, scores, layer, model.n_experts)
-        ids, weights = best_of(experts, n, model.top_k)
+        parts = [_best(experts(begin, min(begin + PIECE, n)), model.top_k) for begin in range(0, n, PIECE)]
+        ids, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
         return Choices(ids=ids, weights=weights, scores=experts)
 
     return replace(first, choose=choose, scores=scores)
+
+
+def _best(scores: Float32s, k: int) -> tuple[Ints, Floats]:
+    """Experts of the k largest scores of every token, largest first, and the softmax over these k: both [tokens, k]."""
+    top = np.argpartition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k :]
+    top = np.take_along_axis(top, np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable"), axis=1)
+    chosen = np.take_along_axis(scores, top, axis=1).astype(np.float64)
+    odds = np.exp(chosen - chosen[:, :1])
+    return top.astype(np.int64), odds / odds.sum(axis=1, keepdims=True)
 
 
 def _workload(trace: Trace, model: Model, hand: _Hand, n_gpus: int, tokens_per_gpu: int, name: str) -> Workload:

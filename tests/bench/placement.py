@@ -31,7 +31,8 @@ def overrides(trace: str, model: str, deal: str, gpus: int, spare: int, split: s
     lasts = 2 if deal == "batched" else 1
     keys = [
         f"model={model}", "trace=file", f"trace.path={trace}", *MACHINES[gpus], f"workload.deal={deal}",
-        "placement.replica=nearest", f"placement.spare={spare}", f"workload.domain_steps={lasts}", f"workload.steps={lasts * tokens['domains']}",
+        "placement.replica=nearest", f"placement.spare={spare}", f"workload.domain_steps={lasts}",
+        f"workload.steps={lasts * tokens['domains']}",
         f"workload.tokens_per_gpu={64 if deal == 'batched' else tokens[split] // gpus}",
     ]  # fmt: skip
     if split == "a":

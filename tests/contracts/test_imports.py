@@ -12,12 +12,18 @@ import pytest
 import clustersim
 
 PACKAGE = Path(clustersim.__file__).parent
-GROUND = ("types", "pick", "places", "writing", "units", "jit", "gpuspec", "model", "cluster")
+GROUND = (
+    "types", "pick", "places", "writing", "units", "jit", "gpuspec", "model", "wiring", "handmade", "fabrics", "ways", "routes",
+    "route_table", "cluster",
+)  # fmt: skip
 ROOMS = (
-    *GROUND, "workload", "placement", "exchange", "network", "engine", "results", "config", "deciding", "simulation",
+    *GROUND, "workload", "placement", "exchange", "network", "engine", "results", "config", "deciding", "inputs", "simulation",
     "validation", "cli",
 )  # fmt: skip
-HEAVY = {"numba", "polars", "hydra", "numpy", "simpy", "networkx", "scipy", "pyarrow", "omegaconf", "rich", "torch", "yaml"}
+HEAVY = {
+    "numba", "polars", "hydra", "numpy", "simpy", "networkx", "scipy", "pyarrow", "omegaconf", "rich", "torch", "yaml",
+    "matplotlib",
+}  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py" and "conf" not in path.parts]
 
 
@@ -126,4 +132,4 @@ def test_importing_the_package_costs_nothing():
 
 def test_a_run_needs_neither_torch_nor_pyarrow_nor_scipy():
     loaded, _ = loaded_by("import clustersim as cs; cs.simulate, cs.scan, cs.transfer, cs.load_cluster, cs.flow_times")
-    assert not loaded & {"torch", "pyarrow", "scipy"}
+    assert not loaded & {"torch", "pyarrow", "scipy", "matplotlib"}

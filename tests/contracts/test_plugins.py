@@ -1,4 +1,4 @@
-"""One contract for every placement, every exchange and every capacity policy on offer, whoever wrote it."""
+"""One contract for every placement and every exchange on offer, whoever wrote it."""
 
 from collections import Counter, defaultdict
 from types import SimpleNamespace
@@ -11,7 +11,6 @@ from clustersim.pick import pick
 from clustersim.placement import replicas
 from clustersim.placement.objective import Price
 from clustersim.types import InputError, Routing
-from clustersim.workload import capacity
 from tests import placed
 
 MODEL = SimpleNamespace(top_k=4, dispatch_token_bytes=100.0, combine_token_bytes=200.0)
@@ -178,33 +177,3 @@ def test_every_exchange_sends_exactly_the_copies_that_following_each_token_finds
             first, then = (child, parent) if turn else (parent, child)
             coupled[int(src[then]), int(dst[then])].add((int(src[first]), int(dst[first])))
         assert coupled == followed
-
-
-@pytest.mark.parametrize("name", capacity.__all__)
-def test_every_capacity_policy_keeps_the_capacity_contract(name):
-    r, room = routing(), np.arange(CLUSTER.n_gpus)
-    policy = pick(capacity, name)
-    before = r.asked.copy()
-    kept = policy(r.asked, r.weights, r.source, N_EXPERTS, room)
-    assert kept.dtype == np.int64
-    assert (r.asked == before).all(), "the input is left alone"
-    assert (kept == policy(r.asked, r.weights, r.source, N_EXPERTS, room)).all(), "not the same twice"
-    assert ((kept == r.asked) | (kept == -1)).all()
-    for gpu in range(CLUSTER.n_gpus):
-        asked, held = (np.bincount(a[r.source == gpu][a[r.source == gpu] >= 0], minlength=N_EXPERTS) for a in (r.asked, kept))
-        assert (held == np.minimum(asked, room[gpu])).all()
-
-
-def test_the_policies_agree_with_a_loop_over_tokens():
-    r = routing()
-    room = {"position": np.full(CLUSTER.n_gpus, 4), "prob": np.full(CLUSTER.n_gpus, 4)}
-    for name, key in {"position": lambda t, j: t, "prob": lambda t, j: (-r.weights[t, j], t)}.items():
-        seats, expected = defaultdict(list), np.full(r.asked.shape, -1)
-        for t, row in enumerate(r.asked.tolist()):
-            for j, expert in enumerate(row):
-                if expert >= 0:
-                    seats[int(r.source[t]), expert].append((key(t, j), t, j))
-        for group in seats.values():
-            for _, t, j in sorted(group)[:4]:
-                expected[t, j] = r.asked[t, j]
-        assert (pick(capacity, name)(r.asked, r.weights, r.source, N_EXPERTS, room[name]) == expected).all()

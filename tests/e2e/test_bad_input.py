@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from clustersim.cli import main
+from clustersim.places import data_folder
 from clustersim.types import Trace
 from clustersim.workload.trace import write_trace
 
@@ -85,7 +86,8 @@ NAMES = {
     "workload=prefil": ["workload=prefil", "did you mean prefill?"],
     "+experiment=capacity": ["experiment=capacity", "did you mean capacity_factor?"],
     "placement.replica=nearst": ["placement.replica=nearst", "it offers by_source, least_load", "did you mean nearest?"],
-    "capacity.drop=probs": ["capacity.drop=probs", "it offers position, prob", "did you mean prob?"],
+    "capacity.drop=probs": ["capacity.drop=probs", "it offers bpr, choice_major", "did you mean prob?"],
+    "capacity.rule=tutle": ["capacity.rule=tutle", "did you mean tutel?"],
     "placement.name=contig": ["placement=contig", "it offers annealing, coactivation, contiguous", "did you mean contiguous?"],
     "exchange.name=nowhere:direct": ["exchange=nowhere:direct", "No module named 'nowhere'"],
     "exchange.name=math:pi": ["exchange=math:pi", "no function"],
@@ -198,6 +200,12 @@ VALUES = {
     "capacity.factor=-1": ["capacity.factor=-1", "number above 0"],
     "capacity.factor=nan": ["capacity.factor=nan", "number above 0"],
     "capacity.factor=inf": ["capacity.factor=inf", "number above 0"],
+    "capacity=deepspeed capacity.factor=0": ["capacity.factor=0", "number above 0"],
+    "capacity=deepspeed": ["capacity.pad=true", "exchange=node_dedup cannot send padding", "exchange=direct"],
+    "capacity.pad_multiple=128": ["capacity.pad_multiple=128", "node_dedup cannot send padding", "capacity.where=expert"],
+    "capacity.pad_multiple=0": ["capacity.pad_multiple=0", "whole number from 1 up"],
+    "capacity.factor=1 capacity.drop=reroute": ["capacity.drop=reroute", "no router scores", "trace=sampled"],
+    "capacity.scope=rank": ["capacity.scope=rank", "source or group or global"],
     "capacity.factor=lots": ["capacity.factor=lots", "number above 0"],
     "capacity.factor=[1,2]": ["capacity.factor=[1, 2]", "number above 0"],
     "placement.slots=16": ["placement.slots=16", "fewer slots than the 32 experts"],
@@ -215,6 +223,19 @@ VALUES = {
     "topology.nic.latency=-1us": ["topology.nic.latency = '-1us'", "from 0 up"],
     "topology.nic.oversubscription=0.5": ["topology.nic.oversubscription=0.5", "from 1 up"],
     "topology.nic=null": ["topology.nic", "needs its fields"],
+    "topology.nic.per_gpu=1/3": ["topology.nic.per_gpu=1/3", "share evenly"],
+    "topology.routing.name=ecpm": ["topology.routing=ecpm", "did you mean ecmp?"],
+    "topology.routing.nam=ecmp": ["topology.routing.nam", "did you mean topology.routing.name?"],
+    "topology.routing.name=ecmp +topology.routing.sed=1": ["topology.routing.sed=1", "did you mean seed?"],
+    "+topology.fabric.name=fat_tre": ["topology.fabric=fat_tre", "did you mean fat_tree?"],
+    "+topology.fabric.name=leaf_spine +topology.fabric.spines=0": ["topology.fabric.spines=0", "from 1 up"],
+    "topology=rail_only topology.routing.name=ecmp topology.nodes=2": ["GPU 9 cannot be reached from GPU 0", "name=pxn"],
+    "topology=dragonfly topology.nodes=5": ["topology.fabric.routers=4", "40 NICs", "36 switches"],
+    "topology=multi_plane topology.fabric.planes=5 topology.nodes=8": ["topology.fabric.planes=5", "8 NICs of a node"],
+    "topology=hand_drawn topology.nodes=2 topology.graph.trunk.bandwidth=800": ["topology.graph.trunk.bandwidth = 800", "unit"],
+    "topology=hand_drawn topology.nodes=3": ["hand_drawn", "GPU 8 cannot be reached from GPU 0"],
+    "topology=hand_drawn +topology.nic.rails=true topology.nodes=2": ["topology.nic", "hand_drawn has a graph"],
+    "topology=no/such/machine.yaml": ["topology=no/such/machine.yaml", "no such topology"],
     "model.top_k=64": ["model.top_k = 64", "n_experts = 32"],
     "model.hidden=wide": ["model.hidden = 'wide'", "whole number"],
     "model.dispatch_bytes=0": ["model.dispatch_bytes = 0", "above 0"],
@@ -246,6 +267,21 @@ def test_a_folder_that_cannot_be_written_is_named(complaint, tmp_path):
     said = complaint(f"output={tmp_path / 'taken'}")
     assert f"output={tmp_path / 'taken'}" in said
     assert "cannot be written" in said
+
+
+def test_a_machine_of_the_users_own_is_named_by_its_file(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text((data_folder("topologies") / "hand_drawn.yaml").read_text())
+    given = [f"topology={tmp_path / 'mine.yaml'}", "topology.nodes=2", "topology.graph.trunk.latency=1us"]
+    assert main([*given, *(text for text in SMALL if "nodes" not in text)]) == 0
+    assert "8 GPUs of mine" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("nodes: [", "not a YAML file"), ("gpus: 2\n", "no key nodes"), ("nodes: 2\n", "topology.gpu")]
+)
+def test_a_file_that_describes_no_machine(complaint, tmp_path, text, says):
+    (tmp_path / "mine.yaml").write_text(text)
+    assert says in complaint(f"topology={tmp_path / 'mine.yaml'}", small=False)
 
 
 # ---- traces

@@ -117,7 +117,10 @@ def test_a_sweep_ends_with_one_row_per_job(empty_folder, capsys):
     assert [line.split()[0] for line in lines[1:3]] == ["1.0", "2.0"]
     assert {"1.00"} & {line.split()[-1] for line in lines[1:3]}
     assert lines[3].startswith("exposed: ")
-    assert lines[4] == "2 runs in results/runs"
+    assert lines[4].split() == ["capacity.factor", "step", "saved", "dropped", "wholly", "gate", "lost", "used"]
+    assert [line.split()[0] for line in lines[5:7]] == ["1.0", "2.0"]
+    assert lines[7].startswith("saved: against dropless")
+    assert lines[8] == "2 runs in results/runs"
     assert err == ""
     assert len(runs(empty_folder)) == 2
     for folder in runs(empty_folder):
@@ -131,7 +134,8 @@ def test_a_sweep_over_many_keys_is_not_folded_in_a_file(capsys, monkeypatch):
     assert main(["-m", *SMALL[:2], "model.n_layers=1", *lists]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["exchange", "network", "capacity.factor"]      # what does not vary is left out
-    assert len(lines) == 1 + 8 + 1 + 1, "headings, jobs, what the headings mean, the folder"
+    assert lines[10].split()[:6] == ["exchange", "network", "capacity.factor", "step", "saved", "dropped"]
+    assert len(lines) == 2 * (1 + 8 + 1) + 1, "headings, jobs, what they mean; the same for the drops; the folder"
 
 
 def test_a_job_of_a_sweep_is_the_run_it_says(empty_folder):
@@ -165,16 +169,19 @@ def test_a_sweep_of_bad_jobs_only_writes_nothing(empty_folder, capsys):
 def test_a_study_sweeps_by_itself(empty_folder, capsys):
     assert main(["+experiment=capacity_factor", *SMALL]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:6]] == ["1.0", "1.25", "1.5", "2.0", "null"]
-    assert lines[-1] == "5 runs in results/capacity_factor"
-    assert len(runs(empty_folder, "capacity_factor")) == 5
+    jobs = [(pad, factor) for pad in ("false", "true") for factor in ("1.0", "1.25", "1.5", "2.0", "null")]
+    assert [tuple(line.split()[:2]) for line in lines[1:11]] == jobs
+    assert " ".join(lines[12].split()) == "capacity.pad capacity.factor step saved dropped wholly gate lost used padding"
+    assert [tuple(line.split()[:2]) for line in lines[13:23]] == jobs
+    assert lines[-1] == "10 runs in results/capacity_factor"
+    assert len(runs(empty_folder, "capacity_factor")) == 10
 
 
 def test_a_key_on_the_command_line_wins_over_the_studys(empty_folder, capsys):
     assert main(["+experiment=capacity_factor", *SMALL, "capacity.factor=1.5,null"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["1.5", "null"]
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:5]] == ["1.5", "null"] * 2
     assert main(["+experiment=capacity_factor", *SMALL, "capacity.factor=3"]) == 0
-    assert len(runs(empty_folder, "capacity_factor")) == 3
+    assert len(runs(empty_folder, "capacity_factor")) == 4 + 2
 
 
 def test_every_study_names_the_command_that_runs_it():
@@ -215,8 +222,8 @@ def test_help_shows_the_groups_their_options_and_three_examples(capsys, empty_fo
         assert main(arguments) == 0
         out = capsys.readouterr().out
         for group in GROUPS:
-            (said,) = re.findall(rf"^  {group} +(.*(?:\n {{5,}}.*)*)$", out, re.MULTILINE)
-            assert said.replace(",", " ").split() == list(options(group_folder(group)))
+            (line,) = re.findall(rf"^  {group} (.*(?:\n    .*)*)", out, re.MULTILINE)
+            assert line.replace(",", " ").split() == list(options(group_folder(group)))
         examples = out.partition("\nexamples\n")[2].partition("\n\n")[0].splitlines()
         assert len(examples) == 3
         assert all(example.startswith("  clustersim ") for example in examples)
@@ -311,7 +318,7 @@ def test_an_interrupted_sweep_keeps_what_is_done(monkeypatch, capsys, empty_fold
 
 
 def test_the_first_run_says_that_it_compiles(monkeypatch, capsys):
-    monkeypatch.setattr("clustersim.network.when_compiling", lambda say: say())
+    monkeypatch.setattr("clustersim.network.when_compiling", lambda say, network: say())
     assert main(SMALL) == 0
     err = capsys.readouterr().err
     assert err.count("\n") == 1

@@ -64,7 +64,7 @@ def test_bytes_are_conserved_links_never_overfull_work_conserved_and_little_hold
         following = sharing.run(state, now)
         assert following >= now, "time goes forward"
         live = state.flows["status"] == kernel.LIVE
-        rate = np.where(live, state.flows["rate"], 0.0)
+        rate = sharing.rates(state)
         load = rate @ incidence
         assert (load <= capacity * (1 + 1e-12)).all()
         full = load >= capacity * (1 - 1e-12)

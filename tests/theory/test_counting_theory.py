@@ -9,12 +9,15 @@ from scipy import stats
 
 from clustersim import exchange
 from clustersim.exchange.copies import destinations, distinct
-from clustersim.types import Routing
-from clustersim.workload.capacity import position, prob
-from clustersim.workload.sampler import balanced, dirichlet
+from clustersim.types import Choices, Routing
+from clustersim.workload import capacity_policies
+from clustersim.workload.capacity import limit
+from clustersim.workload.routers import random
+from clustersim.workload.sampler import Batch, balanced
+from clustersim.workload.sampler_parameters import changed, load_parameters
+from clustersim.workload.sampler_process import Process
 from tests import placed
-
-UNIFORM = 1e12          # popularity at this Dirichlet parameter differs by a millionth between experts
+from tests.contests import assigned, rule
 
 
 def cluster(n_nodes, gpus_per_node=8):
@@ -26,7 +29,9 @@ def cluster(n_nodes, gpus_per_node=8):
 
 
 def uniform(seed, tokens, n_experts, top_k, n_gpus=1):
-    ids, weights = dirichlet(np.random.default_rng(seed), tokens, n_experts=n_experts, top_k=top_k, alpha=UNIFORM)
+    rng = np.random.default_rng(seed)
+    ids, _ = random(np.empty((tokens, n_experts)), k=top_k, rng=rng)
+    weights = -np.sort(-rng.random(ids.shape), axis=1)
     source = np.arange(tokens) * n_gpus // tokens
     index = np.arange(tokens) - np.searchsorted(source, source)
     return Routing(asked=ids, assigned=ids, weights=weights, source=source, index=index, capacity=None)
@@ -111,41 +116,60 @@ def test_node_dedup_sends_over_the_nic_one_copy_per_other_node_that_is_visited()
     within(per_gpu, 3 * visit, 4)
 
 
-@pytest.mark.parametrize("policy", [position, prob])
+def overflow(tokens, p, room):
+    """Choices beyond `room` that one of many experts has on average: its load is Binomial(tokens, p)."""
+    return sum((j - room) * stats.binom.pmf(j, tokens, p) for j in range(room + 1, tokens + 1))
+
+
+@pytest.mark.parametrize("policy", sorted(set(capacity_policies.__all__) - {*capacity_policies.ELSEWHERE}))
 @pytest.mark.parametrize("factor", [0.9, 1.0, 1.25])
 def test_dropped_choices_follow_the_binomial_tail(policy, factor):
     """Tokens choose independently, so an expert's load is Binomial(T, k/E); what exceeds the capacity is dropped."""
     tokens, n_experts, top_k, batches = 512, 16, 2, 200
     p = top_k / n_experts
     room = math.ceil(factor * tokens * p)
-    expected = n_experts * sum((j - room) * stats.binom.pmf(j, tokens, p) for j in range(room + 1, tokens + 1))
-    r = uniform(17, tokens * batches, n_experts, top_k, batches)       # every source GPU is a batch of its own
-    kept = policy(r.asked, r.weights, r.source, n_experts, np.full(batches, room))
+    expected = n_experts * overflow(tokens, p, room)
+    r = uniform(17, tokens * batches, n_experts, top_k, batches)       # every pool is a batch of its own
+    kept = assigned(
+        policy, r.asked, np.full(batches, room), weights=r.weights, source=r.source, n_experts=n_experts,
+        rng=np.random.default_rng(1),
+    )
     within(np.bincount(r.source, weights=(kept < 0).sum(axis=1), minlength=batches), expected, 4)
+
+
+@pytest.mark.parametrize(
+    ("preset", "factor", "percent"),
+    [
+        ("switch", 1.0, "4.94"), ("switch", 1.1, "1.66"), ("switch", 1.25, "0.127"),            # 64, 70, 80 places
+        ("megatron", 1.0, "4.94"), ("megatron", 1.1, "1.34"), ("megatron", 1.25, "0.127"),      # 64, 71, 80
+    ],
+)
+def test_what_a_uniform_top_1_router_drops_at_usual_factors(preset, factor, percent):
+    """4,096 tokens, 64 experts; a capacity rounded down (Switch) or up (Megatron-LM). Sigma is that of 300 batches' mean."""
+    tokens, n_experts, batches = 4096, 64, 300
+    what = rule(preset, factor=factor, drop="position", pad=False, group_tokens=None, scope="source")
+    source, index = np.repeat(np.arange(batches), tokens), np.tile(np.arange(tokens), batches)
+    ids = np.random.default_rng(29).integers(0, n_experts, (tokens * batches, 1))
+    done = limit(
+        np.random.default_rng(0), what, Choices(ids=ids, weights=None), source=source, index=index, n_gpus=batches,
+        n_experts=n_experts, top_k=1,
+    )
+    room = int(done.room[0, 0])
+    expected = n_experts * overflow(tokens, 1 / n_experts, room) / tokens
+    assert f"{100 * expected:.{len(percent) - 2}f}" == percent
+    within(np.bincount(source, weights=done.assigned[:, 0] < 0) / tokens, expected, 3)
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 5.0])
 def test_popularity_varies_between_experts_as_dirichlet_says(alpha):
     """Symmetric Dirichlet: E[E Σ p²] − 1 = (E − 1)/(E α + 1). E Σ n(n − 1)/(T(T − 1)) estimates E Σ p² without bias."""
     n_experts, tokens, layers = 16, 400, 600
-    rng = np.random.default_rng(19)
+    parameters = changed(load_parameters("moderate"), {"alpha": alpha, "tokens": "independent"})
+    process = Process(parameters, n_layers=layers, n_experts=n_experts, top_k=1, seed=19)
+    batch = Batch(process=process, n_gpus=1, tokens_per_gpu=tokens, sequence=tokens)
     spread = []
-    for _ in range(layers):
-        n = np.bincount(dirichlet(rng, tokens, n_experts=n_experts, top_k=1, alpha=alpha)[0].ravel(), minlength=n_experts)
+    for layer in range(layers):
+        n = np.bincount(batch.choose(layer)[0].ravel(), minlength=n_experts)
         spread.append(n_experts * (n * (n - 1)).sum() / (tokens * (tokens - 1)) - 1)
     within(np.array(spread), (n_experts - 1) / (n_experts * alpha + 1), 4)
 
-
-def test_the_second_choice_is_drawn_from_what_the_first_left():
-    """Plackett-Luce: P(second = j | first = i) = p_j/(1 − p_i), with p taken from the first choices of other tokens."""
-    n_experts, tokens = 5, 400_000
-    ids, _ = dirichlet(np.random.default_rng(23), tokens, n_experts=n_experts, top_k=2, alpha=2.0)
-    p = np.bincount(ids[: tokens // 2, 0], minlength=n_experts) / (tokens // 2)
-    first, second = ids[tokens // 2 :].T
-    for i in range(n_experts):
-        others = np.delete(np.arange(n_experts), i)
-        n = np.count_nonzero(first == i)
-        share = np.bincount(second[first == i], minlength=n_experts)[others] / n
-        expected = p[others] / p[others].sum()
-        error = np.sqrt(expected * (1 - expected) * (1 / n + 1 / (tokens / 2 * (1 - p[i]))))    # of the share, and of p
-        assert (np.abs(share - expected) <= 5 * error).all()

@@ -191,8 +191,7 @@ def test_a_follower_is_never_ahead_of_what_it_follows():
             while sharing.run(state, now) <= now:
                 sharing.take_ended(state)
             flows = state.flows
-            moved = 1 - (flows["left"] - flows["rate"] * (now - flows["since"])) / flows["nbytes"]
-            moved[flows["status"] < kernel.LIVE] = 0
+            moved = sharing.sent(state, now) / flows["nbytes"]
             for child, parents in enumerate(system["after"]):
                 for parent in parents:
                     if flows["status"][parent] == kernel.DONE:

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 import clustersim as cs
-from clustersim import deciding, exchange, load_cluster, simulation
+from clustersim import deciding, exchange, inputs, load_cluster, simulation
 from clustersim.config import compose
 from clustersim.deciding import Setting, decided, nothing_seen, plan_periodic, steps_seen
 from clustersim.engine.gpu import LayerWork, play, time_alone
@@ -91,7 +91,7 @@ def test_once_decides_on_sequences_that_are_not_played(name, monkeypatch):
         shown.append(past)
         return real(setting, past)
 
-    monkeypatch.setattr(simulation, "steps_seen", spy)
+    monkeypatch.setattr(inputs, "steps_seen", spy)
     parts = simulation._assemble(compose([*SMALL, f"placement={name}"]))
     assert shown == [parts.stream.past]
     assert len(shown[0]) == 1
@@ -268,7 +268,7 @@ def test_a_load_file_decides_and_one_of_another_model_is_refused(tmp_path):
         (["decide.period=0"], r"decide\.period=0: .* \(null: decided once only\)"),
         (["decide.warmup=6"], r"decide\.warmup=6: leaves no step to play of 6"),
         (["decide.migration=hidden"], r"decide\.migration=hidden: must be exposed, overlapped or free"),
-        (["decide.migration=overlapped", "decide.double_buffer=false"], r"decide\.double_buffer=false: .* decide\.migration=overlapped needs it"),
+        (["decide.migration=overlapped", "decide.double_buffer=false"], r"decide\.double_buffer=false: .* overlapped needs it"),
         (["decide.warmup=0", "decide.period=null"], r"decide\.period=null: decided once, on the warm-up"),
         (["decide.first=eplb"], r"decide\.first=eplb: there is no past yet"),
         (["decide.horizon=0"], r"decide\.horizon=0: must be a whole number of steps"),

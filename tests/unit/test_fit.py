@@ -24,8 +24,9 @@ def sampled_trace(*, sequences=96, length=64, layers=4, experts=16, top_k=2, see
     """Tokens of the moderate preset, as if recorded; even sequences are of domain a, odd ones of b."""
     tokens = sequences * length
     blank = Trace(
-        expert_ids=np.zeros((tokens, layers, top_k), np.int16), gate_weights=None, step=np.arange(tokens), rank=np.zeros(tokens, int),
-        seq=np.repeat(np.arange(sequences) * 3, length), pos=np.tile(np.arange(length), sequences) + 7,
+        expert_ids=np.zeros((tokens, layers, top_k), np.int16), gate_weights=None, step=np.arange(tokens),
+        rank=np.zeros(tokens, int), seq=np.repeat(np.arange(sequences) * 3, length),
+        pos=np.tile(np.arange(length), sequences) + 7,
         phase=np.ones(tokens, np.uint8), n_experts=experts, domain={3 * s: "ab"[s % 2] for s in range(sequences)},
         meta={"model": "made up"},
     )
@@ -177,10 +178,11 @@ def test_counts_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / "z" / "counts.parquet").write_bytes(b"no")
     with pytest.raises(InputError, match=r"counts\.parquet: cannot be read as Parquet"):
         read_counts(tmp_path / "z")
-    pl.DataFrame({"layer": [0]}).write_parquet(tmp_path / "z" / "counts.parquet", metadata={"moetrace": '{"schema": "moetrace/1"}'})
+    footer = {"moetrace": '{"schema": "moetrace/1"}'}
+    pl.DataFrame({"layer": [0]}).write_parquet(tmp_path / "z" / "counts.parquet", metadata=footer)
     with pytest.raises(InputError, match="has no column 'counts'"):
         read_counts(tmp_path / "z")
-    with pytest.raises(InputError, match="no such|cannot be read"):
+    with pytest.raises(InputError, match=r"nowhere\.parquet: cannot be read"):
         read_counts(tmp_path / "nowhere.parquet")
 
 
@@ -220,8 +222,9 @@ def test_the_score_of_a_folder_of_traces_is_one_table(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    ([], "takes one trace"), (["a", "b"], "takes one trace"), (["-x"], "takes one trace"), (["a", "-o"], "-o: needs the name of a file"),
-    (["a", "-o", "f", "--score"], "prints a table"), (["nowhere"], "no such trace"), (["nowhere", "--score"], "there is no trace"),
+    ([], "takes one trace"), (["a", "b"], "takes one trace"), (["-x"], "takes one trace"),
+    (["a", "-o"], "-o: needs the name of a file"), (["a", "-o", "f", "--score"], "prints a table"),
+    (["nowhere"], "no such trace"), (["nowhere", "--score"], "there is no trace"),
 ])  # fmt: skip
 def test_the_command_refuses_what_it_does_not_know_in_one_line(arguments, said, capsys):
     assert main(["fit", *arguments]) == 2

@@ -1,10 +1,12 @@
 """What `clustersim inspect` says is what the wires and the tables are."""
 
+import sys
+
 import pytest
 
 import clustersim as cs
 from clustersim.cli import main
-from clustersim.network.measures import bisection_bandwidth, by_kind, diameter, oversubscription
+from clustersim.network.measures import all_to_all, bisection_bandwidth, by_kind, diameter, oversubscription
 from clustersim.places import PACKAGE
 
 RAILS_2TO1 = {"nodes": 4, "nic": {"oversubscription": 2.0}}
@@ -60,6 +62,89 @@ def test_a_topology_is_told(capsys, monkeypatch):
         assert words in out
 
 
+def test_what_routes_make_of_a_topology_is_told(capsys, monkeypatch):
+    _, out, _ = said(capsys, monkeypatch, "fat_tree")
+    for words in ("leaf 1:1, spine 1:1", "diameter 6 links, 4.60 us", "routing ecmp, seed 0", "even spread: leaf_up 1."):
+        assert words in out
+    _, out, _ = said(capsys, monkeypatch, "rail_only")
+    assert "routing pxn" in out
+    assert "collisions" not in out, "no parallel links"
+
+
+def test_what_all_gpus_can_send_at_once_is_what_the_busiest_link_lets_them():
+    """ideal_rail, 4 nodes of 8, 2:1 on rails: of 31 others 3 are on the own leaf, 7 in the node; 21 cross 8 x 21 / 200 GB/s."""
+    whole = all_to_all(cs.load_cluster("ideal_rail", **RAILS_2TO1))
+    assert whole.gpu_bytes_per_s == pytest.approx(31 / (4 * 21 / 100e9))
+    assert whole.busiest == "leaf_up 0"
+    assert whole.link_bytes.sum() == 32 * (10 * 2 + 21 * 4)
+    alone = all_to_all(cs.load_cluster("ideal_rail", nodes=1, gpus_per_node=1))
+    assert (alone.gpu_bytes_per_s, alone.busiest, alone.hops) == (0.0, None, 0)
+
+
+def test_a_machine_of_2048_gpus_is_measured_from_few_switches():
+    """The flow across the middle is sought among switches: GPUs of a half are one node, whatever their number."""
+    import networkx as nx
+
+    sizes = []
+    real = nx.maximum_flow_value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nx, "maximum_flow_value", lambda graph, *ends: sizes.append(len(graph)) or real(graph, *ends))
+        cluster = cs.load_cluster("h100_sxm", nodes=256, fabric={"name": "leaf_spine", "spines": 8, "nodes_per_leaf": 64})
+        assert bisection_bandwidth(cluster) == pytest.approx(1024 * 50e9)
+    assert sizes == [2 + 32 + 8]
+
+
+# ---- pictures
+
+
+@pytest.mark.parametrize("name", ["ideal_rail", "dragonfly", "hand_drawn", "a100_p4d", "gb200_nvl72"])
+def test_a_topology_is_drawn(capsys, monkeypatch, tmp_path, name):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = said(capsys, monkeypatch, name, "--plot")
+    assert code == 0
+    assert f"drawn in {name}.png" in out
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_of_a_large_machine_some_is_drawn_and_the_picture_says_how_much(tmp_path):
+    pytest.importorskip("matplotlib")
+    from clustersim.results.drawing import draw_machine
+
+    fabric = {"name": "leaf_spine", "spines": 40, "nodes_per_leaf": 2}
+    cluster = cs.load_cluster("ideal_rail", nodes=32, fabric=fabric)
+    draw_machine(cluster, tmp_path / "large.svg")
+    # 4 nodes and the last, all their leaves (rail 0..7 of nodes 0-1, 2-3, 30-31), the first 16 spines and the last
+    text = (tmp_path / "large.svg").read_text()
+    for words in ("GPU: 256", "(40 drawn)", "leaf: 128", "(24 drawn)", "spine: 40", "(17 drawn)", "node 31"):
+        assert f"<!-- {words} -->" in text, words
+    assert "<!-- node 4 -->" not in text
+
+
+def test_without_matplotlib_a_picture_says_how_to_get_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)        # makes the import fail
+    monkeypatch.chdir(tmp_path)
+    code, _, err = said(capsys, monkeypatch, "ideal_rail", "--plot")
+    assert code == 2
+    assert "pip install 'clustersim[plot]'" in err
+
+
+@pytest.mark.parametrize("file", ["nowhere/x.png", "x.txt"])
+def test_a_picture_that_cannot_be_written_is_one_line(capsys, monkeypatch, tmp_path, file):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = said(capsys, monkeypatch, "ideal_rail", "--plot", "-o", file)
+    assert code == 2
+    assert err.startswith(f"clustersim: inspect -o {file}: cannot be written")
+    assert err.count("\n") == 1
+
+
+def test_a_trace_cannot_be_drawn(capsys, monkeypatch):
+    code, _, err = said(capsys, monkeypatch, str(PACKAGE / "workload" / "data" / "tiny"), "--plot")
+    assert code == 2
+    assert "--plot draws topologies" in err
+
+
 def test_a_trace_is_told(capsys, monkeypatch):
     code, out, _ = said(capsys, monkeypatch, str(PACKAGE / "workload" / "data" / "tiny"))
     assert code == 0
@@ -84,6 +169,9 @@ def test_a_run_is_told_as_it_ended(capsys, monkeypatch, tmp_path):
         (["nothing/here"], "there is no such file or folder"),
         (["."], "holds neither a trace"),
         ([], "takes one path"),
+        (["ideal_rail", "-o", "x.png"], "add --plot"),
+        (["ideal_rail", "--plot", "-o"], "names no file"),
+        (["ideal_rail", "--plt"], "there is no such flag"),
         (["a", "b"], "takes one path"),
         (["no.yaml"], "there is no such file"),
     ],

@@ -26,6 +26,10 @@ SHAPES = {
     "dense": ["model=deepseek_v2_lite", "model.n_layers=3", "model.n_dense_layers=2", "trace=sampled", "placement=round_robin"],
     "bound": ["network=bound", "trace=sampled", "trace.alpha=0.3"],
     "blocking": ["topology.nic.oversubscription=4", "exchange=direct"],
+    "relayed": ["topology=rail_only", "exchange=direct"],
+    "sprayed": ["topology=multi_plane", "exchange=direct", "topology.fabric.split=true", "topology.routing.name=spray",
+        "topology.routing.then=null", "topology.routing.seed=null", "topology.fabric.nodes_per_leaf=1"],
+    "shared_nic": ["topology=a100_p4d", "network=bound"],
     "one_node": ["topology.nodes=1"],
     "one_gpu": ["topology.nodes=1", "topology.gpus_per_node=1"],
     "no_compute": ["compute=none", "capacity.factor=1.0", "capacity.drop=position"],
@@ -119,11 +123,39 @@ def test_every_byte_goes_up_one_port_and_down_one(result):
     carried = {kind: float((rows["dispatch_bytes"] + rows["combine_bytes"]).sum()) for kind, rows in by_kind.items()}
     sent, received = gpus["sent_bytes"].sum(), gpus["received_bytes"].sum()
     assert sent == pytest.approx(received, rel=1e-12)
-    assert carried["nvlink_up"] + carried["nic_up"] == pytest.approx(sent, rel=1e-9)
-    assert carried["nvlink_down"] + carried["nic_down"] == pytest.approx(received, rel=1e-9)
+    relayed = carried["nvlink_up"] + carried["nic_up"] - sent          # crosses NVLink on its way to a NIC
+    assert (relayed > 1e-9 * sent) == (result.run.topology == "rail_only")
+    assert carried["nvlink_up"] + carried["nic_up"] == pytest.approx(sent + relayed, rel=1e-9)
+    assert carried["nvlink_down"] + carried["nic_down"] == pytest.approx(received + relayed, rel=1e-9)
     for kind in ("nvlink", "nic"):
         assert layers[f"{kind}_bytes"].sum() == pytest.approx(carried[f"{kind}_up"], rel=1e-9)
         assert result.summary[f"{kind}_bytes"] == pytest.approx(carried[f"{kind}_up"], rel=1e-9)
+
+
+def test_what_is_relayed_is_what_goes_to_other_rails():
+    """The same bytes on a crossbar: PXN adds, on NVLink, those for another node whose GPU is on another rail."""
+    rails = made("relayed")
+    plain = simulate(["topology=h100_sxm", "exchange=direct", *SMALL])
+    assert rails.summary["nic_bytes"] == pytest.approx(plain.summary["nic_bytes"], rel=1e-12)
+    links = rails.tables["links"].group_by("kind").agg(pl.sum("dispatch_bytes", "combine_bytes"))
+    up = dict(zip(links["kind"], links["dispatch_bytes"] + links["combine_bytes"], strict=True))
+    assert up["nvlink_up"] == up["nvlink_down"]
+    extra = rails.summary["nvlink_bytes"] - plain.summary["nvlink_bytes"]
+    assert 0.6 * plain.summary["nic_bytes"] < extra < 0.9 * plain.summary["nic_bytes"], "3 of the 4 GPUs of the other node"
+
+
+def test_collisions_are_in_the_summary_and_told_where_they_matter():
+    assert made("default").summary["ecmp_collision"] is None
+    assert made("blocking").summary["ecmp_collision"] is None           # one spine
+    assert made("sprayed").summary["ecmp_collision"] == pytest.approx(1)
+    assert not any("pile up" in note for note in made("sprayed").notes)
+    fabric = ["+topology.fabric.name=leaf_spine", "+topology.fabric.spines=4"]
+    piled = simulate(["exchange=direct", *SMALL, *fabric])
+    assert piled.summary["ecmp_collision"] == pytest.approx(4)
+    assert any("pile up: the busiest leaf_" in note and "4.00 times" in note for note in piled.notes)
+    links = piled.tables["links"].filter(pl.col("kind") == "leaf_up")
+    used = links.group_by("name").agg(pl.sum("dispatch_bytes"))
+    assert used.filter(pl.col("dispatch_bytes") > 0)["name"].str.ends_with(".0").all(), "shortest takes the first spine"
 
 
 def test_layers_are_means_and_maxima_of_the_gpus(result):
@@ -327,3 +359,31 @@ def test_the_comparison_shows_what_varies_and_the_fastest_as_one():
     assert [line.split()[-1] for line in lines[1:4]] == ["2.00", "1.00", "4.00"]
     assert len(printed(terminal.comparison(jobs[:1]), width=120).splitlines()) == 3
     assert printed(terminal.comparison([(["seed=1"], {**row, "step_s": 0.0, "tokens_per_s": None, "bottleneck": None})]))
+
+
+def test_the_summary_shows_padding_and_rerouting_only_where_there_is_any():
+    row = made("dropping").summary
+    plain, more = (
+        " ".join(printed(terminal.summary({**row, **extra}, ())).split())
+        for extra in ({}, {"rerouted_rate": 0.123, "padding_share": 0.25, "padding_sent_bytes": 3e6})
+    )
+    assert "of the gate weights; saves" in plain
+    assert "capacity factor 0.75 (megatron, prob)" in plain
+    assert "rerouted" not in plain
+    assert "padding" not in plain
+    assert "rerouted 12.30 % of the choices" in more
+    assert "padding 25.00 % of the rows that experts compute; 3.00 MB sent" in more
+    assert "- of the gate weights" in " ".join(printed(terminal.summary({**row, "gate_mass_lost": None}, ())).split())
+
+
+def test_the_trade_shows_both_sides_of_dropping_in_80_columns_and_nothing_where_nothing_is_dropped():
+    row = made("dropping").summary
+    jobs = [([f"capacity.factor={f}"], {**row, "seconds_saved_by_dropping": s}) for f, s in (("0.75", 2e-3), ("null", -1e-3))]
+    lines = printed(terminal.trade(jobs)).splitlines()
+    assert " ".join(lines[0].split()) == "capacity.factor step saved dropped wholly gate lost used"
+    assert [line.split()[3:5] for line in lines[1:3]] == [["2.00", "ms"], ["-1.00", "ms"]]
+    assert f"{100 * row['gate_mass_lost']:.2f} %" in lines[1]
+    assert all(len(line) <= 80 for line in lines)
+    padded = terminal.trade([(overrides, {**numbers, "padding_share": 0.5}) for overrides, numbers in jobs])
+    assert printed(padded).splitlines()[0].split()[-1] == "padding"
+    assert terminal.trade([(["seed=1"], made("default").summary)]) is None

@@ -43,7 +43,7 @@ NEAR = np.arange(8) < 4
         ("quantile_balanced", {"k": 3, "bias": None}, None),
         ("expert_choice", {"k": 2, "factor": 0.0}, "router.factor=0.0: must be a number above 0"),
         ("sinkhorn", {"k": 2, "tolerance": 0.0}, "router.tolerance=0.0: must be above 0"),
-        ("soft_moe", {"slots": 4}, "router.slots=4: 8 experts need from 1 to 3 slots each, for the 24 tokens"),
+        ("soft_moe", {"slots": 4}, "router.slots=4: must be from 1 to 3 for each of 8 experts, as the 24 tokens"),
         ("mixture_of_depths", {"k": 8, "sequence": ONE, "layer": 0}, "router.k=8: must be a whole number from 1 to 7"),
         ("mixture_of_depths", {"k": 2, "capacity": 0.0, "sequence": ONE, "layer": 0}, "router.capacity=0.0"),
         ("mixture_of_depths", {"k": 2, "every": 0, "sequence": ONE, "layer": 0}, "router.every=0"),
@@ -70,7 +70,7 @@ def test_what_cannot_be_is_refused_in_one_line(name, given, said):
 def test_tokens_that_do_not_divide_are_refused_where_they_must():
     with pytest.raises(InputError, match="router=base: the 23 tokens of a GPU must be a multiple of the 8 experts"):
         routers.base(SCORES[:23])
-    with pytest.raises(InputError, match="router=quantile: 23 tokens times top-2 must be a multiple of 8 experts"):
+    with pytest.raises(InputError, match="router=quantile: 23 tokens of a GPU times top-2 must be a multiple of the 8 experts"):
         routers.quantile_balanced(SCORES[:23], k=2)
 
 

@@ -1,12 +1,14 @@
 """Routing that is drawn or laid out, and the tokens of a pass however they came about."""
 
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from clustersim.types import InputError, Trace
+from clustersim.workload import sampler
 from clustersim.workload.sampler import Batch, balanced
 from clustersim.workload.sampler_parameters import Domain, changed, load_parameters, preset_names
 from clustersim.workload.sampler_process import Process
@@ -64,7 +66,7 @@ def test_tokens_do_not_depend_on_pieces_order_layers_or_how_many_gpus_there_are(
     b = batch(tokens=tokens, domains=2)
     whole = b.scores(2, 0, 200)
     edges = [0, 1, 15, 16, 49, 50, 51, 130, 200]
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         assert (batch(tokens=tokens, domains=2).scores(2, first, last) == whole[first:last]).all()
     assert b.scores(0, 7, 7).shape == (0, 8)
     ids, weights = b.choose(2)
@@ -115,6 +117,29 @@ def test_a_sequence_is_of_one_domain_and_domains_come_by_their_shares():
     pieces = b.pieces(0, 20_000)
     assert pieces.count.tolist() == [10] * 2000
     assert (pieces.domain == 0).mean() == pytest.approx(0.25, abs=4 * np.sqrt(3 / 16 / 2000))
+
+
+@pytest.mark.parametrize("tokens", KINDS)
+@pytest.mark.parametrize(("tokens_per_gpu", "sequence"), [(50, 16), (48, 16), (10, 16)])
+def test_counts_are_those_of_the_tokens_themselves(tokens, tokens_per_gpu, sequence):
+    """As long as there are no more sequences than are counted one by one."""
+    b = batch(tokens=tokens, tokens_per_gpu=tokens_per_gpu, sequence=sequence, domains=2)
+    ids = b.choose(1)[0].reshape(4, tokens_per_gpu * 2)
+    assert b.count(1).tolist() == [np.bincount(row, minlength=8).tolist() for row in ids]
+    assert b.notes == ()
+
+
+def test_counts_of_more_sequences_are_put_together_from_some_of_them(monkeypatch):
+    """Every GPU still has all its choices; sequences beyond the pool repeat one of it, the same in every layer."""
+    monkeypatch.setattr(sampler, "POOL", 7)
+    b = batch(gpus=30, tokens_per_gpu=16, sequence=16)
+    pool = [b.count(layer)[:7] for layer in (0, 1)]
+    assert (pool[0] == [np.bincount(row, minlength=8) for row in b.choose(0)[0].reshape(30, 32)[:7]]).all()
+    found = [[next(i for i, one in enumerate(pool[layer]) if (one == row).all()) for row in b.count(layer)] for layer in (0, 1)]
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 7
+    assert (batch(gpus=30, tokens_per_gpu=40, sequence=16).count(0).sum(axis=1) == 80).all()
+    assert b.notes == ("counts of 30 sequences are put together from those of 7",)
 
 
 def test_every_preset_runs_and_they_differ_in_how_uneven_experts_are():

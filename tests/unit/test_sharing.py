@@ -9,8 +9,8 @@ import pytest
 
 from clustersim import load_cluster
 from clustersim.network import sharing
+from clustersim.network.freeform import flow_times
 from clustersim.network.pairs import transfer
-from clustersim.network.sharing import flow_times
 from clustersim.types import InputError
 from tests.reference import fast, finish_times, waiting
 
@@ -126,6 +126,62 @@ def test_nothing_to_send_and_nowhere_to_go_take_no_time():
     assert flow_times([1.0], [], [], 0.0).shape == (0,)
 
 
+def test_a_rate_cap_leaves_the_rest_to_the_others():
+    """Link 10 B/s; A may have 2 B/s, so B has 8 and ends 16 bytes at 2 s; A still has 2 B/s and ends 10 bytes at 5 s."""
+    np.testing.assert_allclose(flow_times([10], [[0], [0]], [10, 16], 0.0, rate_cap=[2, np.inf]), [5.0, 2.0], rtol=1e-12)
+
+
+def test_a_link_that_slows_down_and_comes_back_while_flows_run():
+    """100 bytes at 10 B/s; from 4 s the link has 5 B/s, from 6 s none, from 10 s 25 B/s: 40 + 10 + 0 bytes are gone by 10 s, and
+    the last 50 take 2 s."""
+    ends = flow_times([10], [[0]], [100], 0.0, changes=[(6, 0, 0), (4, 0, 5), (10, 0, 25)])
+    np.testing.assert_allclose(ends, [12.0], rtol=1e-12)
+
+
+def test_a_link_that_slows_down_gives_its_share_to_others():
+    """A over links 0 and 1, B over link 1, 10 B/s each: 5 and 5. At 2 s link 0 falls to 1 B/s: A has 1 and B 9. B's 46 bytes:
+    10 by 2 s, then 36 at 9 B/s: 6 s. A has sent 14 of 20 by then and goes on at 1 B/s: 12 s."""
+    ends = flow_times([10, 10], [[0, 1], [1]], [20, 46], 0.0, changes=[(2, 0, 1)])
+    np.testing.assert_allclose(ends, [12.0, 6.0], rtol=1e-12)
+
+
+def test_a_link_that_stays_down_is_refused():
+    with pytest.raises(InputError, match="1 flows never end"):
+        flow_times([10, 10], [[0], [1]], [100, 10], 0.0, changes=[(1, 0, 0)])
+
+
+def test_60_random_systems_with_rate_caps_equal_those_with_links_of_their_own():
+    for seed in range(60):
+        rng = random.Random(seed)
+        system = small_system(rng)
+        caps = [rng.choice([np.inf, 1, 3, rng.randint(1, 20)]) for _ in system["nbytes"]]
+        del system["weights"]
+        got = flow_times(**system, rate_cap=caps)
+        own = [i for i, cap in enumerate(caps) if cap < np.inf]
+        routes = [list(route) for route in system["routes"]]
+        for place, i in enumerate(own):
+            routes[i].append(len(system["capacity"]) + place)
+        system |= {"capacity": [*system["capacity"], *(caps[i] for i in own)], "routes": routes}
+        expected = [float(end) for end in finish_times(**system)]
+        np.testing.assert_allclose(got, expected, rtol=1e-9, err_msg=f"seed {seed}")
+
+
+@pytest.mark.parametrize("resolution", [0.001, 0.01, 0.1, 1.0])
+def test_coarse_steps_never_beat_the_busiest_link_and_are_near_the_exact_solution(resolution):
+    """However coarse, no link has carried more than it can when its last flow ends. Fine steps are nearly exact: what a link's
+    flows gain from each other's ends is theirs at once, and only what crosses links waits for the next step."""
+    rng = np.random.default_rng(0)
+    cluster = load_cluster("h100_2to1", nodes=4)
+    nbytes = rng.lognormal(0, 1.5, (32, 32)) * 1e6
+    exact, coarse = transfer(cluster, nbytes), transfer(cluster, nbytes, resolution=resolution)
+    assert coarse.makespan >= exact.bound * (1 - 1e-9)
+    assert coarse.solves < exact.solves
+    if resolution <= 0.01:
+        assert coarse.makespan == pytest.approx(exact.makespan, rel=resolution)
+        last = [np.nanmax(t.finish, axis=0) for t in (exact, coarse)]
+        assert (np.quantile(np.abs(last[1] / last[0] - 1), [0.5, 0.9]) < [resolution, 2 * resolution]).all()
+
+
 SIMGRID = json.loads((Path(__file__).parents[1] / "data" / "simgrid.json").read_text())
 
 
@@ -191,7 +247,7 @@ GOOD = {"capacity": [1.0, 2.0], "routes": [[0], [0, 1]], "nbytes": [1.0, 2.0], "
         ({"routes": [[0], [0, 2]]}, "link 2"),
         ({"routes": [[0], [-1]]}, "link -1"),
         ({"routes": [[0]]}, "routes"),
-        ({"resolution": 0.01}, "resolution"),
+        ({"resolution": 1.01}, "resolution"),
         ({"resolution": -1.0}, "resolution"),
     ],
 )
@@ -218,7 +274,7 @@ def test_a_link_without_capacity_may_stand_idle():
         ({"release": np.nan}, "release"),
         ({"release": np.zeros(8)}, "release"),
         ({"network": "fluidd"}, "network=fluidd"),
-        ({"resolution": 0.5}, "resolution"),
+        ({"resolution": 1.5}, "resolution"),
     ],
 )
 def test_transfer_refuses_bad_input_in_one_line(change, named):

@@ -120,6 +120,7 @@ def test_a_run_id_changes_with_everything_that_the_run_depends_on(monkeypatch):
         for overrides in (
             [], ["seed=1"], ["capacity.factor=1.0"], ["capacity.factor=1.0", "capacity.drop=position"], ["exchange=direct"],
             ["network=bound"], ["compute=none"], ["placement=round_robin"], ["placement.slots=64"], ["placement.replica=nearest"],
+            ["capacity.factor=1.0", "capacity.where=expert"], ["capacity=tutel", "exchange=direct"],
             ["topology=h800_sxm"], ["topology.nic.bandwidth=200Gb/s"], ["workload.tokens_per_gpu=33"], ["model.hidden=4096"],
             ["trace=sampled"], ["trace=sampled", "trace.alpha=3"], ["trace=balanced"], ["exchange.chunk_tokens=8"],
         )
@@ -273,6 +274,82 @@ def test_a_token_that_loses_all_its_choices_is_counted():
     assert result.summary["fully_dropped"] == 0.75
 
 
+def test_what_is_dropped_on_arrival_has_crossed_the_wire_and_does_not_come_back():
+    early, late, none = (run("exchange=direct", *o) for o in (
+        ["capacity.factor=0.5"], ["capacity.factor=0.5", "capacity.where=expert"], []
+    ))  # fmt: skip
+    assert late.tables["experts"].equals(early.tables["experts"]), "where does not change who is dropped"
+    links = [result.tables["links"] for result in (early, late, none)]
+    assert links[1]["dispatch_bytes"].equals(links[2]["dispatch_bytes"])
+    assert links[1]["combine_bytes"].equals(links[0]["combine_bytes"])
+    assert links[0]["dispatch_bytes"].sum() < links[1]["dispatch_bytes"].sum()
+    assert early.summary["step_s"] < late.summary["step_s"] < none.summary["step_s"]
+
+
+PADDED = ["exchange=direct", "trace=sampled", "placement.slots=32", "capacity.factor=1.25", "capacity.pad=true"]
+
+
+def test_padded_buffers_take_the_same_time_whatever_the_router_does():
+    """32 tokens, top-4, 32 experts: 5 places each; every layer sends 32 * 5 rows from every GPU and computes as many."""
+    one, other = run(*PADDED), run(*PADDED, "seed=1")
+    assert not one.tables["experts"].equals(other.tables["experts"])
+    assert one.summary["step_s"] == other.summary["step_s"]
+    for result in (one, other):
+        s, model = result.summary, compose(SMALL).model
+        assert s["padding_computed_rows"] == 2 * 8 * 32 * 5 - result.tables["experts"]["kept"].sum()
+        everything = 2 * 8 * 7 * 4 * 5 * (model.dispatch_token_bytes + model.combine_token_bytes)
+        assert s["nvlink_bytes"] + s["nic_bytes"] == pytest.approx(everything)
+        assert result.tables["gpus"]["expert_s"].n_unique() <= 2, "every GPU computes as long as any other"
+
+
+def test_seconds_saved_are_counted_against_dropless_without_padding():
+    dropless, padded, full = run(*PADDED[:3]), run(*PADDED), run(*PADDED[:3], "capacity.pad=true")
+    assert padded.summary["seconds_saved_by_dropping"] == dropless.summary["step_s"] - padded.summary["step_s"]
+    assert full.summary["seconds_saved_by_dropping"] == dropless.summary["step_s"] - full.summary["step_s"] < 0
+    assert full.summary["drop_rate"] == 0
+
+
+def test_padding_on_arrival_costs_compute_alone():
+    plain, padded = run("trace=sampled"), run("trace=sampled", "capacity.pad_multiple=128", "capacity.where=expert")
+    assert padded.tables["links"]["dispatch_bytes"].equals(plain.tables["links"]["dispatch_bytes"])
+    rows = padded.tables["experts"].select(pl.col("kept") + pl.col("padding_rows")).to_series()
+    assert (rows % 128 == 0).all()
+    assert padded.summary["padding_sent_bytes"] == 0
+    assert padded.summary["compute_s"] > plain.summary["compute_s"]
+
+
+@pytest.mark.parametrize(("drop", "first"), [("reroute", "position"), ("no_token_left_behind", "choice_major")])
+def test_rerouting_needs_scores_and_loses_no_more_than_dropping(drop, first):
+    sampled = ["trace=sampled", "capacity.factor=0.75"]
+    dropped, moved = run(*sampled, f"capacity.drop={first}").summary, run(*sampled, f"capacity.drop={drop}").summary
+    assert moved["drop_rate"] < dropped["drop_rate"]
+    assert moved["fully_dropped"] <= dropped["fully_dropped"]
+    assert moved["gate_mass_lost"] < dropped["gate_mass_lost"]
+    assert moved["rerouted_rate"] > 0 == dropped["rerouted_rate"]
+    with pytest.raises(InputError, match=rf"^capacity\.drop={drop}: the trace has no router scores"):
+        run("capacity.factor=0.75", f"capacity.drop={drop}")
+
+
+def test_renormalised_weights_lose_only_what_whole_tokens_lose():
+    raw, scaled = (run("trace=sampled", "capacity.factor=0.5", f"capacity.renormalise={x}").summary for x in ("false", "true"))
+    assert raw["gate_mass_dropped"] == raw["gate_mass_lost"] == scaled["gate_mass_dropped"]
+    assert scaled["gate_mass_lost"] < raw["gate_mass_lost"]
+
+
+def test_the_capacity_of_a_gpu_is_kept_with_replicas_too():
+    """Factor 1: no GPU computes more than the mean, whichever replica a token goes to."""
+    result = run("capacity=deepseek_v2", "capacity.protect=0", "placement.slots=64")
+    assert result.tables["gpus"]["expert_tokens"].max() == 32 * 4
+    assert result.summary["drop_rate"] > 0
+
+
+def test_dropping_draws_the_same_for_a_layer_whatever_was_played_before_it():
+    random = ["trace=sampled", "capacity.factor=0.5", "capacity.drop=random", "model.n_layers=3"]
+    three = run(*random).tables["experts"]
+    assert three.filter(pl.col("layer") < 2).equals(run(*random[:-1]).tables["experts"])
+    assert not three.equals(run(*random, "seed=1").tables["experts"])
+
+
 def test_wrong_values_are_refused_as_on_the_command_line():
     with pytest.raises(InputError, match=r"^placement\.slots=16: fewer slots"):
         run("placement.slots=16")
@@ -311,3 +388,43 @@ def test_balanced_tokens_on_ideal_rails_take_what_the_ports_need(gpus, network):
         np.testing.assert_allclose(layers["wait_s"], 0, atol=1e-12)
     assert result.summary["step_s"] == pytest.approx(2 * (seconds + combine), rel=1e-9)
     assert result.summary["imbalance"] == pytest.approx(1)
+
+
+# ---- counts only
+
+COUNTED = [
+    "model=deepseek_v2_lite", "model.n_layers=3", "trace=sampled", "exchange=direct", "placement.slots=64", "topology.nodes=2"
+]  # fmt: skip
+
+
+def test_counts_alone_give_the_same_run_as_the_tokens_they_count():
+    """Where nothing asks for single tokens; every GPU of 16 has one sequence, fewer than are counted one by one."""
+    for sequence in (128, 20):
+        keys = [*COUNTED, "workload.tokens_per_gpu=64", f"trace.sequence={sequence}"]
+        tokens, counts = cs.simulate([*keys, "trace.counts=false"]), cs.simulate([*keys, "trace.counts=true"])
+        assert tokens.run_id != counts.run_id
+        for table in ("layers", "gpus", "links", "experts"):
+            columns = [name for name in tokens.tables[table].columns if "gate_mass" not in name]
+            assert tokens.tables[table].select(columns).equals(counts.tables[table].select(columns)), table
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("exchange=node_dedup", "exchange=node_dedup: needs single tokens.* use exchange=direct or trace.counts=false"),
+    ("capacity.factor=1.0", "capacity: a limit or padding needs single tokens"),
+    ("capacity.pad_multiple=16", "capacity: a limit or padding needs single tokens"),
+    ("placement.slots=128", "placement.slots=128: choosing among replicas of 64 experts needs single tokens"),
+    ("router=top_k", "router=top_k: needs single tokens"),
+])  # fmt: skip
+def test_what_needs_tokens_is_refused_where_there_are_only_counts(override, said):
+    with pytest.raises(InputError, match=said):
+        cs.simulate([*COUNTED, "trace.counts=true", override])
+
+
+def test_a_run_from_a_parameters_file_depends_on_what_is_in_it(tmp_path):
+    text = (PACKAGE / "workload" / "data" / "presets" / "moderate.yaml").read_text()
+    runs = []
+    for topic in ("0.1", "0.2"):
+        (tmp_path / "p.yaml").write_text(text.replace("topic: 0.1", f"topic: {topic}"))
+        runs.append(cs.simulate([*COUNTED, "network=bound", f"trace.parameters={tmp_path}/p.yaml"]))
+    assert runs[0].run_id != runs[1].run_id
+    assert not runs[0].tables["experts"].equals(runs[1].tables["experts"])

@@ -81,6 +81,11 @@ def activated(scores: Scores, kind: str) -> Scores:
     raise InputError(f"router.score={kind}: must be one of {', '.join(ACTIVATIONS)}{did_you_mean(str(kind), ACTIVATIONS)}")
 
 
+def column_statistic(values: Scores, place: int) -> Scores:
+    """The value at `place` of every column in rising order: [experts]."""
+    return np.asarray(np.partition(np.ascontiguousarray(values.T), place, axis=1)[:, place])
+
+
 def best(scores: Scores, k: int, bias: Floats | None = None) -> Ints:
     """Experts of the k largest scores + bias of every token, largest first; of equal ones the lower. int [tokens, k].
 

@@ -12,6 +12,7 @@ from clustersim.workload.routers.activation import (
     activated,
     best,
     checked,
+    column_statistic,
     falling,
     softmax_of,
     weights_of,
@@ -39,10 +40,12 @@ def expert_choice(scores: Scores, *, k: int, factor: float = 1.0) -> tuple[Ints,
         return np.zeros((0, 0), np.int64), np.zeros((0, 0))
     take = min(max(1, round(n_tokens * k * factor / n_experts)), n_tokens)
     values = activated(scores, "softmax")
-    last = np.partition(values, n_tokens - take, axis=0)[n_tokens - take]       # of those an expert takes, the smallest
-    taken = values > last
-    level = values == last
-    taken |= level & (np.cumsum(level, axis=0) <= take - taken.sum(axis=0))     # of equal ones the earlier tokens
+    last = column_statistic(values, n_tokens - take)        # of those an expert takes, the smallest
+    taken = values >= last
+    for expert in np.flatnonzero(np.count_nonzero(taken, axis=0) > take):
+        level = np.flatnonzero(values[:, expert] == last[expert])       # of equal ones the earlier tokens
+        spare = np.count_nonzero(taken[:, expert]) - take
+        taken[level[level.size - spare :], expert] = False
     ids = falling(np.where(taken, values, -1), floor=-0.5)
     return ids, weights_of(values, ids, renormalise=False)
 
@@ -103,10 +106,15 @@ def soft_moe(scores: Scores, *, slots: int | None = None) -> tuple[Ints, Floats]
     """
     n_tokens, n_experts = scores.shape
     each = n_tokens // n_experts if slots is None else slots
+    if n_tokens < n_experts:
+        raise InputError(
+            f"router=soft_moe: each of {n_experts} experts needs a slot, and the {n_tokens} tokens of a GPU carry one each; "
+            "raise workload.tokens_per_gpu"
+        )
     if each < 1 or each * n_experts > n_tokens:
         raise InputError(
-            f"router.slots={slots}: {n_experts} experts need from 1 to {n_tokens // n_experts} slots each, for the {n_tokens} "
-            "tokens of a GPU carry no more; raise workload.tokens_per_gpu or use a model with fewer experts"
+            f"router.slots={slots}: must be from 1 to {n_tokens // n_experts} for each of {n_experts} experts, as the "
+            f"{n_tokens} tokens of a GPU carry one slot each; raise workload.tokens_per_gpu"
         )
     ids = np.full((n_tokens, 1), -1, np.int64)
     ids[: each * n_experts, 0] = np.repeat(np.arange(n_experts), each)

@@ -7,7 +7,16 @@ import math
 import numpy as np
 
 from clustersim.types import Floats, InputError, Ints
-from clustersim.workload.routers.activation import Scores, activated, best, checked, falling, softmax_of, weights_of
+from clustersim.workload.routers.activation import (
+    Scores,
+    activated,
+    best,
+    checked,
+    column_statistic,
+    falling,
+    softmax_of,
+    weights_of,
+)
 
 
 def top_p(
@@ -84,7 +93,7 @@ def expert_thresholds(values: Scores, k: int) -> Floats:
     share = n_tokens * k // n_experts
     if share >= n_tokens:
         return np.full(n_experts, -np.inf)
-    return np.asarray(np.partition(values, n_tokens - share - 1, axis=0)[n_tokens - share - 1], np.float64)
+    return np.asarray(column_statistic(values, n_tokens - share - 1), np.float64)
 
 
 def quantile_balanced(
@@ -126,14 +135,14 @@ def dual_beta(values: Scores, k: int, beta: Floats) -> Floats:
     share, rest = divmod(n_tokens * k, n_experts)
     if rest:
         raise InputError(
-            f"router=quantile: {n_tokens} tokens times top-{k} must be a multiple of {n_experts} experts; "
+            f"router=quantile: {n_tokens} tokens of a GPU times top-{k} must be a multiple of the {n_experts} experts; "
             "choose workload.tokens_per_gpu so"
         )
     if k == n_experts or share == n_tokens:
         return np.zeros(n_experts)
-    less = values - beta
+    less = values - np.asarray(beta, values.dtype)
     alpha = -np.partition(-less, k, axis=1)[:, k]
-    return np.asarray(-np.partition(alpha[:, None] - values, share, axis=0)[share], np.float64)
+    return np.asarray(-column_statistic(alpha[:, None] - values, share), np.float64)
 
 
 def _order_statistic(values: Scores, share: int) -> float:

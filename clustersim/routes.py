@@ -1,0 +1,194 @@
+"""Which of the shortest ways each transfer takes: plain functions from pairs of GPUs to links and shares. No traffic, no clock.
+
+A policy is `name(wires, src, dst, *, options) -> Routes` with GPUs src, dst int [transfers]; options are keyword-only. GPUs that
+NVLink joins use NVLink under every policy. All raise InputError for a pair without a way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from clustersim.pick import did_you_mean
+from clustersim.types import Floats, InputError, Ints, Routes
+from clustersim.ways import Bools, Ragged, Ways, concatenated, repeat_rows
+
+__all__ = ["ecmp", "pxn", "shortest", "spray", "table"]
+
+Choose = Callable[[Ways, Ints, Ints], Ragged]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Wires:
+    """What a policy may know of a machine."""
+
+    name: str
+    gpus_per_node: int
+    rail_of: Ints               # [gpus]
+    latency: Floats             # [links] seconds
+    nvlink: Ways                # over NVLink alone
+    network: Ways               # over everything that leads out of an NVLink domain
+
+    @property
+    def n_gpus(self) -> int:
+        return int(self.rail_of.size)
+
+    def relay(self, src: Ints, dst: Ints) -> Ints:
+        """The GPU by whose NIC `src` sends to `dst` under PXN: itself, or its neighbour on the rail of `dst`, int [transfers]."""
+        there = src // self.gpus_per_node * self.gpus_per_node + dst % self.gpus_per_node
+        stay = (self.rail_of[src] == self.rail_of[dst]) | self.nvlink.reaches(src, dst)
+        return np.where(stay, src, there)
+
+
+def shortest(wires: Wires, src: Ints, dst: Ints) -> Routes:
+    """The first of the ways with the fewest hops, always the same one for the same switches."""
+    return _routes(wires, _leg(wires, src, dst, _first))
+
+
+def ecmp(wires: Wires, src: Ints, dst: Ints, *, seed: int = 0) -> Routes:
+    """One of the shortest ways, picked evenly by a hash of (src, dst): all bytes of a pair stay together, and pairs collide."""
+    return _routes(wires, _leg(wires, src, dst, _hashed(seed)))
+
+
+def spray(wires: Wires, src: Ints, dst: Ints) -> Routes:
+    """All shortest ways evenly: the weight of a link is the share of the ways that use it."""
+    return _routes(wires, _leg(wires, src, dst, Ways.share))
+
+
+def pxn(wires: Wires, src: Ints, dst: Ints, *, then: str = "shortest", seed: int = 0) -> Routes:
+    """By NVLink to the GPU of the own node that is on the rail of `dst`, and from there by its NIC; as NCCL's PXN.
+
+    Args:
+        then: shortest, ecmp or spray, from that GPU on. The hash of ecmp sees the relaying GPU, whose connection it is.
+    """
+    choices: dict[str, Choose] = {"shortest": _first, "ecmp": _hashed(seed), "spray": Ways.share}
+    if then not in choices:
+        raise InputError(f"topology.routing.then={then}: must be {', '.join(choices)}{did_you_mean(then, choices)}")
+    relay = wires.relay(src, dst)
+    moved = relay != src
+    hop = _leg(wires, src[moved], relay[moved], _first)
+    length = np.zeros(src.size, np.int64)
+    length[moved] = hop.length
+    first = Ragged(length=length, links=hop.links, shares=hop.shares)
+    return _routes(wires, concatenated([first, _leg(wires, relay, dst, choices[then])]))
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Table:
+    """Routes written out for some pairs."""
+
+    key: Ints                   # [pairs] src * n_gpus + dst, sorted
+    ways: Ragged                # [pairs]
+
+    def holds(self, src: Ints, dst: Ints, n_gpus: int) -> Bools:
+        """Whether a pair is written, bool in the broadcast shape of `src` and `dst`."""
+        held: Bools = np.isin(src * n_gpus + dst, self.key)
+        return held
+
+
+def table(wires: Wires, src: Ints, dst: Ints, *, routes: Table, otherwise: str = "shortest", seed: int = 0) -> Routes:
+    """The route that is written for a pair, and the policy `otherwise` (shortest, ecmp, spray or pxn) for all others."""
+    rest: dict[str, Callable[[Ints, Ints], Routes]] = {
+        "shortest": lambda a, b: shortest(wires, a, b), "ecmp": lambda a, b: ecmp(wires, a, b, seed=seed),
+        "spray": lambda a, b: spray(wires, a, b), "pxn": lambda a, b: pxn(wires, a, b, seed=seed),
+    }  # fmt: skip
+    if otherwise not in rest:
+        raise InputError(f"topology.routing.otherwise={otherwise}: must be {', '.join(rest)}{did_you_mean(otherwise, rest)}")
+    written = routes.holds(src, dst, wires.n_gpus)
+    length, entries = repeat_rows(routes.ways.length, np.searchsorted(routes.key, src[written] * wires.n_gpus + dst[written]))
+    own = Ragged(length=length, links=routes.ways.links[entries], shares=routes.ways.shares[entries])
+    found = rest[otherwise](src[~written], dst[~written])
+    return _routes(wires, _sorted_out(written, own, Ragged(length=np.diff(found.start), links=found.links, shares=found.weights)))
+
+
+def unreached(wires: Wires, *, relayed: bool, written: Table | None = None) -> tuple[int, int] | None:
+    """The first pair (source, destination) of GPUs without a way; None when all reach all.
+
+    Args:
+        relayed: with PXN.
+        written: pairs that have a route whatever the wires say.
+    """
+    n = wires.n_gpus
+    dst = np.arange(n)[None, :]
+    for begin in range(0, n, 256):          # 256 sources at a time: what is held stays small
+        src = np.arange(begin, min(n, begin + 256))[:, None]
+        joined = _joined(wires, src, dst, relayed) | (src == dst)
+        if written is not None:
+            joined |= written.holds(src, dst, n)
+        if not joined.all():
+            a, b = np.argwhere(~joined)[0]
+            return begin + int(a), int(b)
+    return None
+
+
+def _joined(wires: Wires, src: Ints, dst: Ints, relayed: bool) -> Bools:
+    joined: Bools = wires.nvlink.reaches(src, dst)
+    if relayed:
+        relay = wires.relay(*np.broadcast_arrays(src, dst))
+        joined |= wires.network.reaches(relay, dst) & ((relay == src) | wires.nvlink.reaches(src, relay))
+    else:
+        joined |= wires.network.reaches(src, dst)
+    return joined
+
+
+def complaint(wires: Wires, src: int, dst: int) -> InputError:
+    """What to say of a pair without a way."""
+    why = "no NIC, or no NVLink"
+    if _joined(wires, np.array([src]), np.array([dst]), relayed=True).all():
+        why = "only by relaying over NVLink, which routing.name=pxn does"
+    return InputError(f"topology {wires.name}: GPU {dst} cannot be reached from GPU {src}: {why}")
+
+
+def _leg(wires: Wires, src: Ints, dst: Ints, choose: Choose) -> Ragged:
+    """The ways of each pair without a relay: over NVLink where it joins them, else over the network."""
+    inside = wires.nvlink.reaches(src, dst)
+    lost = np.flatnonzero(~inside & ~wires.network.reaches(src, dst))
+    if lost.size:
+        raise complaint(wires, int(src[lost[0]]), int(dst[lost[0]]))
+    return _sorted_out(
+        inside, *(choose(ways, src[mine], dst[mine]) for ways, mine in ((wires.nvlink, inside), (wires.network, ~inside)))
+    )
+
+
+def _sorted_out(chosen: Bools, yes: Ragged, no: Ragged) -> Ragged:
+    """Rows of `yes` where `chosen`, of `no` elsewhere, each in order."""
+    if not yes.length.size or not no.length.size:
+        return yes if yes.length.size else no
+    length = np.empty(chosen.size, np.int64)
+    length[chosen], length[~chosen] = yes.length, no.length
+    here = np.repeat(chosen, length)
+    links, shares = np.empty(here.size, np.int64), np.empty(here.size)
+    links[here], shares[here] = yes.links, yes.shares
+    here = ~here
+    links[here], shares[here] = no.links, no.shares
+    return Ragged(length=length, links=links, shares=shares)
+
+
+def _routes(wires: Wires, ways: Ragged) -> Routes:
+    start = np.concatenate(([0], np.cumsum(ways.length))).astype(np.int64)
+    seconds = wires.latency[ways.links] * ways.shares
+    latency = np.add.reduceat(seconds, start[:-1]) if ways.length.size else np.zeros(0)
+    return Routes(start=start, links=ways.links, weights=ways.shares, latency=latency)
+
+
+def _first(ways: Ways, src: Ints, dst: Ints) -> Ragged:
+    return ways.take(src, dst, np.zeros(src.size, np.int64))
+
+
+def _hashed(seed: int) -> Choose:
+    def choose(ways: Ways, src: Ints, dst: Ints) -> Ragged:
+        number = ways.number(src, dst)
+        return ways.take(src, dst, (_hash(src, dst, seed) % number.astype(np.uint64)).astype(np.int64))
+
+    return choose
+
+
+def _hash(src: Ints, dst: Ints, seed: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """64 well-mixed bits of each pair: the finaliser of MurmurHash3 over a sum of odd multiples."""
+    mixed = src.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + dst.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
+    mixed += np.uint64((seed * 0x165667B19E3779F9 + 0x27D4EB2F165667C5) % 2**64)
+    for shift, factor in ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53), (33, 1)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed
