@@ -37,7 +37,7 @@ from clustersim.workload import source
 from clustersim.workload.loads import read_loads
 from clustersim.workload.routing import Router, rerouted
 from clustersim.workload.sampler_parameters import parameters_file
-from clustersim.workload.stream import Stream, passes_of, rerouted_stream, stream_of
+from clustersim.workload.streams import Stream, passes_of, rerouted_stream, stream_of
 from clustersim.workload.trace import read_trace
 
 

@@ -51,7 +51,7 @@ from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routi
 from clustersim.workload import capacity as capacities
 from clustersim.workload.capacity_padding import padding_rows, rows_by_source
 from clustersim.workload.routing import Router, router_from
-from clustersim.workload.stream import Stream
+from clustersim.workload.streams import Stream
 
 PHYSICS = 2             # raised whenever the same config gives other numbers; part of every run_id
 

@@ -7,7 +7,7 @@ from clustersim.config import compose
 from clustersim.model import model_from
 from clustersim.types import InputError, Trace
 from clustersim.workload.source import from_sampler, from_trace
-from clustersim.workload.stream import passes_of, rerouted_stream, stream_of
+from clustersim.workload.streams import passes_of, rerouted_stream, stream_of
 
 MODEL = model_from({**compose(["model=gpt_oss_20b"]).config["model"], "n_layers": 2, "n_experts": 250, "top_k": 2})
 
