@@ -110,6 +110,8 @@ def _check_links(capacity: Floats, links: Ints) -> None:
 def _changes(given: Sequence[tuple[float, int, float]], capacity: Floats) -> sharing.Changes | None:
     if not len(given):
         return None
+    if wrong := [change for change in given if len(change) != 3]:
+        raise InputError(f"flow_times: changes: {wrong[0]}: must be (seconds, link, bytes/s)")
     for time, link, value in given:
         if not 0 <= link < capacity.size:
             raise InputError(f"flow_times: changes name link {link}; there are {capacity.size}, from 0 on")

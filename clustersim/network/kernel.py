@@ -622,7 +622,7 @@ def _take_faster(s, link, new, t):
             n += 1
         else:
             top = max(top, rate)
-    if abs(other - links[link].other) > 1e-9 * links[link].capacity:
+    if links[link].capacity > 0.0 and abs(other - links[link].other) > 1e-9 * links[link].capacity:
         s.tally[FAULT] = FAULT_OVERLOAD             # the books are wrong
     links[link].list_size = alive
     links[link].other = other

@@ -268,7 +268,8 @@ def solve_all(state: State, release: Floats) -> None:
         take_ended(state)
     if (left := release.size - drained(state).size) > 0:
         assert state.changes.size, "flows are left that nothing will release"
-        raise InputError(f"changes: {left} flows never end: a link that they cross stays down")
+        stuck = state.flows["limit"][rates(state) == 0]
+        raise InputError(f"changes: {left} flows never end: link {stuck[stuck >= 0][0]} stays down")
 
 
 def drain_times(

@@ -16,6 +16,7 @@ from clustersim.pick import bind, find
 from clustersim.types import Choices, Floats, InputError, Ints, ScoreProcess, Workload
 from clustersim.workload import balancing, routers
 from clustersim.workload.routers.activation import Scores, activated
+from clustersim.workload.sampler import BEYOND
 from clustersim.workload.scores import experts_alone
 
 BLIND = ("hash_table", "random", "round_robin")         # do not look at the scores
@@ -212,9 +213,6 @@ def settled_bias(process: ScoreProcess, router: Router, model: Model, layer: int
         return None
     *_, (bias, _, _) = bias_steps(process, router, model, layer)
     return bias
-
-
-BEYOND = 1 << 40        # no pass has so many tokens
 
 
 def bias_steps(

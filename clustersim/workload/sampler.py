@@ -12,13 +12,14 @@ from clustersim.workload.sampler_process import Pieces, Process
 
 POOL = 2048             # sequences whose choices are counted one by one, where only counts are asked for
 ROOM = 1 << 20          # numbers set aside for the sequences of one GPU: what a GPU has does not depend on the others
+BEYOND = 1 << 40        # no pass has so many tokens: from here on they are the same whatever the pass has
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Batch:
     """The tokens of a pass: on every GPU sequences of one length, the last one cut. Tokens are numbered GPU after GPU.
 
-    Numbers beyond the last GPU's are those of more GPUs of the same kind, as many as one likes.
+    Numbers beyond the last GPU's are those of more GPUs of the same kind; from BEYOND on, sequence after sequence.
     """
 
     process: Process
@@ -71,14 +72,15 @@ class Batch:
 
     def pieces(self, first: int, last: int) -> Pieces:
         """Tokens first to last - 1 as pieces of sequences."""
-        each = -(-self.tokens_per_gpu // self.sequence)         # sequences of a GPU
-        one = first // self.tokens_per_gpu * each + first % self.tokens_per_gpu // self.sequence
-        end = last - 1
-        until = end // self.tokens_per_gpu * each + end % self.tokens_per_gpu // self.sequence
+        far = first >= BEYOND
+        first, last = (first - BEYOND, last - BEYOND) if far else (first, last)
+        of_gpu = self.sequence if far else self.tokens_per_gpu
+        each = -(-of_gpu // self.sequence)                      # sequences of a GPU
+        one, until = (at // of_gpu * each + at % of_gpu // self.sequence for at in (first, last - 1))
         gpu, number = np.divmod(np.arange(one, until + 1 if last > first else one), each)
-        begin = gpu * self.tokens_per_gpu + number * self.sequence
-        behind = np.minimum(begin + self.sequence, (gpu + 1) * self.tokens_per_gpu)
-        key = self.process.keys(gpu * ROOM + number)
+        begin = gpu * of_gpu + number * self.sequence
+        behind = np.minimum(begin + self.sequence, (gpu + 1) * of_gpu)
+        key = self.process.keys((gpu + BEYOND if far else gpu) * ROOM + number)
         return Pieces(
             key=key, domain=self.process.domains(key), skip=np.maximum(first - begin, 0),
             count=np.minimum(behind, last) - np.maximum(begin, first),

@@ -46,8 +46,9 @@ def main() -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
-    for heading in ("experts", "correlated, M token-layers/s", "independent, M assignments/s", "scores, M tokens/s", "settling, ms"):
-        table.add_column(heading, justify="left" if heading == "experts" else "right")
+    table.add_column("experts")
+    for heading in ("correlated, M token-layers/s", "independent, M assignments/s", "scores, M tokens/s", "settling, ms"):
+        table.add_column(heading, justify="right")
     for name, chosen, alias, scores, settled in cases():
         table.add_row(name, f"{chosen / 1e6:.2f}", f"{alias / 1e6:.1f}", f"{scores / 1e6:.2f}", f"{settled * 1e3:.1f}")
     Console().print(table)

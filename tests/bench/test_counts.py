@@ -30,10 +30,9 @@ def test_a_uniform_exchange_takes_two_solves(n_gpus):
 def test_a_skewed_exchange_takes_no_more_solves_than_flows_end_at_different_times(n_gpus):
     cost = EXACT("skewed", n_gpus)
     assert cost.solves <= cost.flows
-    assert cost.solves == pytest.approx({64: 2962, 128: 7240, 256: 18409}[n_gpus], rel=0.01)
+    assert cost.solves == pytest.approx({64: 2701, 128: 6606, 256: 17392}[n_gpus], rel=0.01)
 
 
-@pytest.mark.xfail(strict=True, reason="flows are still visited one by one")
 @SKEWED
 def test_a_solve_looks_at_a_third_of_the_flows_that_a_plain_scan_does(n_gpus):
     """The plain scan: prefix reuse over all lists, as in `tests.bench.rows`."""
@@ -45,7 +44,7 @@ def test_a_solve_looks_at_a_third_of_the_links_that_a_plain_scan_does(n_gpus):
     assert EXACT("skewed", n_gpus).link_visits <= SCANS[n_gpus] / 3
 
 
-@pytest.mark.parametrize(("phase", "solves"), [("dispatch", 2756), ("combine", 2726)])
+@pytest.mark.parametrize(("phase", "solves"), [("dispatch", 3467), ("combine", 2663)])
 def test_flows_that_are_held_by_others_cost_no_solve_of_their_own(phase, solves):
     """Of some 4,000 flows those on the NIC, and the last chunks of those on NVLink, change rates; the rest follow."""
     cost = default_run_cost(phase)

@@ -8,7 +8,7 @@ import simpy
 
 from clustersim import load_cluster
 from clustersim.exchange import node_dedup
-from clustersim.network import fluid, kernel
+from clustersim.network import fluid, kernel, sharing
 from clustersim.types import Placement, Routing, independent
 
 RAIL = load_cluster("ideal_rail", nodes=3, gpus_per_node=4)
@@ -31,10 +31,10 @@ def look(net, seen):
     flows, hops = state.flows, state.hops
     live = flows["status"] == kernel.LIVE
     of = np.repeat(np.arange(flows.size), flows["hop_end"] - flows["hop_start"])
-    rate = np.where(live, flows["rate"], 0.0)
+    rate = sharing.rates(state)
     load = np.bincount(hops["link"], rate[of] * hops["weight"], net.capacity.size)
     full = load >= net.capacity * (1 - 1e-9)
-    held = (flows["limit"] < 0) & (flows["cap"] < np.inf)
+    held = flows["hold"] >= 0
     crosses = np.bincount(of, full[hops["link"]], flows.size) > 0
     seen.time.append(net.env.now)
     seen.load.append(load)

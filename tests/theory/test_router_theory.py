@@ -106,17 +106,17 @@ def test_top_k_of_independent_scores_is_plackett_luce():
 
 
 def test_the_sign_rule_brings_the_loads_to_within_what_sampling_and_one_update_leave():
-    """32 experts of Dirichlet(2) popularity, top 4, 8,192 tokens a step, rate 0.01 on sigmoids. The busiest expert begins with
+    """32 experts of Dirichlet(2) popularity, top 4, 8,192 tokens a step, rate 0.003 on sigmoids. The busiest expert begins with
     more than twice the mean m = T k/E. A load that is balanced on average deviates by sqrt(m (1 - k/E)), the largest of 32 by
     less than 4 of that. And a bias that is right on average is off by one update, whose effect on a load is measured here."""
-    process, rate, k, tokens = independent(32, seed=9), 0.01, 4, 8192
+    process, rate, k, tokens = independent(32, seed=9), 0.003, 4, 8192
 
     def route(scores, bias):
         return routers.group_limited(scores, k=k, n_groups=1, best_groups=1, bias=bias)[0]
 
     *states, (bias, _, _) = balancing.steps(
         lambda first, last: process(0, first, last), route, lambda bias, seen: balancing.sign(bias, seen, rate=rate),
-        n_experts=32, k=k, tokens=tokens, updates=100, activate=lambda scores: scores,
+        n_experts=32, k=k, tokens=tokens, updates=200, activate=lambda scores: scores,
     )  # fmt: skip
     violation = np.array([balancing.max_violation(counts) for _, counts, _ in states])
     scores = process(0, 1 << 20, (1 << 20) + tokens)

@@ -146,7 +146,7 @@ def test_a_link_that_slows_down_gives_its_share_to_others():
 
 
 def test_a_link_that_stays_down_is_refused():
-    with pytest.raises(InputError, match="1 flows never end"):
+    with pytest.raises(InputError, match="1 flows never end: link 0"):
         flow_times([10, 10], [[0], [1]], [100, 10], 0.0, changes=[(1, 0, 0)])
 
 
