@@ -4,6 +4,7 @@ import numpy as np
 
 from clustersim import placement
 from clustersim.pick import pick
+from clustersim.placement.exact import least_load
 from clustersim.placement.past import Past, Room, load_alone
 
 
@@ -45,3 +46,24 @@ def tokens(n_experts, n_gpus, *, top_k=4, per_gpu=32, steps=1, seed=0, skew=1.0,
         load=load, asked=asked, source=np.tile(np.repeat(np.arange(n_gpus), per_gpu), steps),
         index=np.tile(np.arange(per_gpu), n_gpus * steps), step=step, price=price, cost=cost,
     )
+
+
+def small_cases(n):
+    """(load of the best heuristic over a bound below the optimum, less 1; its name), of n random cases."""
+    rng = np.random.default_rng(6)
+    for i in range(n):
+        n_gpus = int(rng.integers(2, 5))
+        n_experts = int(rng.integers(n_gpus, 13))
+        each = -(-n_experts // n_gpus) + (i % 3 == 0)
+        load = rng.lognormal(0, rng.uniform(0.2, 1.2), n_experts)
+        _, bound, _ = least_load(load, np.full(n_gpus, each), 2.0)
+        past = load_alone(load)
+        found = {
+            name: loads(load, place(name, n_experts, n_gpus * each, n_gpus, past=past, **options), n_gpus).max()
+            for name, options in {
+                "eplb": {}, "lpt": {}, "local_search": {"seconds": 0.0, "load": 1.0}, "annealing": {"seconds": 0.0, "load": 1.0},
+            }.items()
+        }  # fmt: skip
+        best = min(found, key=found.get)
+        assert found[best] >= bound * (1 - 1e-6), "nothing beats the optimum"
+        yield found[best] / bound - 1, best

@@ -1,91 +1,166 @@
-"""Layer time of every placement over EPLB's on a recorded load: `python -m tests.bench.placement TRACE MODEL DEAL [LAYERS]`.
+"""What placements cost and bring: `python -m tests.bench.placement` prints speed, small cases against the optimum, imbalance.
 
-Nodes of 4 (EP8) and 8 GPUs (EP16, EP32) of h100_sxm, slots per GPU the fewest and one and two more, `nearest` replicas, exact
-network. Decided and played (a) on alternate sequences of every domain, (b) on one domain and then the next. DEAL is `blocks`
-(one step per domain, each GPU a block of it) or `batched` (64 sequences per GPU, each a token per step; two steps per domain).
-LAYERS is how many of the trace's MoE layers are played, from the first on; all of them where it is not given.
+`python -m tests.bench.placement TRACE MODEL blocks|batched` prints the layer time of every placement over EPLB's on a
+recorded load: nodes of 4 (EP8) and 8 GPUs (EP16, EP32) of h100_sxm, slots per GPU the fewest and one and two more, `nearest`
+replicas, exact network. Decided and played (a) on alternate sequences of every domain, (b) on one domain and then the next.
+With `blocks` every domain is one step, of which each GPU has a block; with `batched` each GPU has 64 sequences, which give a
+token per step each, and a domain lasts two steps. Single runs are kept in results/placement_bench.jsonl: what was
+interrupted goes on from there.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+import time
 from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
-import clustersim as cs
+from clustersim import exchange, load_cluster
 from clustersim.config import compose
+from clustersim.deciding import Setting, price_of
+from clustersim.model import model_from
+from clustersim.placement.deepseek import rebalance
+from clustersim.placement.objective import Goal
+from clustersim.placement.past import Past
+from clustersim.placement.searches import searched
 from clustersim.types import InputError
 from clustersim.workload.trace import read_trace
-
-METHODS = (
-    "contiguous", "eplb", "eplb_hierarchical", "sglang_vec", "lpt", "topology_greedy", "coactivation", "source_aware", "islands",
-    "annealing", "local_search",
-)  # fmt: skip
-MACHINES = {8: ["topology.nodes=2", "topology.gpus_per_node=4"], 16: ["topology.nodes=2"], 32: ["topology.nodes=4"]}
-MOVES = 4000            # of a search, per layer
+from tests.bench.placement_traces import METHODS, SPARE, cells, measured
+from tests.imbalance import FAMILIES, PUBLISHED, drift_of, expected_loads, left_over
+from tests.placed import room, small_cases, tokens
 
 
-def overrides(trace: str, model: str, deal: str, gpus: int, spare: int, split: str, tokens: dict[str, int]) -> list[str]:
-    """The run of one cell of the table, without its placement."""
-    lasts = 2 if deal == "batched" else 1
-    keys = [
-        f"model={model}", "trace=file", f"trace.path={trace}", *MACHINES[gpus], f"workload.deal={deal}",
-        "placement.replica=nearest", f"placement.spare={spare}", f"workload.domain_steps={lasts}",
-        f"workload.steps={lasts * tokens['domains']}",
-        f"workload.tokens_per_gpu={64 if deal == 'batched' else tokens[split] // gpus}",
-    ]  # fmt: skip
-    if split == "a":
-        return [*keys, "decide.apart=true"]
-    once = ["decide.migration=free", *(f"decide.{key}={lasts}" for key in ("window", "period", "warmup"))]
-    return [*keys, "decide=periodic", *once]
+def best_of(times: int, work: Callable[[], float]) -> float:
+    """The least of some CPU seconds per unit of work; `work` returns how many units it did."""
+    took = []
+    for _ in range(times):
+        began = time.process_time()
+        done = work()
+        took.append((time.process_time() - began) / done)
+    return min(took)
 
 
-def smallest_domain(trace: str) -> dict[str, int]:
-    """Tokens of the smallest domain, whole (b) and of the smaller half of its alternate sequences (a), and how many there are."""
-    recorded = read_trace(trace)
-    names = np.array([recorded.domain.get(int(seq), "") for seq in recorded.seq])
-    least = {"a": recorded.n_tokens, "b": recorded.n_tokens, "domains": len(set(names))}
-    for name in set(names):
-        sequences, lengths = np.unique(recorded.seq[names == name], return_counts=True)
-        order = np.argsort([np.flatnonzero(recorded.seq == seq)[0] for seq in sequences])
-        halves = [int(lengths[order][half::2].sum()) for half in (0, 1)]
-        least = {**least, "a": min(least["a"], *halves), "b": min(least["b"], sum(halves))}
-    return least
+def speed() -> Table:
+    """EPLB of DeepSeek-V3's layers, and moves of a search; CPU seconds of one core, compiled and warm."""
+    table = _table("what", "measured", "must")
+    loads = np.random.default_rng(0).lognormal(size=(58, 256))
+
+    def eplb() -> float:
+        rebalance(loads, n_slots=320, n_groups=1, n_nodes=1, n_gpus=64)
+        return 1.0
+
+    table.add_row("EPLB, 58 layers x 256 -> 320 slots on 64 GPUs", f"{1e3 * best_of(5, eplb):.1f} ms", "50 ms")
+    model = model_from(compose(["model=deepseek_v3"]).config["model"])
+    cluster = load_cluster("h100_sxm", nodes=8, gpus_per_node=8)
+    goals = {"load": Goal(seconds=0, load=1), "seconds": Goal()}
+    for name, per_gpu in (("load", 128), ("seconds", 32), ("seconds", 128), ("seconds", 512)):
+        where = room(320, 64, 8)
+        setting = Setting(
+            model=model, cluster=cluster, room=where, exchange=exchange.node_dedup, timed=True, replica="nearest", seed=0
+        )
+        past = tokens(256, 64, top_k=8, per_gpu=per_gpu, price=lambda setting=setting: price_of(setting))
+
+        def search(past: Past = past, goal: Goal = goals[name], setting: Setting = setting) -> float:
+            return searched(
+                np.random.default_rng(0), past, setting.room, goal, start="contiguous", replica="nearest", moves=20_000, heat=0.0
+            ).moves
+
+        search()                                # compiled
+        what = f"local search for {name}, 256 experts on 64 GPUs, {per_gpu} tokens each"
+        table.add_row(what, f"{1 / best_of(3, search):,.0f} moves/s", "20,000 moves/s")
+    return table
 
 
-def table(trace: str, model: str, deal: str, layers: str | None = None) -> str:
+def small() -> Table:
+    """300 cases of at most 12 experts on at most 4 GPUs: the best heuristic's largest load over the optimum's."""
+    gaps, best = zip(*small_cases(300), strict=True)
+    table = _table("300 small cases against the optimum", "measured", "must")
+    table.add_row("mean gap", f"{100 * np.mean(gaps):.2f} %", "1 %")
+    table.add_row("worst gap", f"{100 * max(gaps):.2f} %", "5 %")
+    table.add_row("optimal", f"{np.mean(np.array(gaps) < 1e-6):.0%}", "")
+    for name in sorted(set(best)):
+        table.add_row(f"the best was {name}", f"{best.count(name)}", "")
+    return table
+
+
+def imbalance(drift: str | None) -> Table:
+    """TensorRT-LLM's imbalance of DeepSeek-R1 on 32 GPUs with 288 slots; see `tests.imbalance`."""
+    table = _table("(max - mean) / mean of 32 GPUs, 256 experts, 288 slots", *FAMILIES, "must")
+    loads = {family: expected_loads(family) for family in FAMILIES}
+    drifts = {} if drift is None else drift_of(read_trace(drift))
+    rows: list[tuple[str, dict[str, object], str]] = [
+        ("the load itself", {"sampled": False}, "0.003 ± 0.005"),
+        ("independent batches of 1,024 choices per GPU", {}, "0.056 ± 0.01"),
+    ]
+    must = f"published {PUBLISHED} ± 0.03"
+    rows += [(f"drift {by:.3f}, as between {name}", {"drift": by}, must) for name, by in drifts.items()]
+    for what, options, must in rows:
+        table.add_row(what, *(f"{left_over(p, every=2, **options).mean():.4f}" for p in loads.values()), must)
+    return table
+
+
+def on_trace(options: argparse.Namespace) -> Table:
     """Mean layer time over EPLB's, by method, split and number of GPUs; the last column is the mean of all cells."""
-    tokens = smallest_domain(trace)
+    wanted = [
+        cell for cell in cells(str(Path(options.trace).resolve()), options.model, options.deal, options.layers)
+        if options.split in (None, cell.split) and options.gpus in (None, cell.gpus)
+    ]  # fmt: skip
     ratio: dict[tuple[str, str, int], list[float]] = defaultdict(list)
-    for split in "ab":
-        for gpus in MACHINES:
-            for spare in (0, 1, 2):
-                cell = overrides(trace, model, deal, gpus, spare, split, tokens)
-                if layers is not None:
-                    cell.append(f"model.n_layers={compose([f'model={model}']).model.n_dense_layers + int(layers)}")
-                seconds = {}
-                for method in METHODS:
-                    moves = [f"placement.moves={MOVES}"] if method in ("local_search", "annealing") else []
-                    result = cs.simulate([*cell, f"placement={method}", *moves])
-                    seconds[method] = result.summary["moe_layer_s"]
-                for method, took in seconds.items():
-                    ratio[method, split, gpus].append(took / seconds["eplb"])
-                said = " ".join(f"{method}={took * 1e6:.1f}" for method, took in seconds.items())
-                reuse = next((note for note in result.notes if "dealt again" in note), "no token is used twice")
-                print(f"{split} EP{gpus} spare {spare}: us per layer: {said}; {reuse}", file=sys.stderr, flush=True)
-    cells = [(split, gpus) for split in "ab" for gpus in MACHINES]
-    lines = [f"{'method':<18}" + "".join(f"{split} EP{gpus:<5}" for split, gpus in cells) + "mean"]
+    reuse = {}
+    seconds: dict[str, float] = {}
+    for cell, method, got in measured(wanted):
+        seconds[method] = got["moe_layer_s"]
+        reuse[cell.split, cell.gpus] = got["reuse"]
+        if method == METHODS[-1]:
+            for each, took in seconds.items():
+                ratio[each, cell.split, cell.gpus].append(took / seconds["eplb"])
+            if len(ratio[method, cell.split, cell.gpus]) == len(SPARE):
+                print(f"{cell.split} EP{cell.gpus}: {reuse[cell.split, cell.gpus] or 'no token is used twice'}", file=sys.stderr)
+    columns = list(dict.fromkeys((split, gpus) for _, split, gpus in ratio))
+    table = _table("layer time / EPLB's", *(f"{split} EP{gpus}" for split, gpus in columns), "mean")
     for method in METHODS:
-        means = [float(np.mean(ratio[method, *cell])) for cell in cells]
-        lines.append(f"{method:<18}" + "".join(f"{mean:<8.3f}" for mean in means) + f"{np.mean(means):.3f}")
-    return "\n".join(lines)
+        means = [float(np.mean(ratio[method, *column])) for column in columns]
+        table.add_row(method, *(f"{mean:.3f}" for mean in means), f"{np.mean(means):.3f}")
+    return table
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, header_style="bold")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.placement", description=__doc__.splitlines()[0])
+    parser.add_argument("trace", nargs="?", help="folder of a trace; without it speed, small cases and imbalance")
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("deal", nargs="?", choices=("blocks", "batched"))
+    parser.add_argument("--layers", type=int, help="MoE layers that are played, from the first on; all of them if not given")
+    parser.add_argument("--split", choices=("a", "b"))
+    parser.add_argument("--gpus", type=int, choices=(8, 16, 32))
+    parser.add_argument("--drift", metavar="TRACE", help="a trace whose drift within a sequence the imbalance is computed with")
+    options = parser.parse_args()
+    console = Console(width=140)
+    if options.trace is not None:
+        if options.deal is None:
+            parser.error("TRACE MODEL blocks|batched: all three")
+        try:
+            console.print(on_trace(options))
+        except InputError as error:
+            print(error, file=sys.stderr)
+            return 2
+        return 0
+    for part in (speed, small, lambda: imbalance(options.drift)):
+        console.print(part(), "")
+    return 0
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (4, 5) or sys.argv[3] not in ("blocks", "batched"):
-        sys.exit("usage: python -m tests.bench.placement TRACE MODEL blocks|batched [LAYERS]")
-    try:
-        print(table(*sys.argv[1:]))
-    except InputError as error:
-        sys.exit(str(error))
+    sys.exit(main())

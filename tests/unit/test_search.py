@@ -16,7 +16,7 @@ from clustersim.placement.objective import Goal, loads_of, tokens_of
 from clustersim.placement.past import Past, load_alone
 from clustersim.placement.searches import searched
 from clustersim.types import Choices, InputError, Placement, Workload
-from tests.placed import loads, place, room, tokens
+from tests.placed import loads, place, room, small_cases, tokens
 
 MODEL = model_from({**compose(["model=gpt_oss_20b"]).config["model"], "n_experts": 16, "top_k": 4})
 GOAL = Goal()
@@ -261,27 +261,6 @@ def test_some_small_cases_against_the_integer_program():
     gaps = [gap for gap, _ in small_cases(12)]
     assert np.mean(gaps) <= 0.01
     assert max(gaps) <= 0.05
-
-
-def small_cases(n):
-    """(load of the best heuristic over a bound below the optimum, less 1; its name), of n random cases."""
-    rng = np.random.default_rng(6)
-    for i in range(n):
-        n_gpus = int(rng.integers(2, 5))
-        n_experts = int(rng.integers(n_gpus, 13))
-        each = -(-n_experts // n_gpus) + (i % 3 == 0)
-        load = rng.lognormal(0, rng.uniform(0.2, 1.2), n_experts)
-        _, bound, _ = least_load(load, np.full(n_gpus, each), 2.0)
-        past = load_alone(load)
-        found = {
-            name: loads(load, place(name, n_experts, n_gpus * each, n_gpus, past=past, **options), n_gpus).max()
-            for name, options in {
-                "eplb": {}, "lpt": {}, "local_search": {"seconds": 0.0, "load": 1.0}, "annealing": {"seconds": 0.0, "load": 1.0},
-            }.items()
-        }  # fmt: skip
-        best = min(found, key=found.get)
-        assert found[best] >= bound * (1 - 1e-6), "nothing beats the optimum"
-        yield found[best] / bound - 1, best
 
 
 def test_the_load_alone_is_weighed_as_replicas_share_it():
