@@ -17,7 +17,10 @@ def read_loads(path: str | Path, model: Model) -> list[Floats]:
     Raises:
         InputError: what `read_counts` raises, or counts of another number of experts than the model's.
     """
-    counts = read_counts(path)
+    try:
+        counts = read_counts(path)
+    except InputError as error:
+        raise InputError(f"decide.path={error}") from error
     choices = np.array(list(counts.choices.values()), np.float64)               # [domains, layers, experts]
     if choices.shape[2] != model.n_experts:
         theirs = f"{choices.shape[2]} experts ({counts.model})"
