@@ -102,6 +102,7 @@ class Placement:
     gpu_of: Ints                                # [slots] GPU that holds the slot
     expert_of: Ints                             # [slots] logical expert in the slot
     replica: str = "token_hash"                 # the rule that picks one of an expert's slots: placement.replicas
+    notes: tuple[str, ...] = ()                 # what a reader of the result has to know about how it was found
 
     @property
     def n_slots(self) -> int:
