@@ -57,9 +57,11 @@ def capture_hf(
     """
     began = time.perf_counter()
     torch = _torch()
-    for key, value, least in (("batch", batch, 1), ("length", length, 2), ("generate", generate, 0), ("sequences", sequences or 1, 1)):
-        if value < least:
-            raise InputError(f"{key}={value}: must be at least {least}")
+    least = {"batch": 1, "length": 2, "generate": 0, "sequences": 1}
+    given = {"batch": batch, "length": length, "generate": generate, "sequences": 1 if sequences is None else sequences}
+    for key, value in given.items():
+        if value < least[key]:
+            raise InputError(f"{key}={value}: must be at least {least[key]}")
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; a trace is a folder")
@@ -84,8 +86,8 @@ def capture_hf(
             continue
         progress(number / len(batches), f"batch {number + 1} of {len(batches)}")
         write_trace(_routed(torch, network, where, group, generate, scores), part)
-    meta = {"model": name, "source": "clustersim capture hf", "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
-            "device": where.type, "batch_sequences": batch, "sequence_tokens": length, "generated_tokens": generate,
+    kept = str(next(network.parameters()).dtype).removeprefix("torch.")
+    meta = {"model": name, "source": "clustersim capture hf", "dtype": kept, "device": where.type, "batch_sequences": batch, "sequence_tokens": length, "generated_tokens": generate,
             "domains": list(read), "torch": torch.__version__}
     progress(1.0, "joining the batches")
     tokens, seqs, steps = _join(parts, len(batches), folder, meta)

@@ -46,7 +46,7 @@ def find_routers(model: nn.Module) -> list[Site]:
     Raises:
         InputError: there is none.
     """
-    sites = []
+    sites: list[Site] = []
     for name, module in model.named_modules():
         kind = type(module).__name__
         if not NAMED.fullmatch(kind) or NO_ROUTER.fullmatch(kind) or not any(True for _ in module.parameters()):

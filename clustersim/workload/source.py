@@ -2,103 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from clustersim.model import Model
-from clustersim.pick import bind, find
 from clustersim.types import Choices, Float32s, InputError, Ints, Trace, Workload
-from clustersim.workload import owners
-from clustersim.workload.deal import Columns, Deal, Tokens
+from clustersim.workload.deal import Deal, deal_sequences
 from clustersim.workload.sampler import Batch, balanced
 from clustersim.workload.sampler_parameters import changed, load_parameters
 from clustersim.workload.sampler_process import Process
 from clustersim.workload.scores import experts_alone, zipf_token_ids
-from clustersim.workload.trace import read_rows, read_trace
-from clustersim.workload.trace_file import open_trace
-from clustersim.workload.trace_rules import SORTED_BY
-
-OWNER_STREAM = 7_000_000        # of the random numbers of an owner rule, apart from every layer's
 
 
-WHOLE = 512 << 20               # bytes of a trace up to which it is read whole; of a larger one, the tokens that are used
-MOST_TOKENS = 8_000_000         # of a trace that are looked at where nothing else is said
-
-
-def from_file(
-    path: Path, model: Model, n_gpus: int, tokens_per_gpu: int, seed: int = 0, *, name: str = "trace", owner: str = "sequences",
-    batch: int | None = None, at: int | None = None, tokens: int | None = None,
-) -> Workload:
-    """As `from_trace`, of the trace at `path`: whole, or where it is large only the tokens that are used are read.
-
-    Args:
-        tokens: look at the first so many tokens of the trace; left out, at 8 million.
-
-    Raises:
-        InputError: as `from_trace` and `read_trace`.
-    """
-    if tokens is not None and tokens < 1:
-        raise InputError(f"trace.tokens={tokens}: must be a whole number from 1 up")
-    file = open_trace(path)
-    _check_fits(file.shape.n_experts, file.shape.top_k, model, name)
-    looked = min(file.n_tokens, tokens or MOST_TOKENS)
-    if looked == file.n_tokens and file.n_tokens * file.token_bytes <= WHOLE:
-        return from_trace(read_trace(path), model, n_gpus, tokens_per_gpu, seed, name=name, owner=owner, batch=batch, at=at)
-    _, columns = read_rows(path, tokens=looked)
-    order = np.lexsort([columns[key] for key in SORTED_BY[::-1]])
-    own = Columns(**{key: columns[key][order].astype(np.int64) for key in ("rank", "seq", "pos")})
-    deal = _deal(own, n_gpus, tokens_per_gpu, seed, owner=owner, batch=batch, at=at)
-    used = np.unique(order[deal.rows])
-    part = read_trace(path, rows=used)
-    workload = _played(part, model, replace(deal, rows=np.searchsorted(used, order[deal.rows])), ())
-    notes = _notes(part, model, deal, looked, owner)
-    if looked < file.n_tokens:
-        notes = (*notes, f"the first {looked:,} of the trace's {file.n_tokens:,} tokens are looked at (trace.tokens)")
-    return replace(workload, notes=notes)
-
-
-def from_trace(
-    trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, seed: int = 0, *, name: str = "trace", owner: str = "sequences",
-    batch: int | None = None, at: int | None = None,
-) -> Workload:
-    """Recorded tokens, each owned by a GPU by the rule `owner` (workload/owners.py); only `shuffled` draws.
+def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, name: str = "trace") -> Workload:
+    """Recorded tokens, whole sequences dealt to the GPUs in turn (`deal_sequences`); nothing is drawn.
 
     The trace's layers repeat when the model has more MoE layers, and its first ones are used when it has fewer.
 
     Args:
         name: what an error calls the trace, for example "trace.path=mine".
-        owner: sequences, recorded, blocks, shuffled, continuous, or a function of the user's.
-        batch, at: options of owner=continuous.
 
     Raises:
         InputError: the trace's experts or top_k are not the model's, or its tokens do not fill one GPU.
     """
-    _check_fits(trace.n_experts, trace.top_k, model, name)
-    deal = _deal(trace, n_gpus, tokens_per_gpu, seed, owner=owner, batch=batch, at=at)
-    return _played(trace, model, deal, _notes(trace, model, deal, trace.n_tokens, owner))
-
-
-def _check_fits(n_experts: int, top_k: int, model: Model, name: str) -> None:
-    if (n_experts, top_k) != (model.n_experts, model.top_k):
+    if (trace.n_experts, trace.top_k) != (model.n_experts, model.top_k):
         raise InputError(
-            f"{name}: {n_experts} experts, top-{top_k}; "
+            f"{name}: {trace.n_experts} experts, top-{trace.top_k}; "
             f"model {model.name} has {model.n_experts} experts, top-{model.top_k}"
         )
+    deal = deal_sequences(trace, n_gpus, tokens_per_gpu)
 
-
-def _deal(tokens: Tokens, n_gpus: int, tokens_per_gpu: int, seed: int, *, owner: str, batch: int | None, at: int | None) -> Deal:
-    given = {key: value for key, value in (("batch", batch), ("at", at)) if value is not None}
-    rule = bind("trace", f"owner={owner}", find(owners, owner, "trace.owner"), given)
-    rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(OWNER_STREAM,))))
-    deal: Deal = rule(rng, tokens, n_gpus, tokens_per_gpu)
-    return deal
-
-
-def _played(trace: Trace, model: Model, deal: Deal, notes: tuple[str, ...]) -> Workload:
-    """The workload of the rows that were dealt."""
     weights, logged = trace.gate_weights, trace.scores
 
     def scores(layer: int, first: int, last: int) -> Float32s:
@@ -115,7 +49,8 @@ def _played(trace: Trace, model: Model, deal: Deal, notes: tuple[str, ...]) -> W
 
     return Workload(
         source=deal.source, index=deal.index, context=deal.context, choose=choose, scores=None if logged is None else scores,
-        token_ids=None if trace.token_id is None else partial(np.take, trace.token_id, deal.rows), notes=notes,
+        token_ids=None if trace.token_id is None else partial(np.take, trace.token_id, deal.rows),
+        notes=_notes(trace, model, deal),
     )
 
 
@@ -190,7 +125,7 @@ def _blocks(n_gpus: int, tokens_per_gpu: int, sequence: int) -> tuple[Ints, Ints
     return source, index, index % sequence + 1
 
 
-def _notes(trace: Trace, model: Model, deal: Deal, n_tokens: int, owner: str) -> tuple[str, ...]:
+def _notes(trace: Trace, model: Model, deal: Deal) -> tuple[str, ...]:
     """What a reader has to know about how the trace was used."""
     notes = []
     if trace.n_layers < model.n_moe_layers:
@@ -198,8 +133,7 @@ def _notes(trace: Trace, model: Model, deal: Deal, n_tokens: int, owner: str) ->
     elif trace.n_layers > model.n_moe_layers:
         notes.append(f"the first {model.n_moe_layers} of the trace's {trace.n_layers} layers are used, as {model.name} has")
     if deal.most_used > 1:
-        again = "sequences are dealt" if owner == "sequences" else "tokens are used"
-        notes.append(f"{again} again: a recorded token is used {deal.reuse:.3g} times, at most {deal.most_used}")
-    if deal.distinct < n_tokens:
-        notes.append(f"{deal.distinct:,} of the trace's {n_tokens:,} tokens are used")
+        notes.append(f"sequences are dealt again: a recorded token is used {deal.reuse:.3g} times, at most {deal.most_used}")
+    if deal.distinct < trace.n_tokens:
+        notes.append(f"{deal.distinct:,} of the trace's {trace.n_tokens:,} tokens are used")
     return tuple(notes)

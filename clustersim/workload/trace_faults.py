@@ -138,7 +138,7 @@ class Watch:
         if self.decoding == self.tokens:
             said.append("only decoding was recorded: prompts are missing")
         if self.tokens > 1 and self.steps == self.tokens:
-            said.append("every step is one token: recorded at batch size 1; trace.owner=continuous makes batches of it")
+            said.append("every step is one token: recorded at batch size 1; workload.deal=continuous makes batches of it")
         if self.unsorted:
             share = self.unsorted / max(self.weighed, 1)
             said.append(f"slots do not stand by descending gate weight in {share:.0%} of tokens and layers")

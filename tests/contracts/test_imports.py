@@ -17,7 +17,8 @@ GROUND = (
     "route_table", "cluster",
 )  # fmt: skip
 ROOMS = (
-    *GROUND, "workload", "importers", "placement", "exchange", "network", "engine", "results", "config", "simulation",
+    *GROUND, "workload", "importers", "placement", "exchange", "network", "engine", "results", "config", "deciding", "inputs",
+    "simulation",
     "validation", "cli",
 )  # fmt: skip
 HEAVY = {
