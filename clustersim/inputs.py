@@ -132,8 +132,18 @@ def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> tuple[Stre
     if name == "balanced":
         even = bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu)
         return passes_of(lambda seed: even, run.model, run.seed, apart=apart, **keys), None
-    known = ("tiny", "file", "sampled", "balanced")
+    if name == "live":
+        live = find(source, str(options.pop("source")), "trace.source")       # by name: a run without it needs no torch
+        made = bind("trace", name, live, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed)
+        return passes_of(lambda seed: made, run.model, run.seed, apart=False, **{**keys, "steps": _one_pass(keys, apart)}), None
+    known = ("tiny", "file", "live", "sampled", "balanced")
     raise InputError(f"trace.name={name}: there is no such trace{did_you_mean(str(name), known)} (known: {', '.join(known)})")
+
+
+def _one_pass(keys: dict[str, Any], apart: bool) -> int:
+    if keys["steps"] != 1 or apart:
+        raise InputError("trace=live: plays one pass, and has no past; workload.steps=1 and a placement that looks at no load")
+    return 1
 
 
 def _near(setting: Setting, place: Place) -> Callable[[int], NDArray[np.bool_]]:

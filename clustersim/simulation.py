@@ -130,11 +130,17 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     )
     collided = collision(tables["links"], parts.cluster)
     numbers["ecmp_collision"] = collided[0] if collided else None
+    live = parts.workload.measure
+    if live is not None:
+        numbers |= live()
+        numbers |= {f"{name}_dropless": value for name, value in live().items()}
     saved = 0.0
     if parts.rule.limits and any(numbers[name] > 0 for name in ("drop_rate", "rerouted_rate", "padding_computed_rows")):
         again = _part(progress, 1, rounds, "the same without dropping")
         dropless = _play_all(parts, parts.plan, parts.rule.without_limit(), again)
         saved = mean_step_s(dropless) - mean_step_s(steps)
+        if live is not None:
+            numbers |= {f"{name}_dropless": value for name, value in live().items()}
     numbers |= {"seconds_saved_by_dropping": saved, "moe_layer_s": moe_layer_s(steps)}
     numbers |= placement_summary([m for step in steps for m in step.measured])
     if parts.plan.rebalances:
@@ -293,6 +299,8 @@ def _layer(
         return *_counted_layer(parts, layer, tokens.count(moe_layer), attention, per_gpu), None
     chosen, placement = tokens.choose(moe_layer), parts.placements[moe_layer]
     limited, sent, kept = _routings(parts, rule, layer, chosen)
+    if tokens.kept is not None:
+        tokens.kept(moe_layer, kept.assigned)
     slots = chosen_slots(kept, placement, cluster)
     rows = rows_by_source(slots, kept.source, n, placement.n_slots)
     travelling, computed = padding_rows(rule, limited, rows, per_gpu, placement.expert_of)
@@ -404,7 +412,8 @@ def _leaf(config: Mapping[str, Any], key: str) -> Any:
 def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     """What a reader of the result has to know about how it came about."""
     notes = [*parts.stream.notes, *parts.plan.notes]
-    if parts.run.config["trace"]["name"] in ("tiny", "file") and numbers["drop_rate"] + numbers["rerouted_rate"] > 0:
+    trace = parts.run.config["trace"]
+    if (trace["name"] in ("tiny", "file") or trace.get("loop") == "open") and numbers["drop_rate"] + numbers["rerouted_rate"] > 0:
         notes.append("the trace is open loop: a dropped token would have changed the choices of later layers")
     replicated = parts.room.n_slots > parts.run.model.n_experts and parts.run.config["placement"]["replica"] == "token_hash"
     if parts.run.config["trace"]["name"] == "balanced" and replicated:

@@ -79,6 +79,8 @@ class Workload:
     choose: Callable[[int], Choices]
     scores: ScoreProcess | None = None          # [tokens, experts and more columns] to choose anew from; None: ids only
     token_ids: Callable[[], Ints] | None = None     # -> [tokens] the word that each token is; None when unknown
+    kept: Callable[[int, Ints], None] | None = None         # is told what of a layer [tokens, top_k] a capacity left
+    measure: Callable[[], Mapping[str, float]] | None = None        # what a pass that was played to the end says of itself
     count: Callable[[int], Ints] | None = None  # in place of `choose`: [gpus, experts] choices of each expert by a GPU's tokens
     notes: tuple[str, ...] = ()                 # what a reader of the result has to know about the input
 

@@ -87,8 +87,10 @@ def capture_hf(
         progress(number / len(batches), f"batch {number + 1} of {len(batches)}")
         write_trace(_routed(torch, network, where, group, generate, scores), part)
     kept = str(next(network.parameters()).dtype).removeprefix("torch.")
-    meta = {"model": name, "source": "clustersim capture hf", "dtype": kept, "device": where.type, "batch_sequences": batch, "sequence_tokens": length, "generated_tokens": generate,
-            "domains": list(read), "torch": torch.__version__}
+    meta = {
+        "model": name, "source": "clustersim capture hf", "dtype": kept, "device": where.type, "batch_sequences": batch,
+        "sequence_tokens": length, "generated_tokens": generate, "domains": list(read), "torch": torch.__version__,
+    }
     progress(1.0, "joining the batches")
     tokens, seqs, steps = _join(parts, len(batches), folder, meta)
     shutil.rmtree(parts)

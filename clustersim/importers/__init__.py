@@ -4,11 +4,11 @@ An importer is `name(path, *, options) -> Imported`; options are keyword-only. d
 """
 
 from clustersim.importers.arrays import deepseek_eplb, hf_router_logits, llama_imatrix, moe_infinity
-from clustersim.importers.megatron import megatron
+from clustersim.importers.megatron_core import megatron
+from clustersim.importers.nvidia import tensorrt_llm
 from clustersim.importers.rebatching import moetrace
 from clustersim.importers.sglang import sglang_per_pass, sglang_per_token, sglang_routed_experts, sglang_stat
 from clustersim.importers.tables import flame_moe, moe_balance, table
-from clustersim.importers.tensorrt_llm import tensorrt_llm
 from clustersim.importers.vllm import vllm_eplb, vllm_moe_log, vllm_routed_experts
 
 __all__ = [
