@@ -107,7 +107,7 @@ def count_faults(rows: CountRows) -> list[str]:
     if empty.any():
         said.append(f"{int(empty.sum()):,} of {empty.size:,} rows count nothing: a dense layer, or a buffer that was not full")
     layers = np.unique(rows.layer)
-    total = {int(layer): rows.counts[rows.layer == layer] for layer in layers}
+    total = {int(layer): rows.counts[rows.layer == layer].sum(0) for layer in layers}
     for period in range(1, len(layers)):
         pairs = zip(layers[:-period], layers[period:], strict=True)
         if all(np.array_equal(total[int(a)], total[int(b)]) and total[int(a)].any() for a, b in pairs):

@@ -132,7 +132,8 @@ class TraceWriter:
         for name in BLOBS:
             if (values := getattr(part, name)) is not None:
                 dtype = self._id_dtype if name == "expert_ids" else np.dtype("<f2")
-                columns[name] = _binary_array(values.astype(dtype))          # -1 wraps to all ones
+                with np.errstate(over="ignore"):                             # a score beyond float16 is infinite
+                    columns[name] = _binary_array(values.astype(dtype))      # -1 wraps to all ones
         fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
         return pa.table(list(columns.values()), schema=pa.schema(fields))
 
