@@ -35,7 +35,7 @@ from clustersim.types import InputError, Transfers, Workload
 from clustersim.units import format_bytes
 from clustersim.workload import source
 from clustersim.workload.loads import read_loads
-from clustersim.workload.recorded import recorded_tokens
+from clustersim.workload.trace_source import recorded_tokens
 from clustersim.workload.routing import Router, rerouted
 from clustersim.workload.sampler_parameters import parameters_file
 from clustersim.workload.streams import Stream, passes_of, rerouted_stream, stream_of

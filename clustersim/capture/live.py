@@ -123,7 +123,7 @@ class Live:
         self._thread = None
 
 
-def tiny(
+def small_model(
     model: Model, n_gpus: int, tokens_per_gpu: int, seed: int, *, loop: str = "closed", sequence: int = 128, steps: int = 250,
     network: str | None = None, text: str | None = None,
 ) -> Workload:
@@ -133,7 +133,7 @@ def tiny(
         loop: closed, or open: what is dropped is counted and changes nothing.
         sequence: tokens per sequence; it must divide tokens_per_gpu.
         steps: training steps.
-        network, text: of `huggingface`; not used here.
+        network, text: of `hf_model`; not used here.
 
     Raises:
         InputError: torch is missing, another number of experts or top_k than the model's, a sequence that does not fit.
@@ -143,7 +143,7 @@ def tiny(
     from clustersim.capture import model as small
 
     if network is not None or text is not None:
-        raise InputError("trace.network, trace.text: are for trace.source=clustersim.capture.live:huggingface")
+        raise InputError("trace.network, trace.text: are for trace.source=clustersim.capture.live:hf_model")
     parameters, shape, words = _trained(seed=0, steps=steps, length=128)
     _check(model, shape.n_experts, shape.top_k, tokens_per_gpu, sequence, loop, longest=shape.length)
     pieces = words[:, :sequence]
@@ -171,7 +171,7 @@ def tiny(
     return _workload(Live(run, shape.n_layers, closed=loop == "closed"), shape.n_layers, model, n_gpus, tokens_per_gpu, sequence)
 
 
-def huggingface(
+def hf_model(
     model: Model, n_gpus: int, tokens_per_gpu: int, seed: int, *, loop: str = "closed", sequence: int = 128, steps: int = 0,
     network: str | None = None, text: str | None = None,
 ) -> Workload:
@@ -180,16 +180,16 @@ def huggingface(
     Args:
         network: name or folder that transformers can load.
         text: a file; read from its beginning, again where it is too short.
-        loop, sequence, steps: as `tiny`; steps is not used.
+        loop, sequence, steps: as `small_model`; steps is not used.
 
     Raises:
-        InputError: as `tiny`, and where model or text cannot be read.
+        InputError: as `small_model`, and where model or text cannot be read.
     """
     from clustersim.capture.huggingface import _model, _text, _tokenizer, _torch
 
     torch = _torch()
     if network is None or text is None:
-        raise InputError("trace.network, trace.text: trace.source=huggingface needs both")
+        raise InputError("trace.network, trace.text: trace.source=clustersim.capture.live:hf_model needs both")
     loaded, _, _ = _model(torch, network, "cpu", "auto")
     words = _tokenizer(None, network, loaded)(_text(Path(text)))
     if not words.size:

@@ -1,4 +1,4 @@
-"""What a whole trace of any size sends, layer by layer: read once, part after part, and counted by source and expert GPU. No clock."""
+"""What a whole trace of any size sends, layer by layer: read once, in parts, counted by source and expert GPU. No clock."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clustersim.exchange.copies import Gpus
 from clustersim.types import Floats, InputError, Ints, Placement
@@ -21,9 +22,9 @@ Owner = Callable[[Ints, int], Ints]         # (recorded ranks of some tokens, nu
 class Traffic:
     """Copies of tokens, by layer and source GPU."""
 
-    copies: Ints                    # [layers, gpus, hosts] to the GPUs that hold experts
+    copies: NDArray[np.int32]       # [layers, gpus, hosts] to the GPUs that hold experts
     host: Ints                      # [hosts] these GPUs
-    nodes: Ints | None              # [layers, gpus, nodes] one per token and other node; None where copies do not go by nodes
+    nodes: NDArray[np.int32] | None         # [layers, gpus, nodes] one per token and other node; None without dedup
     n_gpus: int
 
     def matrix(self, layer: int, token_bytes: float) -> Floats:
@@ -35,13 +36,13 @@ class Traffic:
 
 
 def traffic_of(path: str | Path, owner: Owner, placement: Placement, cluster: Gpus, *, node_dedup: bool = False) -> Traffic:
-    """What the tokens of the trace at `path` send to their experts, in every layer; memory is that of a part of the trace and of
-    the result, whatever the size of the trace.
+    """What the tokens of the trace at `path` send to their experts, in every layer; memory is that of a part of the trace and
+    of the result, whatever its size.
 
     Args:
         owner: which GPU each token starts on.
         placement: one slot per expert, the same in all layers.
-        node_dedup: one copy per token and GPU, and per token and node, as `exchange.node_dedup`; else one per choice, as `direct`.
+        node_dedup: one copy per token and GPU, and per token and node, as `node_dedup`; else one per choice, as `direct`.
 
     Raises:
         InputError: a placement with replicas or for another number of experts, or what `open_trace` raises.

@@ -47,7 +47,7 @@ def count_choices(ids, source, place_of, out):
 
 @njit
 def count_distinct(ids, source, place_of, node_of, own_node, places, nodes):
-    """Adds to `places` [layers, sources, places] and `nodes` [layers, sources, nodes] the tokens that go to each: a token with two
+    """Adds to `places` [layers, sources, places] and `nodes` [layers, sources, nodes] the tokens that go to each: one with two
     experts on one place or node goes there once, and to no node of its own (`own_node` [sources]). `node_of` [experts]."""
     rows, layers, top_k = ids.shape
     experts, n_places, n_nodes = np.uint64(place_of.size), places.shape[2], nodes.shape[2]

@@ -1,4 +1,4 @@
-"""What traces cost: `python -m tests.bench.traces [--large GB]`. CPU seconds of this process, one core, compiled and warm, best of three.
+"""What traces cost: `python -m tests.bench.traces [--large GB]`. CPU seconds, one core, compiled and warm, best of three.
 
 --large writes a trace of so many GB into the folder for temporary files, and says how much memory it takes to go through it.
 """
@@ -144,7 +144,7 @@ def peak(what: str, path: Path) -> None:
         placement = Placement(gpu_of=np.arange(EXPERTS) * 8, expert_of=np.arange(EXPERTS))
         traffic_of(path, lambda rank, first: rank.astype(np.int64), placement, Machine(), node_dedup=True)
     elif what == "replay":
-        from clustersim.workload.recorded import recorded_tokens
+        from clustersim.workload.trace_source import recorded_tokens
         from clustersim.workload.streams import Recorded
 
         tokens = recorded_tokens(path)

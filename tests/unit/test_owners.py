@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clustersim.importers.rebatching import moetrace
 from clustersim.types import InputError
-from clustersim.workload import owners, recorded
+from clustersim.workload import owners, trace_source
 from clustersim.workload.deal import Columns, continuous_schedule
 from clustersim.workload.streams import Recorded, stream_of
 from clustersim.workload.trace import write_trace
@@ -47,7 +47,7 @@ def test_a_rank_with_too_few_tokens_gives_them_again_and_one_rank_is_refused():
     deal = owners.recorded(RNG, tokens(3, rank=[0, 1, 1]), 2, 2, 1)
     assert deal.rows.reshape(2, 2).tolist() == [[0, 0], [1, 2]]
     assert (deal.distinct, deal.most_used) == (3, 2)
-    with pytest.raises(InputError, match="names one rank for 2 GPUs; use workload.deal=sequences"):
+    with pytest.raises(InputError, match=r"names one rank for 2 GPUs; use workload\.deal=sequences"):
         owners.recorded(RNG, tokens(8), 2, 2, 1)
 
 
@@ -98,9 +98,9 @@ def recorded_trace(n=40):
 @pytest.mark.parametrize("deal", ["sequences", "blocks", "batched", "recorded", "shuffled", "continuous"])
 def test_a_trace_read_in_part_plays_as_the_whole(tmp_path, monkeypatch, deal):
     write_trace(recorded_trace(), tmp_path)
-    whole = recorded.recorded_tokens(tmp_path)
-    monkeypatch.setattr(recorded, "WHOLE", 0)
-    part = recorded.recorded_tokens(tmp_path)
+    whole = trace_source.recorded_tokens(tmp_path)
+    monkeypatch.setattr(trace_source, "WHOLE", 0)
+    part = trace_source.recorded_tokens(tmp_path)
     assert isinstance(part, Recorded)
     one, other = (stream_of(tokens, MODEL, 3, 4, steps=2, deal=deal) for tokens in (whole, part))
     assert one.notes == other.notes
@@ -115,9 +115,9 @@ def test_a_trace_read_in_part_plays_as_the_whole(tmp_path, monkeypatch, deal):
 
 def test_only_the_first_tokens_are_looked_at_when_asked(tmp_path):
     write_trace(recorded_trace(), tmp_path)
-    assert recorded.recorded_tokens(tmp_path, 7).n_tokens == 7
+    assert trace_source.recorded_tokens(tmp_path, 7).n_tokens == 7
     with pytest.raises(InputError, match=r"trace\.tokens=0: must be a whole number from 1 up"):
-        recorded.recorded_tokens(tmp_path, 0)
+        trace_source.recorded_tokens(tmp_path, 0)
 
 
 def test_a_trace_is_cleaned_of_dummy_rows_copies_and_turns(tmp_path):

@@ -129,7 +129,8 @@ def test_counts_that_repeat_or_count_nothing_are_named():
     counts = np.random.default_rng(0).integers(1, 9, (4, 8))
     counts[2:] = counts[:2]
     numbers = {name: np.zeros(5, int) for name in ("step", "step_end", "rank", "phase", "tokens")}
-    rows = CountRows(counts=np.concatenate([counts, 0 * counts[:1]]), layer=np.array([0, 1, 2, 3, 0]), domain=("",) * 5, **numbers)
+    counts = np.concatenate([counts, 0 * counts[:1]])
+    rows = CountRows(counts=counts, layer=np.array([0, 1, 2, 3, 0]), domain=("",) * 5, **numbers)
     said = count_faults(rows)
     assert "1 of 5 rows count nothing" in said[0]
     assert "layer l + 2 is a copy of layer l" in said[1]
