@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,14 +19,14 @@ from clustersim import exchange as exchanges
 from clustersim import network as networks
 from clustersim import placement as placements
 from clustersim.cluster import Cluster, build_cluster
-from clustersim.config import Run, compose, whole
+from clustersim.config import HOW, Run, compose, whole
 from clustersim.engine import compute
 from clustersim.engine.gpu import LayerWork, Played, play
+from clustersim.identity import Identity, identify, trace_path
 from clustersim.network import packets
 from clustersim.pick import bind, did_you_mean, find, pick
 from clustersim.placement.replicas import chosen_slots
 from clustersim.placement.static import default_slots
-from clustersim.places import PACKAGE
 from clustersim.results.counting import LayerCounts, count_layer, counted_layer
 from clustersim.results.store import write_run
 from clustersim.results.tables import (
@@ -43,10 +42,7 @@ from clustersim.workload import capacity as capacities
 from clustersim.workload import source
 from clustersim.workload.capacity_padding import padding_rows, rows_by_source
 from clustersim.workload.routing import Router, rerouted, router_from
-from clustersim.workload.sampler_parameters import parameters_file
 from clustersim.workload.trace import read_trace
-
-PHYSICS = 2             # raised whenever the same config gives other numbers; part of every run_id
 
 VERSIONS = ("numpy", "numba", "polars", "simpy")        # packages whose versions run.json tells
 
@@ -95,7 +91,6 @@ class _Parts:
     rule: capacities.Rule
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
-    trace_sha256: str | None
 
 
 def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda fraction, what: None) -> Result:
@@ -109,6 +104,7 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     """
     began = time.perf_counter()
     run = overrides if isinstance(overrides, Run) else compose(overrides)
+    identity = identify(run)
     parts = _assemble(run)
     share = 0.5 if parts.rule.limits else 1.0       # of the way; the other half is the same without a capacity
     played, counts = _play(parts, parts.rule, lambda fraction, what: progress(share * fraction, what))
@@ -127,11 +123,12 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     notes = _notes(parts, numbers)
     if collided and collided[0] > 1.01:
         notes += (f"routes pile up: the busiest {collided[1]} takes {collided[0]:.2f} times what an even spread would leave it",)
-    run_id, provenance = _provenance(parts, notes)
-    summary = {**_settings(parts), **numbers, "seconds_saved_by_dropping": saved}
-    tables["summary"] = pl.DataFrame([{"run_id": run_id, **summary}])
-    provenance["wall_s"] = time.perf_counter() - began
-    return Result(run=run, run_id=run_id, summary=summary, tables=tables, notes=notes, provenance=provenance)
+    summary = {**_settings(parts), **numbers, "seconds_saved_by_dropping": saved, **_keys(run)}
+    tables["summary"] = pl.DataFrame([{"run_id": identity.run_id, **summary}])
+    if identify(run).run_id != identity.run_id:
+        raise InputError(f"trace={run.config['trace']['name']}: its files were changed during the run; run it again")
+    provenance = {**_provenance(run, identity, notes), "wall_s": time.perf_counter() - began}
+    return Result(run=run, run_id=identity.run_id, summary=summary, tables=tables, notes=notes, provenance=provenance)
 
 
 def _assemble(run: Run) -> _Parts:
@@ -147,7 +144,7 @@ def _assemble(run: Run) -> _Parts:
         raise InputError(f"compute={config['compute']['name']}: must be roofline or none")
     name, options = run.options("router")
     router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
-    workload, digest = _workload(run, n, router.extra)
+    workload = _workload(run, n, router.extra)
     if workload.count is not None:
         _check_counts(router, capacities.rule_from(config["capacity"]), config["exchange"]["name"], placement, model.n_experts)
     workload = rerouted(
@@ -174,7 +171,6 @@ def _assemble(run: Run) -> _Parts:
         rule=rule,
         top_k=router.options.get("k") or run.model.top_k,
         protected=capacities.protected_tokens(capacities.stream(run.seed), rule, workload.context),
-        trace_sha256=digest,
     )
 
 
@@ -202,29 +198,24 @@ def _held_near(placement: Placement, cluster: Cluster, n_experts: int, gpu: int)
     return held
 
 
-def _workload(run: Run, n_gpus: int, extra: int) -> tuple[Workload, str | None]:
-    """The tokens and what is recorded or drawn of them, and the hash of the trace they come from. `extra` columns of scores."""
+def _workload(run: Run, n_gpus: int, extra: int) -> Workload:
+    """The tokens and what is recorded or drawn of them. `extra` columns of scores."""
     name, options = run.options("trace")
     if name in ("tiny", "file"):
-        path = PACKAGE / "workload" / "data" / "tiny" if name == "tiny" else Path(str(options["path"]))
+        path = trace_path(run.config["trace"])
+        assert path is not None
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
-        return source.from_trace(read_trace(path), run.model, n_gpus, run.tokens_per_gpu, name=label), _contents(path)
+        return source.from_trace(read_trace(path), run.model, n_gpus, run.tokens_per_gpu, name=label)
     if name == "sampled":
-        sampled = bind("trace", name, source.from_sampler, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed, extra)
-        return sampled, _contents(parameters_file(options["preset"], options["parameters"]))
+        sampled: Workload = bind("trace", name, source.from_sampler, options)(
+            run.model, n_gpus, run.tokens_per_gpu, run.seed, extra
+        )
+        return sampled
     if name == "balanced":
-        return bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu), None
+        balanced: Workload = bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu)
+        return balanced
     known = ("tiny", "file", "sampled", "balanced")
     raise InputError(f"trace.name={name}: there is no such trace{did_you_mean(str(name), known)} (known: {', '.join(known)})")
-
-
-def _contents(path: Path) -> str:
-    """sha256 of the files of a trace."""
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _play(parts: _Parts, rule: capacities.Rule, progress: Progress) -> tuple[Played, list[LayerCounts | None]]:
@@ -337,9 +328,9 @@ def _routings(parts: _Parts, rule: capacities.Rule, layer: int, chosen: Choices)
 
 
 def _settings(parts: _Parts) -> dict[str, Any]:
-    """The columns that say what was run: the choices, and every key that was set."""
+    """The columns that say in short what was run."""
     run, config = parts.run, parts.run.config
-    settings = {
+    return {
         "model": run.model.name,
         "topology": run.topology,
         "nodes": parts.cluster.n_nodes,
@@ -358,18 +349,20 @@ def _settings(parts: _Parts) -> dict[str, Any]:
         "compute": config["compute"]["name"],
         "seed": run.seed,
     }
-    for override in run.overrides:
-        key = override.partition("=")[0].lstrip("+~")
-        if "." in key:
-            settings[key] = _leaf(config, key)
-    return settings
 
 
-def _leaf(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value if isinstance(value, str | int | float | bool) or value is None else json.dumps(value)
+def _keys(run: Run) -> dict[str, Any]:
+    """Every key of the config under its dotted name, so that what a sweep varies is a column, however it was asked for."""
+    return {key: value for key, value in _leaves(run.config) if "." in key}
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            if key != "sources":
+                yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str | int | float | bool) or value is None else json.dumps(value)
 
 
 def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
@@ -389,21 +382,14 @@ def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _provenance(parts: _Parts, notes: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """The run_id, and what run.json says: everything the run depends on."""
-    run = parts.run
-    config = {key: value for key, value in run.config.items() if key != "output"}
-    depends = {
-        "config": {**config, "topology": {"name": run.topology, **config["topology"]}},
-        "trace_sha256": parts.trace_sha256,
-        "physics": PHYSICS,
-    }
-    digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
-    return digest[:12], {
-        **depends,
-        "run_id": digest[:12],
+def _provenance(run: Run, identity: Identity, notes: Sequence[str]) -> dict[str, Any]:
+    """What run.json says: everything the run depends on, and how it was asked for."""
+    return {
+        **identity.depends,
+        "config": identity.config,
+        "run_id": identity.run_id,
         "study": run.study,
-        "overrides": list(run.overrides),
+        "overrides": [text for text in run.overrides if text.lstrip("+").partition("=")[0] not in HOW],
         "seed": run.seed,
         "version": clustersim.__version__,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from clustersim.types import InputError
-from clustersim.writing import replacing
+from clustersim.writing import replacing, sweep_up
 
 TABLES = ("summary", "layers", "gpus", "links", "experts")
 SCHEMA_VERSION = 1
@@ -20,17 +21,43 @@ def write_run(folder: Path, tables: Mapping[str, pl.DataFrame], run: Mapping[str
     """Write the tables, `run.json` and, last, `status.json` into `folder`; what stood there is replaced file by file.
 
     Each file is written under a temporary name, fsynced and renamed. While files are being replaced `status.json` is
-    absent, so that a folder with state `done` is whole.
+    absent, so that a folder with state `done` is whole. Two processes may write the same run at once: what they write is
+    the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "status.json").unlink(missing_ok=True)
+    sweep_up(folder)
     common = {"clustersim.version": run["version"], "clustersim.config": json.dumps(run["config"], sort_keys=True)}
     for name, table in tables.items():
         footer = {"clustersim.schema": f"{name}/{SCHEMA_VERSION}", **common}
         with replacing(folder / f"{name}.parquet") as temporary:
             table.write_parquet(temporary, compression="zstd", metadata=footer)
     _write_json(folder / "run.json", run)
-    _write_json(folder / "status.json", {"state": "done"})
+    _write_json(folder / "status.json", {"state": "done", "schema": SCHEMA_VERSION})
+    (folder / "error.txt").unlink(missing_ok=True)
+
+
+def write_failure(folder: Path, reason: str, overrides: Sequence[str], details: str | None = None) -> None:
+    """Say in `folder` that the run failed, in one line; `details` goes into `error.txt`. A run that is done stays done.
+
+    Nothing is written where nothing can be.
+    """
+    if is_done(folder):
+        return
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep_up(folder)
+        if details is not None:
+            with replacing(folder / "error.txt") as temporary:
+                temporary.write_text(details, encoding="utf-8")
+        _write_json(folder / "status.json", {"state": "failed", "reason": reason, "overrides": list(overrides)})
+
+
+def is_done(folder: Path) -> bool:
+    """Whether `folder` holds a finished run with all its tables, as this version writes them."""
+    status = _status(folder / "status.json")
+    whole = status.get("state") == "done" and status.get("schema") == SCHEMA_VERSION
+    return whole and all((folder / f"{table}.parquet").is_file() for table in TABLES)
 
 
 def scan(folder: str | Path, table: str = "summary") -> pl.LazyFrame:
@@ -43,7 +70,7 @@ def scan(folder: str | Path, table: str = "summary") -> pl.LazyFrame:
     """
     if table not in TABLES:
         raise InputError(f"table={table}: there is no such table (known: {', '.join(TABLES)})")
-    runs = [path.parent for path in sorted(Path(folder).rglob("status.json")) if _state(path) == "done"]
+    runs = [path.parent for path in sorted(Path(folder).rglob("status.json")) if _status(path).get("state") == "done"]
     if not runs:
         raise InputError(f"{folder}: holds no finished run")
     files = [pl.scan_parquet(run / f"{table}.parquet", glob=False, hive_partitioning=False) for run in runs]
@@ -51,13 +78,13 @@ def scan(folder: str | Path, table: str = "summary") -> pl.LazyFrame:
     return pl.concat(frames, how="diagonal_relaxed")
 
 
-def _state(path: Path) -> str | None:
-    """What a status.json says; None when it is not one of ours."""
+def _status(path: Path) -> dict[str, Any]:
+    """What a status.json says; nothing when it is not one of ours."""
     try:
         status = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return status.get("state") if isinstance(status, dict) else None
+        return {}
+    return status if isinstance(status, dict) else {}
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
