@@ -123,8 +123,11 @@ def _run(arguments: list[str]) -> int:
 
 def _sweep(overrides: list[str]) -> int:
     """Every job of a sweep that is not there yet. One that fails is reported at the end; the others go on."""
+    from clustersim.sweeps.plugins import is_hydras, run_by_hydra
     from clustersim.sweeps.run import run_sweep
 
+    if any(is_hydras(text) for text in overrides):
+        return _tell_sweep(run_by_hydra(overrides))
     with _sweep_progress() as progress:
         swept = run_sweep(overrides, progress)
     return _tell_sweep(swept)

@@ -17,6 +17,8 @@ from clustersim.pick import did_you_mean
 from clustersim.places import GROUPS, PACKAGE, group_folder
 from clustersim.types import InputError
 
+own_files: dict[str, str] = {}          # topologies given as files: name -> file as it was given
+
 
 def parse(overrides: Sequence[str]) -> list[Any]:
     """Hydra's own reading of overrides, of which group choices are known to be on offer.
@@ -151,7 +153,7 @@ def by_hydra(overrides: Sequence[str]) -> dict[str, Any]:
     GlobalHydra.instance().hydra = None
     try:
         with initialize_config_module("clustersim.conf", version_base="1.3"):
-            config = hydra_compose("config", overrides=_with_own_files(overrides), return_hydra_config=True)
+            config = hydra_compose("config", overrides=with_own_files(overrides), return_hydra_config=True)
         hydra = {"choices": dict(config.hydra.runtime.choices), "params": dict(config.hydra.sweeper.get("params") or {})}
         with open_dict(config):
             del config["hydra"]
@@ -179,7 +181,7 @@ def _is_file(value: Any) -> bool:
     return str(value).endswith((".yaml", ".yml")) and Path(str(value)).is_file()
 
 
-def _with_own_files(overrides: Sequence[str]) -> list[str]:
+def with_own_files(overrides: Sequence[str]) -> list[str]:
     """The overrides with `topology=my/machine.yaml` as `topology=machine`, and that file among Hydra's options."""
     from hydra.core.config_store import ConfigStore
     from omegaconf.errors import OmegaConfBaseException
@@ -197,6 +199,7 @@ def _with_own_files(overrides: Sequence[str]) -> list[str]:
             if "nodes" not in node:
                 raise InputError(f"{text}: does not describe a machine (no key nodes)")
             ConfigStore.instance().store(group="topology", name=path.stem, node=node, package="topology", provider=str(path))
+            own_files[path.stem] = value
         known.append(f"topology={path.stem}" if key == "topology" and _is_file(path) else text)
     return known
 

@@ -37,7 +37,7 @@ def write_run(folder: Path, tables: Mapping[str, pl.DataFrame], run: Mapping[str
     (folder / "error.txt").unlink(missing_ok=True)
 
 
-def write_failure(folder: Path, reason: str, overrides: Sequence[str], details: str | None = None) -> None:
+def write_failure(folder: Path, reason: str, fault: str, overrides: Sequence[str], details: str | None = None) -> None:
     """Say in `folder` that the run failed, in one line; `details` goes into `error.txt`. A run that is done stays done.
 
     Nothing is written where nothing can be.
@@ -50,12 +50,12 @@ def write_failure(folder: Path, reason: str, overrides: Sequence[str], details: 
         if details is not None:
             with replacing(folder / "error.txt") as temporary:
                 temporary.write_text(details, encoding="utf-8")
-        _write_json(folder / "status.json", {"state": "failed", "reason": reason, "overrides": list(overrides)})
+        _write_json(folder / "status.json", {"state": "failed", "reason": reason, "fault": fault, "overrides": list(overrides)})
 
 
 def is_done(folder: Path) -> bool:
     """Whether `folder` holds a finished run with all its tables, as this version writes them."""
-    status = _status(folder / "status.json")
+    status = read_status(folder / "status.json")
     whole = status.get("state") == "done" and status.get("schema") == SCHEMA_VERSION
     return whole and all((folder / f"{table}.parquet").is_file() for table in TABLES)
 
@@ -70,7 +70,7 @@ def scan(folder: str | Path, table: str = "summary") -> pl.LazyFrame:
     """
     if table not in TABLES:
         raise InputError(f"table={table}: there is no such table (known: {', '.join(TABLES)})")
-    runs = [path.parent for path in sorted(Path(folder).rglob("status.json")) if _status(path).get("state") == "done"]
+    runs = [path.parent for path in sorted(Path(folder).rglob("status.json")) if read_status(path).get("state") == "done"]
     if not runs:
         raise InputError(f"{folder}: holds no finished run")
     files = [pl.scan_parquet(run / f"{table}.parquet", glob=False, hive_partitioning=False) for run in runs]
@@ -78,7 +78,7 @@ def scan(folder: str | Path, table: str = "summary") -> pl.LazyFrame:
     return pl.concat(frames, how="diagonal_relaxed")
 
 
-def _status(path: Path) -> dict[str, Any]:
+def read_status(path: Path) -> dict[str, Any]:
     """What a status.json says; nothing when it is not one of ours."""
     try:
         status = json.loads(path.read_text(encoding="utf-8"))

@@ -357,16 +357,17 @@ def test_a_run_is_done_when_all_of_it_is_there_as_this_version_writes_it(tmp_pat
 
 def test_a_failure_is_told_in_the_folder_until_the_run_succeeds(tmp_path):
     folder = tmp_path / "r"
-    write_failure(folder, "it broke", ["seed=1"], "a long story")
-    assert json.loads((folder / "status.json").read_text()) == {"state": "failed", "reason": "it broke", "overrides": ["seed=1"]}
+    write_failure(folder, "it broke", "crash", ["seed=1"], "a long story")
+    told = {"state": "failed", "reason": "it broke", "fault": "crash", "overrides": ["seed=1"]}
+    assert json.loads((folder / "status.json").read_text()) == told
     assert (folder / "error.txt").read_text() == "a long story"
     write_run(folder, small_tables(), RUN)
     assert is_done(folder)
     assert not (folder / "error.txt").exists()
-    write_failure(folder, "too late", [])
+    write_failure(folder, "too late", "crash", [])
     assert is_done(folder)
     (tmp_path / "file").write_text("")
-    write_failure(tmp_path / "file" / "r", "nowhere to say it", [])
+    write_failure(tmp_path / "file" / "r", "nowhere to say it", "crash", [])
 
 
 # ---- what a person reads

@@ -167,7 +167,7 @@ def test_a_run_id_does_not_change_with_comments_and_sources_nor_with_where_files
         shutil.copy(places.data_folder("topologies") / "ideal_rail.yaml", tmp_path / name / "mine.yaml")
         shutil.copy(PACKAGE / "workload" / "data" / "presets" / "moderate.yaml", tmp_path / name / "p.yaml")
     mine = tmp_path / "there" / "mine.yaml"
-    mine.write_text("# another word\n" + mine.read_text().replace("sources:", "sources:\n  nodes: guessed"))
+    mine.write_text("# another word\n" + mine.read_text().replace("sources:", "sources:\n  seen: nowhere"))
     (tmp_path / "there" / "p.yaml").write_text("# another word\n" + (tmp_path / "there" / "p.yaml").read_text())
     for overrides in (
         ["trace=file", "trace.path={}"], ["topology={}/mine.yaml"], ["trace=sampled", "trace.parameters={}/p.yaml"],
