@@ -153,8 +153,10 @@ def _tell_sweep(swept: Swept) -> int:
         console.print(f"{len(rows)} runs in {swept.folder()}{note}", soft_wrap=True)
     if not rows and not swept.left and len({outcome.reason for _, outcome in failed}) == 1:
         raise InputError(failed[0][1].reason)           # what is wrong is in what the jobs share
+    shared = set.intersection(*map(set, swept.jobs)) if len(swept.jobs) > 1 else set()
     for job, outcome in failed:
-        print(f"clustersim: failed: {' '.join(job)}: {outcome.reason}", file=sys.stderr)
+        own = " ".join(text for text in job if text not in shared)
+        print(f"clustersim: failed: {own}: {outcome.reason}", file=sys.stderr)
     if swept.left:
         print(f"clustersim: stopped: {swept.left} jobs not begun; the same command goes on with them", file=sys.stderr)
     if not failed:
