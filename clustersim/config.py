@@ -15,7 +15,7 @@ from clustersim.places import GROUPS, group_folder
 from clustersim.types import InputError
 
 HOW = ("output", "workers", "shard")                    # keys that say how and where to run, not what
-ALONE = ("seed", *HOW)                                  # keys that belong to no group
+ALONE = ("seed", "causes", *HOW)                                  # keys that belong to no group
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -31,6 +31,7 @@ class Run:
     capacity_factor: float | None
     seed: int
     output: Path
+    causes: bool                        # play it again without each cause of a slow layer
 
     def options(self, group: str) -> tuple[str, dict[str, Any]]:
         """Name and options of a group's choice, for `pick`."""
@@ -105,6 +106,7 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         capacity_factor=capacity["factor"],         # judged with the rest of the capacity rule
         seed=whole("seed", config["seed"], least=0),
         output=_folder("output", config["output"]),
+        causes=_flag("causes", config["causes"]),
     )
 
 
@@ -124,6 +126,12 @@ def _folder(key: str, value: Any) -> Path:
     if not isinstance(value, str) or not value:
         raise InputError(f"{key}={shown(value)}: must be the name of a folder")
     return Path(value)
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{key}={shown(value)}: must be true or false")
+    return value
 
 
 def whole(key: str, value: Any, *, least: int) -> int:

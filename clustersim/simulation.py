@@ -18,6 +18,16 @@ import clustersim
 from clustersim import exchange as exchanges
 from clustersim import network as networks
 from clustersim import placement as placements
+from clustersim.causes import (
+    CAUSES,
+    causes_of,
+    even_placement,
+    even_popularity,
+    even_sources,
+    least_exchange,
+    moe_seconds,
+    ports_alone,
+)
 from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import HOW, Run, compose, whole
 from clustersim.engine import compute
@@ -30,6 +40,7 @@ from clustersim.placement.static import default_slots
 from clustersim.results.counting import LayerCounts, count_layer, counted_layer
 from clustersim.results.store import write_run
 from clustersim.results.tables import (
+    causes_table,
     collision,
     experts_table,
     gpus_table,
@@ -106,10 +117,14 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     run = overrides if isinstance(overrides, Run) else compose(overrides)
     identity = identify(run)
     parts = _assemble(run)
-    share = 0.5 if parts.rule.limits else 1.0       # of the way; the other half is the same without a capacity
-    played, counts = _play(parts, parts.rule, lambda fraction, what: progress(share * fraction, what))
+    rounds = 1 + (1 if parts.rule.limits else 0) + (len(CAUSES) + 1 if run.causes else 0)      # forward passes to play, at most
+    played, counts = _play(parts, parts.rule, lambda fraction, what: progress(fraction / rounds, what))
     gpus = gpus_table(played, counts)
     layers = layers_table(played, gpus, parts.cluster, counts)
+    if run.causes:
+        layers = layers.hstack(causes_table(
+            _causes(parts, played, lambda done, what: progress((done + 1) / rounds, what)), run.model.n_dense_layers
+        ))  # fmt: skip
     tables = {"layers": layers, "gpus": gpus, "links": links_table(played, parts.cluster), "experts": experts_table(counts)}
     numbers = summary_row(played, tables, counts, parts.workload.source.size, parts.cluster.n_gpus)
     collided = collision(tables["links"], parts.cluster)
@@ -117,7 +132,8 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     saved = 0.0
     if parts.rule.limits and any(numbers[name] > 0 for name in ("drop_rate", "rerouted_rate", "padding_computed_rows")):
         dropless, _ = _play(
-            parts, parts.rule.without_limit(), lambda fraction, _: progress(0.5 + 0.5 * fraction, "the same without dropping")
+            parts, parts.rule.without_limit(),
+            lambda fraction, _: progress(1 + (fraction - 1) / rounds, "the same without dropping"),
         )
         saved = dropless.step_s - played.step_s
     notes = _notes(parts, numbers)
@@ -146,7 +162,8 @@ def _assemble(run: Run) -> _Parts:
     router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
     workload = _workload(run, n, router.extra)
     if workload.count is not None:
-        _check_counts(router, capacities.rule_from(config["capacity"]), config["exchange"]["name"], placement, model.n_experts)
+        limit = capacities.rule_from(config["capacity"])
+        _check_counts(router, limit, config["exchange"]["name"], placement, model.n_experts, run.causes)
     workload = rerouted(
         workload, router, run.model, run.seed, name=f"trace={config['trace']['name']}",
         near=lambda gpu: _held_near(placement, cluster, run.model.n_experts, gpu),
@@ -174,9 +191,13 @@ def _assemble(run: Run) -> _Parts:
     )
 
 
-def _check_counts(router: Router, rule: capacities.Rule, exchange: str, placement: Placement, n_experts: int) -> None:
+def _check_counts(
+    router: Router, rule: capacities.Rule, exchange: str, placement: Placement, n_experts: int, causes: bool
+) -> None:  # fmt: skip
     """InputError where something asks for single tokens, which counts do not have."""
     need = "single tokens, and trace.counts=true has only how many of a GPU choose each expert"
+    if causes:
+        raise InputError(f"causes=true: needs {need}; use trace.counts=false")
     if router.name != "recorded":
         raise InputError(f"router={router.name}: needs {need}; use trace.counts=false")
     if rule.limits or rule.pad_multiple > 1:
@@ -240,6 +261,38 @@ def _play(parts: _Parts, rule: capacities.Rule, progress: Progress) -> tuple[Pla
         lambda layer: progress((layer + 1) / model.n_layers, f"layer {layer + 1} of {model.n_layers}"),
     )  # fmt: skip
     return played, counts
+
+
+def _causes(parts: _Parts, played: Played, progress: Callable[[int, str], None]) -> dict[str, Floats]:
+    """The columns of `causes.COLUMNS`: the run played again without each cause, and without all."""
+    seed, n, model, rule = parts.run.seed, parts.cluster.n_gpus, parts.run.model, parts.rule
+
+    def computed(layer: int) -> Ints:
+        kept = _routings(parts, rule, model.n_dense_layers + layer, parts.workload.choose(layer))[2]
+        return chosen_slots(kept, parts.placement, parts.cluster)
+
+    def without(names: Sequence[str]) -> Floats:
+        changed, limit = parts, rule
+        if "popularity" in names:
+            changed = replace(changed, workload=even_popularity(changed.workload, seed, model.n_experts))
+        if "placement" in names:                # what is computed is known by then: nothing more is dropped
+            workload, placement = even_placement(parts.workload, computed, seed, parts.placement)
+            run = replace(parts.run, model=replace(model, n_experts=placement.n_slots))
+            changed, limit = replace(changed, run=run, workload=workload, placement=placement), rule.without_limit()
+        if "source" in names:
+            changed = replace(changed, workload=even_sources(changed.workload, n))
+        if "exchange" in names:
+            changed = replace(changed, exchange=least_exchange)
+        if "topology" in names:
+            changed = replace(changed, cluster=ports_alone(parts.cluster), network=networks.bound)
+        return moe_seconds(_play(changed, limit, lambda fraction, what: None)[0])
+
+    actual, times = moe_seconds(played), {}
+    even = np.ptp(np.bincount(parts.workload.source, minlength=n)) == 0
+    for i, cause in enumerate(CAUSES):
+        progress(i, f"the same without {cause}")
+        times[cause] = actual if cause == "source" and even else without([cause])
+    return causes_of(actual, times, without(CAUSES))
 
 
 def _layer(parts: _Parts, layer: int, rule: capacities.Rule) -> tuple[LayerWork, LayerCounts | None]:

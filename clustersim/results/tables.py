@@ -119,6 +119,14 @@ _LAYER_COLUMNS = {
 }  # fmt: skip
 
 
+def causes_table(columns: Mapping[str, Floats], n_dense: int) -> pl.DataFrame:
+    """What each cause makes a layer longer by; null in the first `n_dense` layers. They sum to the layer's time (asserted)."""
+    parts = sum(seconds for name, seconds in columns.items() if name != "moe_s")
+    assert np.allclose(parts, columns["moe_s"], rtol=1e-9, atol=1e-15), "the causes of a layer do not sum to its time"
+    return pl.DataFrame({name: [None] * n_dense + seconds[n_dense:].tolist() for name, seconds in columns.items()},
+        schema=dict.fromkeys(columns, pl.Float64))  # fmt: skip
+
+
 def _layer_row(pair: Any, counts: LayerCounts | None, cluster: Cluster) -> dict[str, Any]:
     if pair is None or counts is None:              # a dense layer
         return dict.fromkeys(_LAYER_COLUMNS)

@@ -18,7 +18,7 @@ GROUND = (
 )  # fmt: skip
 ROOMS = (
     *GROUND, "workload", "placement", "exchange", "network", "engine", "results", "composition", "config", "identity",
-    "simulation", "sweeps", "validation", "cli",
+    "causes", "simulation", "sweeps", "validation", "cli",
 )  # fmt: skip
 HEAVY = {
     "numba", "polars", "hydra", "numpy", "simpy", "networkx", "scipy", "pyarrow", "omegaconf", "rich", "torch", "yaml",
