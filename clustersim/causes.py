@@ -19,7 +19,6 @@ from clustersim.exchange.copies import Gpus, TokenBytes
 from clustersim.types import Choices, Floats, Ints, Placement, Routing, Transfers, Workload
 
 CAUSES = ("popularity", "source", "placement", "exchange", "topology")
-COLUMNS = ("moe_s", "ideal_s", *(f"{cause}_s" for cause in CAUSES), "joint_s")
 
 
 def moe_seconds(played: Played) -> Floats:

@@ -40,6 +40,7 @@ from clustersim.placement.static import default_slots
 from clustersim.results.counting import LayerCounts, count_layer, counted_layer
 from clustersim.results.store import write_run
 from clustersim.results.tables import (
+    CAUSE_COLUMNS,
     causes_table,
     collision,
     experts_table,
@@ -47,6 +48,7 @@ from clustersim.results.tables import (
     layers_table,
     links_table,
     summary_row,
+    summary_table,
 )
 from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routing, Workload
 from clustersim.workload import capacity as capacities
@@ -121,14 +123,13 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     played, counts = _play(parts, parts.rule, lambda fraction, what: progress(fraction / rounds, what))
     gpus = gpus_table(played, counts)
     layers = layers_table(played, gpus, parts.cluster, counts)
-    if run.causes:
-        layers = layers.hstack(causes_table(
-            _causes(parts, played, lambda done, what: progress((done + 1) / rounds, what)), run.model.n_dense_layers
-        ))  # fmt: skip
+    causes = _causes(parts, played, lambda done, what: progress((done + 1) / rounds, what)) if run.causes else {}
+    layers = layers.hstack(causes_table(causes, run.model))
     tables = {"layers": layers, "gpus": gpus, "links": links_table(played, parts.cluster), "experts": experts_table(counts)}
     numbers = summary_row(played, tables, counts, parts.workload.source.size, parts.cluster.n_gpus)
     collided = collision(tables["links"], parts.cluster)
     numbers["ecmp_collision"] = collided[0] if collided else None
+    numbers |= {name: float(layers[name].sum()) if run.causes else None for name in CAUSE_COLUMNS}
     saved = 0.0
     if parts.rule.limits and any(numbers[name] > 0 for name in ("drop_rate", "rerouted_rate", "padding_computed_rows")):
         dropless, _ = _play(
@@ -140,7 +141,7 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     if collided and collided[0] > 1.01:
         notes += (f"routes pile up: the busiest {collided[1]} takes {collided[0]:.2f} times what an even spread would leave it",)
     summary = {**_settings(parts), **numbers, "seconds_saved_by_dropping": saved, **_keys(run)}
-    tables["summary"] = pl.DataFrame([{"run_id": identity.run_id, **summary}])
+    tables["summary"] = summary_table({"run_id": identity.run_id, **summary})
     if identify(run).run_id != identity.run_id:
         raise InputError(f"trace={run.config['trace']['name']}: its files were changed during the run; run it again")
     provenance = {**_provenance(run, identity, notes), "wall_s": time.perf_counter() - began}
@@ -264,7 +265,7 @@ def _play(parts: _Parts, rule: capacities.Rule, progress: Progress) -> tuple[Pla
 
 
 def _causes(parts: _Parts, played: Played, progress: Callable[[int, str], None]) -> dict[str, Floats]:
-    """The columns of `causes.COLUMNS`: the run played again without each cause, and without all."""
+    """The columns of `CAUSE_COLUMNS`: the run played again without each cause, and without all."""
     seed, n, model, rule = parts.run.seed, parts.cluster.n_gpus, parts.run.model, parts.rule
 
     def computed(layer: int) -> Ints:

@@ -10,11 +10,12 @@ from typing import Any
 
 import polars as pl
 
+from clustersim.pick import did_you_mean
 from clustersim.types import InputError
 from clustersim.writing import replacing, sweep_up
 
 TABLES = ("summary", "layers", "gpus", "links", "experts")
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def write_run(folder: Path, tables: Mapping[str, pl.DataFrame], run: Mapping[str, Any]) -> None:
@@ -63,19 +64,34 @@ def is_done(folder: Path) -> bool:
 def scan(folder: str | Path, table: str = "summary") -> pl.LazyFrame:
     """One table of every finished run under `folder`, as one frame; column `run_id` says which run a row is of.
 
-    Runs may differ in columns: what a run does not have is null.
+    Runs may differ in columns, and be of any version: what a run does not have is null, and where types differ the wider
+    one is taken.
 
     Raises:
         InputError: no such table, or no finished run.
     """
     if table not in TABLES:
-        raise InputError(f"table={table}: there is no such table (known: {', '.join(TABLES)})")
+        raise InputError(f"table={table}: there is no such table{did_you_mean(table, TABLES)} (known: {', '.join(TABLES)})")
     runs = [path.parent for path in sorted(Path(folder).rglob("status.json")) if read_status(path).get("state") == "done"]
     if not runs:
         raise InputError(f"{folder}: holds no finished run")
-    files = [pl.scan_parquet(run / f"{table}.parquet", glob=False, hive_partitioning=False) for run in runs]
-    frames = [file.with_columns(run_id=pl.lit(run.name)) for file, run in zip(files, runs, strict=True)]
-    return pl.concat(frames, how="diagonal_relaxed")
+    alike: dict[tuple[Any, ...], list[Path]] = {}               # runs whose tables have the same columns and types
+    for run in runs:
+        schema = tuple(pl.read_parquet_schema(run / f"{table}.parquet").items())
+        alike.setdefault(schema, []).append(run)
+    return pl.concat([_scan_alike(some, table) for some in alike.values()], how="diagonal_relaxed")
+
+
+def _scan_alike(runs: Sequence[Path], table: str) -> pl.LazyFrame:
+    """One table of runs that have the same columns."""
+    files = [run / f"{table}.parquet" for run in runs]
+    frame = pl.scan_parquet(files, glob=False, hive_partitioning=False, include_file_paths=_FILE)
+    names = pl.Series([run.name for run in runs])
+    found = pl.col(_FILE).replace_strict(pl.Series([str(file) for file in files]), names, return_dtype=pl.String)
+    return frame.with_columns(run_id=found).drop(_FILE)
+
+
+_FILE = "__file__"          # the column in which polars tells the file of a row
 
 
 def read_status(path: Path) -> dict[str, Any]:

@@ -10,11 +10,16 @@ import polars as pl
 
 from clustersim.cluster import Cluster
 from clustersim.engine.gpu import ATTENDED, BEGUN, COMBINED, COMPUTED, DISPATCHED, ENDED, Played
+from clustersim.model import Model
 from clustersim.network.measures import collisions
 from clustersim.results.counting import LayerCounts
 from clustersim.types import Floats
 
 PARTS = ("attention_s", "dispatch_s", "expert_s", "combine_s", "other_s", "idle_s")     # of a GPU's time; they sum to the step
+
+CAUSE_COLUMNS = (           # of a layer: the first is the sum of the others
+    "moe_s", "ideal_s", "popularity_s", "source_s", "placement_s", "exchange_s", "topology_s", "joint_s",
+)  # fmt: skip
 
 
 def gpus_table(played: Played, counts: Sequence[LayerCounts | None]) -> pl.DataFrame:
@@ -119,12 +124,29 @@ _LAYER_COLUMNS = {
 }  # fmt: skip
 
 
-def causes_table(columns: Mapping[str, Floats], n_dense: int) -> pl.DataFrame:
-    """What each cause makes a layer longer by; null in the first `n_dense` layers. They sum to the layer's time (asserted)."""
-    parts = sum(seconds for name, seconds in columns.items() if name != "moe_s")
-    assert np.allclose(parts, columns["moe_s"], rtol=1e-9, atol=1e-15), "the causes of a layer do not sum to its time"
-    return pl.DataFrame({name: [None] * n_dense + seconds[n_dense:].tolist() for name, seconds in columns.items()},
-        schema=dict.fromkeys(columns, pl.Float64))  # fmt: skip
+def causes_table(causes: Mapping[str, Floats], model: Model) -> pl.DataFrame:
+    """What each cause makes a layer longer by, `CAUSE_COLUMNS`; null in dense layers, and everywhere where nobody asked.
+
+    The parts sum to the layer's time (asserted).
+    """
+    dense, columns = model.n_dense_layers, {}
+    for name in CAUSE_COLUMNS:
+        columns[name] = [None] * dense + causes[name][dense:].tolist() if causes else [None] * model.n_layers
+    if causes:
+        parts = np.sum([causes[name] for name in CAUSE_COLUMNS if name != "moe_s"], axis=0)
+        assert np.allclose(parts, causes["moe_s"], rtol=1e-9, atol=1e-15), "the causes of a layer do not sum to its time"
+    return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.Float64))
+
+
+def summary_table(row: Mapping[str, Any]) -> pl.DataFrame:
+    """The row of summary.parquet; numbers that may be null are floats all the same."""
+    return pl.DataFrame([row], schema_overrides={name: pl.Float64 for name in _MAY_BE_NULL if name in row})
+
+
+_MAY_BE_NULL = (
+    "capacity_factor", "tokens_per_s", "tokens_per_s_per_gpu", "gate_mass_dropped", "gate_mass_lost", "capacity_used",
+    "imbalance", "over_bound", "ecmp_collision", *CAUSE_COLUMNS,
+)  # fmt: skip
 
 
 def _layer_row(pair: Any, counts: LayerCounts | None, cluster: Cluster) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pytest
 import clustersim
 from clustersim.cli import GROUPS, NOT_BUILT, main
 from clustersim.places import PACKAGE, group_folder, options
-from clustersim.results.store import TABLES
+from clustersim.results.store import SCHEMA_VERSION, TABLES
 
 SMALL = ["topology.nodes=1", "workload.tokens_per_gpu=64", "model.n_layers=2", "workers=0"]
 FILES = {"run.json", "status.json", *(f"{table}.parquet" for table in TABLES)}
@@ -74,7 +74,7 @@ def test_the_default_run_from_a_fresh_interpreter(empty_folder):
     assert {"seed", "version", "versions", "wall_s", "overrides", "notes", "trace_sha256", "physics"} <= told.keys()
     for table in TABLES:
         footer = pl.read_parquet_metadata(folder / f"{table}.parquet")
-        assert footer["clustersim.schema"] == f"{table}/1"
+        assert footer["clustersim.schema"] == f"{table}/{SCHEMA_VERSION}"
         assert json.loads(footer["clustersim.config"]) == told["config"]
     row = tables(folder)["summary"].row(0, named=True)
     assert row["gpus"] == 64

@@ -269,7 +269,7 @@ def test_a_folder_holds_tables_that_describe_themselves(tmp_path):
     assert json.loads((tmp_path / "r" / "run.json").read_text()) == RUN
     for name in TABLES:
         footer = pl.read_parquet_metadata(tmp_path / "r" / f"{name}.parquet")
-        assert footer["clustersim.schema"] == f"{name}/1"
+        assert footer["clustersim.schema"] == f"{name}/{SCHEMA_VERSION}"
         assert json.loads(footer["clustersim.config"]) == RUN["config"]
         assert pl.read_parquet(tmp_path / "r" / f"{name}.parquet").equals(small_tables()[name])
 
