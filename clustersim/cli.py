@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clustersim.simulation import Result
     from clustersim.sweeps.run import Standing, Swept
 
-NOT_BUILT = ("report", "compare", "convert", "validate", "calibrate")
+NOT_BUILT = ("report", "convert", "validate", "calibrate")
 USAGE = """\
 clustersim: a cluster that runs a mixture-of-experts model, simulated from router decisions to seconds
 
@@ -29,6 +29,7 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
   clustersim list [GROUP]           all options, one line each
   clustersim inspect PATH           what a topology, a trace or the folder of a run is
                                     (--plot draws a topology; -o FILE.png says where)
+  clustersim compare A B [--json]   two runs (their folders) side by side: how they differ, and what came of it
   clustersim fit TRACE [-o FILE]    what the sampler has to be told to look like a trace; for trace.parameters=FILE
   clustersim fit PATH --score       how well that works, on sequences held out; PATH a trace, or a folder of them
   clustersim capture tiny           train a small model in PyTorch and record its router
@@ -75,7 +76,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(__version__)
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
-        "list": _list, "inspect": _inspect, "fit": _fit, "capture": _capture, "run": _run,
+        "list": _list, "compare": _compare, "inspect": _inspect, "fit": _fit, "capture": _capture, "run": _run,
     }  # fmt: skip
     first = arguments[0] if arguments else ""
     if first in commands:
@@ -254,6 +255,28 @@ def _list(arguments: list[str]) -> int:
         print(f"{group}: {GROUPS[group]}")
         for name, line in options(group_folder(group)).items():
             print(f"  {name:<18} {line}")
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    from clustersim.types import InputError
+
+    folders = [text for text in arguments if not text.startswith("-")]
+    if unknown := [text for text in arguments if text.startswith("-") and text != "--json"]:
+        raise InputError(f"compare {unknown[0]}: there is no such flag (--json prints values for a script)")
+    if len(folders) != 2:
+        raise InputError(f"{' '.join(['compare', *arguments])}: takes the folders of two runs")
+    from clustersim.results.comparing import compare, comparison_table
+
+    compared = compare(*folders)
+    if "--json" in arguments:
+        import json
+
+        print(json.dumps(compared.plain(), indent=2))
+        return 0
+    from rich.console import Console
+
+    Console(highlight=False).print(comparison_table(compared))
     return 0
 
 

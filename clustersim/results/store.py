@@ -77,8 +77,8 @@ def scan(folder: str | Path, table: str = "summary") -> pl.LazyFrame:
         raise InputError(f"{folder}: holds no finished run")
     alike: dict[tuple[Any, ...], list[Path]] = {}               # runs whose tables have the same columns and types
     for run in runs:
-        schema = tuple(pl.read_parquet_schema(run / f"{table}.parquet").items())
-        alike.setdefault(schema, []).append(run)
+        schema = pl.scan_parquet(run / f"{table}.parquet", glob=False, hive_partitioning=False).collect_schema()
+        alike.setdefault(tuple(schema.items()), []).append(run)
     return pl.concat([_scan_alike(some, table) for some in alike.values()], how="diagonal_relaxed")
 
 

@@ -305,7 +305,7 @@ def test_scan_takes_what_is_done(tmp_path):
 
 
 def test_scan_says_what_it_cannot_find(tmp_path):
-    with pytest.raises(InputError, match=r"table=gpu: there is no such table \(known: summary, layers"):
+    with pytest.raises(InputError, match=r"table=gpu: there is no such table; did you mean gpus\? \(known: summary, layers"):
         scan(tmp_path, "gpu")
     with pytest.raises(InputError, match="holds no finished run"):
         scan(tmp_path)
