@@ -15,7 +15,7 @@ from clustersim.places import GROUPS, group_folder
 from clustersim.types import InputError
 
 HOW = ("output", "workers", "shard")                    # keys that say how and where to run, not what
-ALONE = ("seed", "causes", *HOW)                                  # keys that belong to no group
+ALONE = ("seed", "replicates", "causes", *HOW)                                  # keys that belong to no group
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -32,6 +32,7 @@ class Run:
     seed: int
     output: Path
     causes: bool                        # play it again without each cause of a slow layer
+    replicates: int                     # seeds, from `seed` on
 
     def options(self, group: str) -> tuple[str, dict[str, Any]]:
         """Name and options of a group's choice, for `pick`."""
@@ -107,6 +108,7 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         seed=whole("seed", config["seed"], least=0),
         output=_folder("output", config["output"]),
         causes=_flag("causes", config["causes"]),
+        replicates=whole("replicates", config["replicates"], least=1),
     )
 
 

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from clustersim.pick import bind, did_you_mean, find, pick
 from clustersim.placement.replicas import chosen_slots
 from clustersim.placement.static import default_slots
 from clustersim.results.counting import LayerCounts, count_layer, counted_layer
+from clustersim.results.replicates import INTERVALS, combined
 from clustersim.results.store import write_run
 from clustersim.results.tables import (
     CAUSE_COLUMNS,
@@ -57,6 +59,11 @@ from clustersim.workload.capacity_padding import padding_rows, rows_by_source
 from clustersim.workload.routing import Router, rerouted, router_from
 from clustersim.workload.trace import read_trace
 
+EXTRA = ("replicates", *(f"{name}_ci95" for name in INTERVALS))         # columns that several seeds together have
+REPLICATE_COLUMNS = (
+    "seed", "step_s", "compute_s", "exposed_comm_s", "wait_s", "tokens_per_s", "drop_rate", "fully_dropped", "imbalance",
+    "over_bound", "bottleneck", "nvlink_bytes", "nic_bytes", "seconds_saved_by_dropping",
+)  # fmt: skip
 VERSIONS = ("numpy", "numba", "polars", "simpy")        # packages whose versions run.json tells
 
 Progress = Callable[[float, str], None]
@@ -115,8 +122,38 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     Raises:
         InputError: an override that is wrong, a trace that does not fit, a cluster that cannot be.
     """
-    began = time.perf_counter()
     run = overrides if isinstance(overrides, Run) else compose(overrides)
+    return _simulate_once(run, progress) if run.replicates == 1 else _simulate_seeds(run, progress)
+
+
+def _simulate_seeds(run: Run, progress: Progress) -> Result:
+    """The run with `replicates` seeds from its own on: the summary is their mean, the other tables are of the first."""
+    n, results = run.replicates, []
+    for i in range(n):
+        alone = {**run.config, "seed": run.seed + i, "replicates": 1}
+        results.append(_simulate_once(
+            replace(run, seed=run.seed + i, replicates=1, config=alone), partial(_tell_part, progress, i, n)
+        ))  # fmt: skip
+    identity = identify(run)
+    rows = [result.summary for result in results]
+    summary = {**combined([{k: v for k, v in row.items() if "." not in k and k not in EXTRA} for row in rows]), **_keys(run)}
+    notes = tuple(dict.fromkeys(note for result in results for note in result.notes))
+    tables = {
+        **results[0].tables,
+        "summary": summary_table({"run_id": identity.run_id, **summary}),
+        "replicates": pl.concat([result.tables["summary"].select(REPLICATE_COLUMNS) for result in results]),
+    }
+    wall = sum(result.provenance["wall_s"] for result in results)
+    provenance = {**_provenance(run, identity, notes), "wall_s": wall}
+    return Result(run=run, run_id=identity.run_id, summary=summary, tables=tables, notes=notes, provenance=provenance)
+
+
+def _tell_part(progress: Progress, part: int, parts: int, fraction: float, what: str) -> None:
+    progress((part + fraction) / parts, what)
+
+
+def _simulate_once(run: Run, progress: Progress) -> Result:
+    began = time.perf_counter()
     identity = identify(run)
     parts = _assemble(run)
     rounds = 1 + (1 if parts.rule.limits else 0) + (len(CAUSES) + 1 if run.causes else 0)      # forward passes to play, at most
@@ -140,7 +177,7 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     notes = _notes(parts, numbers)
     if collided and collided[0] > 1.01:
         notes += (f"routes pile up: the busiest {collided[1]} takes {collided[0]:.2f} times what an even spread would leave it",)
-    summary = {**_settings(parts), **numbers, "seconds_saved_by_dropping": saved, **_keys(run)}
+    summary = {**combined([{**_settings(parts), **numbers, "seconds_saved_by_dropping": saved}]), **_keys(run)}
     tables["summary"] = summary_table({"run_id": identity.run_id, **summary})
     if identify(run).run_id != identity.run_id:
         raise InputError(f"trace={run.config['trace']['name']}: its files were changed during the run; run it again")

@@ -15,6 +15,7 @@ from clustersim.types import InputError
 from clustersim.writing import replacing, sweep_up
 
 TABLES = ("summary", "layers", "gpus", "links", "experts")
+MORE = ("replicates",)          # tables that only some runs have
 SCHEMA_VERSION = 2
 
 
@@ -70,11 +71,15 @@ def scan(folder: str | Path, table: str = "summary") -> pl.LazyFrame:
     Raises:
         InputError: no such table, or no finished run.
     """
-    if table not in TABLES:
-        raise InputError(f"table={table}: there is no such table{did_you_mean(table, TABLES)} (known: {', '.join(TABLES)})")
+    known = (*TABLES, *MORE)
+    if table not in known:
+        raise InputError(f"table={table}: there is no such table{did_you_mean(table, known)} (known: {', '.join(known)})")
     runs = [path.parent for path in sorted(Path(folder).rglob("status.json")) if read_status(path).get("state") == "done"]
     if not runs:
         raise InputError(f"{folder}: holds no finished run")
+    runs = [run for run in runs if table not in MORE or (run / f"{table}.parquet").is_file()]
+    if not runs:
+        raise InputError(f"{folder}: no run there has a table {table}")
     alike: dict[tuple[Any, ...], list[Path]] = {}               # runs whose tables have the same columns and types
     for run in runs:
         schema = pl.scan_parquet(run / f"{table}.parquet", glob=False, hive_partitioning=False).collect_schema()

@@ -13,6 +13,7 @@ from clustersim.engine.gpu import ATTENDED, BEGUN, COMBINED, COMPUTED, DISPATCHE
 from clustersim.model import Model
 from clustersim.network.measures import collisions
 from clustersim.results.counting import LayerCounts
+from clustersim.results.replicates import INTERVALS
 from clustersim.types import Floats
 
 PARTS = ("attention_s", "dispatch_s", "expert_s", "combine_s", "other_s", "idle_s")     # of a GPU's time; they sum to the step
@@ -145,7 +146,7 @@ def summary_table(row: Mapping[str, Any]) -> pl.DataFrame:
 
 _MAY_BE_NULL = (
     "capacity_factor", "tokens_per_s", "tokens_per_s_per_gpu", "gate_mass_dropped", "gate_mass_lost", "capacity_used",
-    "imbalance", "over_bound", "ecmp_collision", *CAUSE_COLUMNS,
+    "imbalance", "over_bound", "ecmp_collision", *CAUSE_COLUMNS, *(f"{name}_ci95" for name in INTERVALS),
 )  # fmt: skip
 
 

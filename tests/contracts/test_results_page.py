@@ -8,7 +8,7 @@ import pytest
 
 import clustersim as cs
 from clustersim.places import PACKAGE
-from clustersim.results.store import TABLES
+from clustersim.results.store import MORE, TABLES
 
 PAGE = (PACKAGE.parent / "results" / "README.md").read_text(encoding="utf-8")
 SMALL = ["topology.nodes=1", "workload.tokens_per_gpu=16", "model.n_layers=2", "network=bound"]
@@ -26,13 +26,14 @@ def described(table):
 def some_runs(tmp_path_factory):
     """Runs that differ in columns and types: a factor that is null, whole and broken, a trace with keys of its own, causes."""
     folder = tmp_path_factory.mktemp("here")
-    more = [[], ["capacity.factor=1"], ["capacity.factor=1.5"], ["trace=sampled", "exchange=direct"], ["causes=true"]]
+    more: list[list[str]] = [[], ["capacity.factor=1"], ["capacity.factor=1.5"], ["causes=true"]]
+    more += [["trace=sampled", "exchange=direct", "replicates=2"]]
     for overrides in more:
         cs.simulate([*SMALL, *overrides, f"output={folder / 'results'}"]).save()
     return folder
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", [*TABLES, *MORE])
 def test_every_column_is_described_and_nothing_else(some_runs, table):
     columns = set(cs.scan(some_runs, table).collect_schema().names())
     if table == "summary":
@@ -40,7 +41,7 @@ def test_every_column_is_described_and_nothing_else(some_runs, table):
     assert columns - {"run_id"} == described(table).keys() - {"run_id"}
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", [*TABLES, *MORE])
 def test_names_end_in_the_unit_that_the_page_says(table):
     for name, unit in described(table).items():
         ends = [said for said, pattern in UNITS.items() if re.search(pattern, name)]
@@ -58,7 +59,7 @@ def test_the_polars_queries_run(some_runs, monkeypatch):
     monkeypatch.chdir(some_runs)
     (code,) = re.findall(r"<!-- polars -->\n```python\n(.*?)```", PAGE, re.DOTALL)
     lines = [line for line in code.splitlines() if line.startswith("cs.")]
-    assert [line.split('"')[3] for line in lines] == list(TABLES)
+    assert [line.split('"')[3] for line in lines] == [*TABLES, *MORE]
     for line in lines:
         assert eval(line, {"cs": cs, "pl": pl}).height > 0, line
 
