@@ -48,8 +48,7 @@ def run_by_hydra(overrides: Sequence[str]) -> Swept:
 
     theirs = [text for text in overrides if is_hydras(text)]
     ours = [text for text in overrides if not is_hydras(text)]
-    single = [override.input_line for override in parse(ours) if not override.is_sweep_override()]
-    said = composed(single)
+    said = composed([_first(override) for override in parse(ours)])        # what is wrong is said in our words
     if said["shard"] is not None:
         raise InputError(f"shard={said['shard']}: goes with our own launcher alone; leave {theirs[0]} out")
     named = {text.lstrip("+").partition("=")[0]: text.partition("=")[2] for text in theirs}
@@ -76,6 +75,14 @@ def run_by_hydra(overrides: Sequence[str]) -> Swept:
     if gave_up is not None and not swept.jobs:
         raise InputError(f"{' '.join(theirs)}: {' '.join(str(gave_up).split())}") from gave_up
     return swept
+
+
+def _first(override: Any) -> str:
+    """An override with the first of its values."""
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    value = override.value().start if override.is_interval_sweep() else next(override.sweep_string_iterator())
+    return f"{override.get_key_element()}={value}"
 
 
 def _check_installed(named: Mapping[str, str]) -> None:
