@@ -68,7 +68,7 @@ def even_popularity(workload: Workload, seed: int, n_experts: int) -> Workload:
         chosen = workload.choose(layer)
         return replace(chosen, ids=evened(np.random.default_rng([seed, 71, layer]), chosen.ids, n_experts))
 
-    return replace(workload, choose=choose)
+    return replace(workload, choose=choose, period=None)
 
 
 def even_sources(workload: Workload, n_gpus: int) -> Workload:
@@ -87,7 +87,7 @@ def even_placement(
     def choose(layer: int) -> Choices:
         return Choices(ids=evened(np.random.default_rng([seed, 72, layer]), slots(layer), n), weights=None)
 
-    return replace(workload, choose=choose), replace(placement, expert_of=np.arange(n))
+    return replace(workload, choose=choose, period=None), replace(placement, expert_of=np.arange(n))
 
 
 def least_exchange(phase: str, routing: Routing, placement: Placement, cluster: Gpus, model: TokenBytes) -> Transfers:

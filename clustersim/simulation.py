@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import HOW, Run, compose, whole
 from clustersim.engine import compute
 from clustersim.engine.gpu import LayerWork, Played, play
-from clustersim.identity import Identity, identify, trace_path
+from clustersim.identity import Identity, identify, trace_digest, trace_path
 from clustersim.network import packets
 from clustersim.pick import bind, did_you_mean, find, pick
 from clustersim.placement.replicas import chosen_slots
@@ -52,7 +52,7 @@ from clustersim.results.tables import (
     summary_row,
     summary_table,
 )
-from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routing, Workload
+from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routing, Trace, Workload
 from clustersim.workload import capacity as capacities
 from clustersim.workload import source
 from clustersim.workload.capacity_padding import padding_rows, rows_by_source
@@ -187,7 +187,7 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
 
 def _assemble(run: Run) -> _Parts:
     config, model = run.config, run.model
-    cluster = build_cluster(run.topology, config["topology"])
+    cluster = _cluster(run.topology, json.dumps(config["topology"]))
     n = cluster.n_gpus
     name, options = run.options("placement")
     replica, slots = options.pop("replica"), options.pop("slots")
@@ -229,6 +229,18 @@ def _assemble(run: Run) -> _Parts:
     )
 
 
+@lru_cache(maxsize=4)
+def _cluster(name: str, fields: str) -> Cluster:
+    """The machine that this JSON describes; the jobs of a sweep share it."""
+    return build_cluster(name, json.loads(fields))
+
+
+@lru_cache(maxsize=2)
+def _trace(path: Path, digest: str | None) -> Trace:
+    """The trace at `path`, read once for as long as it holds the same."""
+    return read_trace(path)
+
+
 def _check_counts(
     router: Router, rule: capacities.Rule, exchange: str, placement: Placement, n_experts: int, causes: bool
 ) -> None:  # fmt: skip
@@ -264,7 +276,8 @@ def _workload(run: Run, n_gpus: int, extra: int) -> Workload:
         path = trace_path(run.config["trace"])
         assert path is not None
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
-        return source.from_trace(read_trace(path), run.model, n_gpus, run.tokens_per_gpu, name=label)
+        recorded = _trace(path, trace_digest(run.config["trace"]))
+        return source.from_trace(recorded, run.model, n_gpus, run.tokens_per_gpu, name=label)
     if name == "sampled":
         sampled: Workload = bind("trace", name, source.from_sampler, options)(
             run.model, n_gpus, run.tokens_per_gpu, run.seed, extra
@@ -281,9 +294,17 @@ def _play(parts: _Parts, rule: capacities.Rule, progress: Progress) -> tuple[Pla
     """One forward pass under a capacity rule, and what the router did in each layer."""
     model = parts.run.model
     counts: list[LayerCounts | None] = [None] * model.n_layers
+    period = None if rule.limits else parts.workload.period         # what is dropped may be drawn for each layer
+    made: dict[int, tuple[LayerWork, LayerCounts | None]] = {}      # layers of a trace that repeats, once each
 
     def work_of(layer: int) -> LayerWork:
+        recorded = (layer - model.n_dense_layers) % period if period and layer >= model.n_dense_layers else None
+        if recorded in made:
+            same, counts[layer] = made[recorded]
+            return replace(same, attention_s=_attention_s(parts, layer))
         work, counts[layer] = _layer(parts, layer, rule)
+        if recorded is not None and model.n_moe_layers > (period or 0):
+            made[recorded] = work, counts[layer]
         if layer == model.n_dense_layers and parts.run.config["network"]["name"] == "packet":
             both = [transfers for transfers in (work.dispatch, work.combine) if transfers is not None]
             packets.need_few(parts.cluster, both, model.n_layers - layer, parts.run.config["network"]["chunk"])
@@ -333,6 +354,15 @@ def _causes(parts: _Parts, played: Played, progress: Callable[[int, str], None])
     return causes_of(actual, times, without(CAUSES))
 
 
+def _attention_s(parts: _Parts, layer: int) -> Floats:
+    """Seconds of attention and router on every GPU, [gpus]."""
+    model, tokens, n = parts.run.model, parts.workload, parts.cluster.n_gpus
+    if parts.run.config["compute"]["name"] != "roofline":
+        return np.zeros(n)
+    context = compute.context_sums(model, layer, tokens.context, tokens.source, n)
+    return compute.attention_seconds(model, parts.cluster.gpu, layer, np.bincount(tokens.source, minlength=n), context)
+
+
 def _layer(parts: _Parts, layer: int, rule: capacities.Rule) -> tuple[LayerWork, LayerCounts | None]:
     """What the GPUs have to do in one layer, and what its router did."""
     model, cluster, tokens = parts.run.model, parts.cluster, parts.workload
@@ -340,8 +370,7 @@ def _layer(parts: _Parts, layer: int, rule: capacities.Rule) -> tuple[LayerWork,
     per_gpu = np.bincount(tokens.source, minlength=n)
     timed = parts.run.config["compute"]["name"] == "roofline"
     idle = np.zeros(n)
-    context = compute.context_sums(model, layer, tokens.context, tokens.source, n)
-    attention = compute.attention_seconds(model, gpu, layer, per_gpu, context) if timed else idle
+    attention = _attention_s(parts, layer)
     moe_layer = layer - model.n_dense_layers
     if moe_layer < 0:
         dense = compute.dense_seconds(model, gpu, per_gpu) if timed else idle

@@ -7,6 +7,7 @@ ignore Ctrl-C and end with the process that started them, at the latest when the
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -131,6 +132,7 @@ def _how(code: int | None) -> str:
 def _work(pipe: Connection) -> None:
     """What a worker does: job after job, until nobody gives it one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is for the one who gives out jobs
+    gc.set_threshold(100_000, 50, 100)                  # as the command line does
     lock = threading.Lock()                             # the word about compiling comes from a thread of its own
     while True:
         try:
