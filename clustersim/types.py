@@ -160,3 +160,4 @@ class TransferResult:
     link_bytes: Floats                          # [links], in the order of cluster.links
     solves: int                                 # how many times rates were recomputed; of `packet`: packets sent over links
     bound: float                                # release-date makespan of the busiest link: no schedule is faster
+    upper_bound: float                          # max-min sharing is not slower: the most that the loads along one route add up to

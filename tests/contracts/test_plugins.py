@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from clustersim import exchange, placement
-from clustersim.pick import pick
+from clustersim.pick import find, pick
 from clustersim.placement import replicas
 from clustersim.placement.objective import Price
 from clustersim.types import InputError, Routing
+from clustersim.workload import sampler_popularity
 from tests import placed
 
 MODEL = SimpleNamespace(top_k=4, dispatch_token_bytes=100.0, combine_token_bytes=200.0)
@@ -68,6 +69,21 @@ def made(name, slots, seed=0, n_experts=N_EXPERTS):
     past = placed.tokens(n_experts, 12, per_gpu=8, price=lambda: UNPRICED)
     options = {"groups": 3} if name == "eplb_hierarchical" else NEEDS.get(name, {})
     return placed.place(name, n_experts, slots, 12, past=past, per_node=4, seed=seed, **options)
+
+
+@pytest.mark.parametrize("name", sampler_popularity.__all__)
+def test_every_family_of_popularity_gives_shares_that_its_parameter_makes_more_or_less_even(name):
+    family = find(sampler_popularity, name, "popularity")
+    cv = []
+    for spread in (0.3, 3.0):
+        shares = np.array([family(np.random.default_rng(seed), 48, spread) for seed in range(50)])
+        assert shares.shape == (50, 48)
+        assert (shares >= 0).all()
+        np.testing.assert_allclose(shares.sum(axis=1), 1)
+        assert (shares[0] == family(np.random.default_rng(0), 48, spread)).all(), "not the same twice"
+        assert (shares[0] != shares[1]).any()
+        cv.append(shares.std(axis=1).mean())
+    assert cv[0] > cv[1] if name == "dirichlet" else cv[1] > cv[0]
 
 
 @pytest.mark.parametrize("name", placement.__all__)
