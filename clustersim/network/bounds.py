@@ -43,7 +43,8 @@ def busiest_link_end(
             if (crossing := np.flatnonzero(routes.links == link)).size:
                 of, sizes = flow[crossing], nbytes[flow[crossing]] * routes.weights[crossing]
                 ends[link] = earliest_end(float(capacity[link]), changes, link, release[of], sizes)
-    ends += _least_latency(routes, hop_latency, capacity.size)
+    used = ends > -np.inf
+    ends[used] += _least_latency(routes, hop_latency, capacity.size)[used]
     busiest = int(ends.argmax())
     return float(ends[busiest]), busiest
 

@@ -44,7 +44,9 @@ def placements_table(measured: Sequence[Measured], n_dense_layers: int, step: in
 
 
 def placement_summary(measured: Sequence[Measured]) -> dict[str, Any]:
-    """The placements of a run in a few numbers."""
+    """The placements of a run in a few numbers; null where only counts were routed, which do not say where tokens went."""
+    if not measured:
+        return dict.fromkeys(("balancedness", "utilisation", "gap_to_least", "cross_node_copies", "distinct_nodes"))
     least = sum(m.least_max_load for m in measured)
     return {
         "balancedness": balancedness(measured),

@@ -127,7 +127,7 @@ def _about_placements(swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -
             "MoE layer": lambda row: format_seconds(row["moe_layer_s"]),
             "max/mean": lambda row: _number(row["imbalance"], 2),
             "balanced": lambda row: _number(row["balancedness"], 3),
-            "gap": lambda row: f"{100 * row['gap_to_least']:.0f} %",
+            "gap": lambda row: _percent(row["gap_to_least"]),
             "nodes": lambda row: _number(row["distinct_nodes"], 2),
         }
     return {}

@@ -21,7 +21,7 @@ def test_the_default_run_is_the_one_of_the_main_job():
     assert run.options("trace") == ("tiny", {})
     assert run.options("placement") == ("contiguous", {"slots": None, "spare": 0, "replica": "token_hash"})
     assert run.options("exchange") == ("node_dedup", {"chunk_tokens": 16, "metadata_bytes": None})
-    assert run.options("network") == ("fluid", {"resolution": 0.0})
+    assert run.options("network") == ("fluid", {"resolution": 0.0, "changes": []})
     assert run.options("compute") == ("roofline", {})
     assert run.config["topology"]["nodes"] * run.config["topology"]["gpus_per_node"] == 64
 
