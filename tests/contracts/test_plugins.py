@@ -54,21 +54,6 @@ def node_dedup_hops(home, gpus):
 TOKEN_BY_TOKEN = {"direct": direct_hops, "node_dedup": node_dedup_hops}
 
 
-@pytest.mark.parametrize("name", sampler_popularity.__all__)
-def test_every_family_of_popularity_gives_shares_that_its_parameter_makes_more_or_less_even(name):
-    family = find(sampler_popularity, name, "popularity")
-    cv = []
-    for spread in (0.3, 3.0):
-        shares = np.array([family(np.random.default_rng(seed), 48, spread) for seed in range(50)])
-        assert shares.shape == (50, 48)
-        assert (shares >= 0).all()
-        np.testing.assert_allclose(shares.sum(axis=1), 1)
-        assert (shares[0] == family(np.random.default_rng(0), 48, spread)).all(), "not the same twice"
-        assert (shares[0] != shares[1]).any()
-        cv.append(shares.std(axis=1).mean())
-    assert cv[0] > cv[1] if name == "dirichlet" else cv[1] > cv[0]
-
-
 # what a placement cannot do without, and slots that all of them can deal
 NEEDS = {"shadow": {"hidden": 64}, "milp": {"time_limit": 0.5}, "local_search": {"moves": 500}, "annealing": {"moves": 500}}
 EVEN = ("eplb", "eplb_global", "eplb_hierarchical", "eplb_vllm", "sglang_vec")
@@ -84,6 +69,21 @@ def made(name, slots, seed=0, n_experts=N_EXPERTS):
     past = placed.tokens(n_experts, 12, per_gpu=8, price=lambda: UNPRICED)
     options = {"groups": 3} if name == "eplb_hierarchical" else NEEDS.get(name, {})
     return placed.place(name, n_experts, slots, 12, past=past, per_node=4, seed=seed, **options)
+
+
+@pytest.mark.parametrize("name", sampler_popularity.__all__)
+def test_every_family_of_popularity_gives_shares_that_its_parameter_makes_more_or_less_even(name):
+    family = find(sampler_popularity, name, "popularity")
+    cv = []
+    for spread in (0.3, 3.0):
+        shares = np.array([family(np.random.default_rng(seed), 48, spread) for seed in range(50)])
+        assert shares.shape == (50, 48)
+        assert (shares >= 0).all()
+        np.testing.assert_allclose(shares.sum(axis=1), 1)
+        assert (shares[0] == family(np.random.default_rng(0), 48, spread)).all(), "not the same twice"
+        assert (shares[0] != shares[1]).any()
+        cv.append(shares.std(axis=1).mean())
+    assert cv[0] > cv[1] if name == "dirichlet" else cv[1] > cv[0]
 
 
 @pytest.mark.parametrize("name", placement.__all__)
