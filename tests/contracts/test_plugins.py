@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from clustersim import exchange, placement
-from clustersim.pick import pick
+from clustersim.pick import find, pick
 from clustersim.placement import replicas
 from clustersim.types import InputError, Routing
+from clustersim.workload import sampler_popularity
 
 MODEL = SimpleNamespace(top_k=4, dispatch_token_bytes=100.0, combine_token_bytes=200.0)
 CLUSTER = SimpleNamespace(
@@ -49,6 +50,21 @@ def node_dedup_hops(home, gpus):
 
 
 TOKEN_BY_TOKEN = {"direct": direct_hops, "node_dedup": node_dedup_hops}
+
+
+@pytest.mark.parametrize("name", sampler_popularity.__all__)
+def test_every_family_of_popularity_gives_shares_that_its_parameter_makes_more_or_less_even(name):
+    family = find(sampler_popularity, name, "popularity")
+    cv = []
+    for spread in (0.3, 3.0):
+        shares = np.array([family(np.random.default_rng(seed), 48, spread) for seed in range(50)])
+        assert shares.shape == (50, 48)
+        assert (shares >= 0).all()
+        np.testing.assert_allclose(shares.sum(axis=1), 1)
+        assert (shares[0] == family(np.random.default_rng(0), 48, spread)).all(), "not the same twice"
+        assert (shares[0] != shares[1]).any()
+        cv.append(shares.std(axis=1).mean())
+    assert cv[0] > cv[1] if name == "dirichlet" else cv[1] > cv[0]
 
 
 @pytest.mark.parametrize("name", placement.__all__)
