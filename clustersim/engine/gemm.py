@@ -35,24 +35,29 @@ class Precision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
-    """A generation of GEMM kernels."""
+class Kernels:
+    """The kernels of a run: a GPU, the rule that cuts GEMMs into tiles (see `tiles`), the SMs left to compute, fixed costs."""
 
-    tiles: Callable[[str, int, int, int, int], Tile]
-    waits_for_stores: bool              # a tile is stored to memory before the next begins; else it leaves through the L2
+    gpu: GpuSpec
+    rule: Callable[[str, int, int, int, int], Tile]
+    sms: int                    # left for computing
+    overlap: float              # norm that joins the waits for L2 and memory: 1 their sum, large the longer
+    launch_s: float             # between two kernels of a stream
+    pass_s: float               # a kernel that only moves memory, beyond its bytes
+    score_share: float          # of the BF16 peak that attention's scores reach
 
 
 def grouped_seconds(
-    rows: Ints, owner: Ints, n_owners: int, n: int, k: int, *, layout: str, precision: Precision, gpu: GpuSpec,
-    generation: Generation, sms: int,
-) -> Floats:  # fmt: skip
+    rows: Ints, owner: Ints, n_owners: int, n: int, k: int, *, layout: str, precision: Precision, kernels: Kernels
+) -> Floats:
     """One grouped GEMM on each of several GPUs: group g multiplies `rows[g]` x k with k x n of its own.
 
     A persistent kernel: each SM makes one tile after the other, wave by wave. A step of K takes the longer of the SM's
-    arithmetic, at the rate that large GEMMs reach, and the operands' way from the L2, which all SMs of the wave share. Below 64
-    columns the tensor cores wait for the rows; a tile that shares a weight scale with its neighbour takes what the next
-    multiple of 64 takes. To this comes the first load (K prologue) and, per tile, its way out. The kernel is never faster
-    than memory delivers rows, the weights of the groups that have any, and takes the output.
+    arithmetic, at the rate that large GEMMs reach, and the way of its operands: from memory into the L2 once, from the L2 to all
+    SMs of the wave, which hide each other in part. Below 64 columns the tensor cores wait for the rows; a tile that shares a
+    weight scale with its neighbour takes what the next multiple of 64 takes. To this comes the first load (K prologue) and,
+    per tile, its way out. The kernel is never faster than memory delivers the rows and the weights of groups that have any,
+    and takes the output.
 
     Args:
         rows: int [groups].
@@ -60,21 +65,19 @@ def grouped_seconds(
         n_owners: GPUs.
         n: columns.
         k: inner dimension.
-        layout: `contiguous` or `masked` (see `tiles`); a single dense matrix per GPU is `dense`.
+        layout: `contiguous` or `masked` (see `tiles`); a single matrix per GPU is `dense`.
         precision: bytes and rate.
-        gpu: rates.
-        generation: the kernels.
-        sms: SMs that are left for it.
 
     Returns:
-        float [gpus] seconds; 0 without rows.
+        float [gpus] seconds, without the launch; 0 without rows.
     """
+    gpu, sms = kernels.gpu, kernels.sms
     used = rows > 0
     padded = -(-rows // CONTIGUOUS_ROWS) * CONTIGUOUS_ROWS
     total, groups = _sums(owner, rows, n_owners), _sums(owner, np.ones_like(rows), n_owners)
     lines = _sums(owner, padded, n_owners) if layout == "contiguous" else total
     expected = lines if layout == "contiguous" else -(-total // np.maximum(groups, 1))
-    chosen = _choices(layout, expected, n, np.where(layout == "masked", groups, 1), sms, generation)
+    chosen = _choices(layout, expected, n, np.where(layout == "masked", groups, 1), kernels)
     tile_rows, tile_columns = chosen.rows, chosen.columns
     tall = -(-(padded if layout == "contiguous" else rows) // tile_rows[owner])
     tiles = _sums(owner, tall, n_owners) * -(-n // tile_columns)
@@ -89,29 +92,26 @@ def grouped_seconds(
     operands = (tile_rows / np.where(chosen.shared_a, 2, 1) + tile_columns / np.where(chosen.shared_b, 2, 1)) * K_STEP
     stored = tile_rows * tile_columns * precision.output_bytes
 
+    fetched = total * k * precision.activation_bytes + _sums(owner, used, n_owners) * float(n * k) * precision.weight_bytes
+    from_memory = fetched / np.maximum(tiles * steps, 1) / _of(gpu.memory_achieved)       # of one tile and step
+    from_l2 = operands / _of(gpu.l2_bandwidth)
+    brought = (from_memory**kernels.overlap + from_l2**kernels.overlap) ** (1 / kernels.overlap)
+
     seconds = np.full(n_owners, _of(gpu.memory_latency))
     full, last = tiles // sms, tiles % sms
     for waves, busy in ((full, np.full(n_owners, sms)), ((last > 0).astype(np.int64), last)):
-        step = np.maximum(multiply, busy * operands / _of(gpu.l2_bandwidth))
-        if generation.waits_for_stores:
-            out = _of(gpu.memory_latency) + busy * stored / _of(gpu.memory_achieved)
-        else:
-            out = busy * stored / _of(gpu.l2_bandwidth)
-        seconds += waves * (steps * step + out)
-
-    nbytes = total * (k * precision.activation_bytes + n * precision.output_bytes)
-    nbytes = nbytes + _sums(owner, used, n_owners) * float(n * k) * precision.weight_bytes
-    memory = _of(gpu.memory_latency) + nbytes / _of(gpu.memory_achieved)
+        waited = _of(gpu.memory_latency) + busy * stored / _of(gpu.memory_achieved)
+        out = np.where(chosen.waits, waited, busy * stored / _of(gpu.l2_bandwidth))
+        seconds += waves * (steps * np.maximum(multiply, busy * brought) + out)
+    memory = _of(gpu.memory_latency) + (fetched + total * n * precision.output_bytes) / _of(gpu.memory_achieved)
     result: Floats = np.where(total > 0, np.maximum(seconds, memory), 0.0)
     return result
 
 
-def dense_gemm_seconds(
-    rows: Ints, n: int, k: int, *, precision: Precision, gpu: GpuSpec, generation: Generation, sms: int
-) -> Floats:
+def dense_gemm_seconds(rows: Ints, n: int, k: int, *, precision: Precision, kernels: Kernels) -> Floats:
     """As `grouped_seconds` for one dense GEMM on each GPU, rows int [gpus]."""
     return grouped_seconds(
-        rows, np.arange(rows.size), rows.size, n, k, layout="dense", precision=precision, gpu=gpu, generation=generation, sms=sms
+        rows, np.arange(rows.size), rows.size, n, k, layout="dense", precision=precision, kernels=kernels
     )
 
 
@@ -121,14 +121,15 @@ class _Chosen:
     columns: Ints
     shared_a: Ints
     shared_b: Ints
+    waits: Ints
 
 
-def _choices(layout: str, expected: Ints, n: int, groups: Ints, sms: int, generation: Generation) -> _Chosen:
+def _choices(layout: str, expected: Ints, n: int, groups: Ints, kernels: Kernels) -> _Chosen:
     """The tile of each GPU; the rule is asked once for each shape."""
     shapes, which = np.unique(np.stack((expected, groups)), axis=1, return_inverse=True)
-    tiles = [generation.tiles(layout, max(1, int(m)), n, max(1, int(g)), sms) for m, g in shapes.T]
-    fields = np.array([(t.rows, t.columns, t.shared == "a", t.shared == "b") for t in tiles], np.int64)[which.reshape(-1)]
-    return _Chosen(*fields.T)
+    tiles = [kernels.rule(layout, max(1, int(m)), n, max(1, int(g)), kernels.sms) for m, g in shapes.T]
+    fields = np.array([(t.rows, t.columns, t.shared == "a", t.shared == "b", t.waits) for t in tiles], np.int64)
+    return _Chosen(*fields[which.reshape(-1)].T)
 
 
 def _sums(owner: Ints, values: np.ndarray, n: int) -> Ints:

@@ -1,8 +1,8 @@
-"""Which tiles a GEMM is cut into: the rules of kernel libraries. Plain functions of the shape; how long a tile takes is elsewhere.
+"""Which tiles a GEMM is cut into: the rules of kernel libraries. Plain functions of the shape; none knows how long a tile takes.
 
-A rule is `rule(layout, m, n, groups, sms) -> Tile`. `layout` says how the rows lie: `dense`, one matrix; `contiguous`, the rows of
-all groups behind each other, each group padded to whole tiles (`m` is their sum, `groups` 1); `masked`, a buffer per group,
-`m` the rows expected in each.
+A rule is `rule(layout, m, n, groups, sms) -> Tile`. `layout` says how the rows lie: `dense`, one matrix; `contiguous`, the
+rows of all groups behind each other, each group padded to whole tiles (`m` is their sum, `groups` 1); `masked`, a buffer per
+group, `m` the rows expected in each.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ CONTIGUOUS_ROWS = 128           # what DeepGEMM pads the rows of a group to
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Rows and columns of the output that one SM makes at a time, and what two neighbours fetch together: "a", "b" or ""."""
+    """What one SM makes at a time, and how its kernel works."""
 
-    rows: int
+    rows: int               # of the output
     columns: int
-    shared: str
+    shared: str             # what two neighbours fetch together from the L2: rows ("a"), columns ("b") or nothing ("")
+    waits: bool             # it is stored to memory before the next begins; else it leaves through the L2 meanwhile
 
 
 @lru_cache(maxsize=1 << 16)
@@ -31,13 +32,14 @@ def deepgemm_2025_02(layout: str, m: int, n: int, groups: int, sms: int) -> Tile
     """As DeepGEMM's first release (February 2025) chose: fewest waves, then the fullest last wave, then the narrowest.
 
     64 rows up to m = 64, else 128; 16 to 128 columns in steps of 8. Neighbours share rows from m = 1024 on, in a single
-    group whose columns make an even number of whole tiles.
+    group whose columns make an even number of whole tiles. The kernel waits until a tile is stored before it turns to the next.
 
-    Source: deepseek-ai/DeepGEMM, deep_gemm/jit_kernels/gemm.py, `get_best_configs`.
+    Source: deepseek-ai/DeepGEMM of February 2025, deep_gemm/jit_kernels/gemm.py (`get_best_configs`) and
+    include/deep_gemm/fp8_gemm.cuh.
     """
     rows = 64 if layout != "contiguous" and m <= 64 else 128
     chosen = min((*_waves(m, n, groups, sms, rows, columns), columns) for columns in range(16, 129, 8))[-1]
-    return Tile(rows, chosen, "a" if m >= 1024 and groups == 1 and n % (2 * chosen) == 0 and sms % 2 == 0 else "")
+    return Tile(rows, chosen, "a" if m >= 1024 and groups == 1 and n % (2 * chosen) == 0 and sms % 2 == 0 else "", True)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -46,9 +48,11 @@ def deepgemm_2025_07(layout: str, m: int, n: int, groups: int, sms: int) -> Tile
 
     64, 128 or (dense) 256 rows, 16 to 256 columns in steps of 16, not both above 128. Of equals: fewer columns at the same rows,
     fewer rows at the same columns, else more columns, as long as the tile is no larger than the matrix. Neighbours share the
-    longer side from m = 512 on; in masked groups only rows, if the tiles of a row are even in number.
+    longer side from m = 512 on; in masked groups only rows, if the tiles of a row are even in number. A tile is stored while
+    the next is made.
 
-    Source: deepseek-ai/DeepGEMM, csrc/jit_kernels/heuristics/common.hpp, `get_best_config`.
+    Source: deepseek-ai/DeepGEMM of July 2025, csrc/jit_kernels/heuristics/common.hpp (`get_best_config`) and
+    include/deep_gemm/impls/sm90_fp8_gemm_1d2d.cuh.
     """
     best: tuple[tuple[int, int], int, int] | None = None
     for rows in {"contiguous": (CONTIGUOUS_ROWS,), "masked": (64, 128), "dense": (64, 128, 256)}[layout]:
@@ -65,7 +69,7 @@ def deepgemm_2025_07(layout: str, m: int, n: int, groups: int, sms: int) -> Tile
     legal = {"a": layout != "masked" or even, "b": layout != "masked"}
     order = ("a", "b") if rows > columns else ("b", "a")
     shared = next((side for side in order if legal[side]), "") if m >= 512 and sms % 2 == 0 else ""
-    return Tile(rows, columns, shared)
+    return Tile(rows, columns, shared, False)
 
 
 def _wins_a_tie(m: int, n: int, rows: int, columns: int, best_rows: int, best_columns: int) -> bool:
