@@ -145,7 +145,8 @@ def _assemble(run: Run) -> _Parts:
     slots = default_slots(model.n_experts, n) if slots is None else whole("placement.slots", slots, least=1)
     placement = replace(pick(placements, name, **options)(model.n_experts, slots, n), replica=replica)
     find(placements.replicas, replica, "placement.replica")        # a misspelt rule is found now, not in the first layer
-    timed = pick(timing, run.options("compute")[0], **run.options("compute")[1])(model, cluster.gpu)
+    name, options = run.options("compute")
+    timed = bind("compute", name, find(timing, name, "compute"), options)(model, cluster.gpu)
     name, options = run.options("router")
     router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
     workload, digest = _workload(run, n, router.extra)
