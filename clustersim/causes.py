@@ -7,7 +7,7 @@ but the GPUs' own ports.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,9 +21,9 @@ from clustersim.types import Choices, Floats, Ints, Placement, Routing, Transfer
 CAUSES = ("popularity", "source", "placement", "exchange", "topology")
 
 
-def moe_seconds(played: Played) -> Floats:
-    """Dispatch, experts and combine of every layer, mean over the GPUs, float [layers]."""
-    return np.asarray((played.marks[:, COMBINED] - played.marks[:, ATTENDED]).mean(axis=1))
+def moe_seconds(steps: Sequence[Played]) -> Floats:
+    """Dispatch, experts and combine of every layer, mean over the GPUs, float [steps * layers]."""
+    return np.concatenate([(step.marks[:, COMBINED] - step.marks[:, ATTENDED]).mean(axis=1) for step in steps])
 
 
 def causes_of(actual: Floats, without: Mapping[str, Floats], ideal: Floats) -> dict[str, Floats]:
@@ -79,15 +79,15 @@ def even_sources(workload: Workload, n_gpus: int) -> Workload:
 
 
 def even_placement(
-    workload: Workload, slots: Callable[[int], Ints], seed: int, placement: Placement
-) -> tuple[Workload, Placement]:
+    workload: Workload, slots: Callable[[int], Ints], seed: int, placements: Sequence[Placement]
+) -> tuple[Workload, tuple[Placement, ...]]:
     """What is computed (`slots(layer)` int [tokens, k], -1 not), even over the slots; each becomes an expert of its own."""
-    n = placement.n_slots
+    n = placements[0].n_slots
 
     def choose(layer: int) -> Choices:
         return Choices(ids=evened(np.random.default_rng([seed, 72, layer]), slots(layer), n), weights=None)
 
-    return replace(workload, choose=choose, period=None), replace(placement, expert_of=np.arange(n))
+    return replace(workload, choose=choose, period=None), tuple(replace(one, expert_of=np.arange(n)) for one in placements)
 
 
 def least_exchange(phase: str, routing: Routing, placement: Placement, cluster: Gpus, model: TokenBytes) -> Transfers:

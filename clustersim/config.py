@@ -93,7 +93,7 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
     workload, capacity = config["workload"], config["capacity"]
     if workload["phase"] != "prefill":
         raise InputError(f"workload.phase={workload['phase']}: only prefill is built so far")
-    for group in ("trace", "router", "placement", "exchange", "network", "compute"):
+    for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute"):
         for key, value in config[group].items():
             if value == "???" or (key == "path" and not value):
                 raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")
@@ -115,7 +115,7 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
 def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model, capacity and plug-ins see to theirs."""
     known = {key: [key] for key in config if key in (*GROUPS, *ALONE)}
-    for group in ("trace", "workload", "capacity", "compute"):
+    for group in ("trace", "workload", "capacity", "decide", "compute"):
         chosen = load_yaml(group_folder(group) / f"{choices[group]}.yaml")
         known[group] += [f"{group}.{key!s}" for key in chosen]
     every = [key for keys in known.values() for key in keys]

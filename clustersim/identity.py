@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from clustersim.config import HOW, Run
+from clustersim.kernels import kernel_file
 from clustersim.places import PACKAGE
 from clustersim.types import InputError
 from clustersim.workload.sampler_parameters import parameters_file
 
-PHYSICS = 2             # raised whenever the same config gives other numbers; part of every run_id
+PHYSICS = 3             # raised whenever the same config gives other numbers; part of every run_id
 
 TINY = PACKAGE / "workload" / "data" / "tiny"   # the trace that comes with the package
 
@@ -48,7 +49,13 @@ def identify(run: Run) -> Identity:
         trace.pop(key, None)
     said = {**_without_sources(config), "trace": trace}
     files = {name: _file_digest(*stamp) for name, stamp in _own_plug_ins(config)}
-    depends = {"config": said, "trace_sha256": digest, "physics": PHYSICS} | ({"plug_ins": files} if files else {})
+    if constants := config["compute"].get("constants"):
+        files["compute.constants"] = _file_digest(*_stamp(kernel_file(str(constants))))
+        said["compute"] = {**said["compute"], "constants": None}
+    if config["decide"]["name"] == "load_file":
+        files["decide.path"] = trace_digest({"name": "file", "path": config["decide"]["path"]}) or ""
+        said["decide"] = {**said["decide"], "path": None}
+    depends = {"config": said, "trace_sha256": digest, "physics": PHYSICS} | ({"files_sha256": files} if files else {})
     text = json.dumps(depends, sort_keys=True, default=str)
     return Identity(
         run_id=hashlib.sha256(text.encode()).hexdigest()[:12], depends=depends, config=config, trace_sha256=digest
@@ -74,7 +81,7 @@ def trace_digest(trace: Mapping[str, Any]) -> str | None:
     files = [path]
     if trace["name"] in ("tiny", "file"):
         tokens = path / "tokens.parquet" if path.is_dir() else path
-        files = [tokens, tokens.with_name("sequences.parquet")]
+        files = [tokens, *(tokens.with_name(f"{name}.parquet") for name in ("sequences", "counts"))]
     digest = hashlib.sha256()
     for file in files:
         if file.is_file():

@@ -18,7 +18,6 @@ import polars as pl
 import clustersim
 from clustersim import exchange as exchanges
 from clustersim import network as networks
-from clustersim import placement as placements
 from clustersim.causes import (
     CAUSES,
     causes_of,
@@ -30,15 +29,26 @@ from clustersim.causes import (
     ports_alone,
 )
 from clustersim.cluster import Cluster, build_cluster
-from clustersim.config import HOW, Run, compose, whole
-from clustersim.engine import compute
-from clustersim.engine.gpu import LayerWork, Played, play
-from clustersim.identity import Identity, identify, trace_digest, trace_path
+from clustersim.config import HOW, Run, compose
+from clustersim.deciding import Plan
+from clustersim.engine import compute, timing
+from clustersim.engine.gpu import LayerWork, Played, play, time_alone
+from clustersim.identity import Identity, identify
+from clustersim.inputs import plan_from, setting_of, stream_from
 from clustersim.network import packets
-from clustersim.pick import bind, did_you_mean, find, pick
+from clustersim.pick import bind, find, pick
+from clustersim.placement.measures import Measured, measure
+from clustersim.placement.past import Room
 from clustersim.placement.replicas import chosen_slots
-from clustersim.placement.static import default_slots
 from clustersim.results.counting import LayerCounts, count_layer, counted_layer
+from clustersim.results.placements import (
+    Step,
+    mean_step_s,
+    moe_layer_s,
+    placement_summary,
+    placements_table,
+    rebalance_summary,
+)
 from clustersim.results.replicates import INTERVALS, combined
 from clustersim.results.store import write_run
 from clustersim.results.tables import (
@@ -52,12 +62,11 @@ from clustersim.results.tables import (
     summary_row,
     summary_table,
 )
-from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routing, Trace, Workload
+from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routing, Transfers, Workload
 from clustersim.workload import capacity as capacities
-from clustersim.workload import source
 from clustersim.workload.capacity_padding import padding_rows, rows_by_source
-from clustersim.workload.routing import Router, rerouted, router_from
-from clustersim.workload.trace import read_trace
+from clustersim.workload.routing import Router, router_from
+from clustersim.workload.streams import Stream
 
 EXTRA = ("replicates", *(f"{name}_ci95" for name in INTERVALS))         # columns that several seeds together have
 REPLICATE_COLUMNS = (
@@ -104,10 +113,14 @@ class _Parts:
 
     run: Run
     cluster: Cluster
-    workload: Workload
-    placement: Placement
+    stream: Stream
+    plan: Plan
+    room: Room
+    workload: Workload                      # of the step in hand
+    placements: tuple[Placement, ...]       # of its MoE layers
     exchange: Callable[..., Any]
     network: Callable[..., Any]
+    timing: timing.Timing
     rule: capacities.Rule
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
@@ -131,12 +144,10 @@ def _simulate_seeds(run: Run, progress: Progress) -> Result:
     n, results = run.replicates, []
     for i in range(n):
         alone = {**run.config, "seed": run.seed + i, "replicates": 1}
-        results.append(_simulate_once(
-            replace(run, seed=run.seed + i, replicates=1, config=alone), partial(_tell_part, progress, i, n)
-        ))  # fmt: skip
+        results.append(_simulate_once(replace(run, seed=run.seed + i, replicates=1, config=alone), _part(progress, i, n)))
     identity = identify(run)
-    rows = [result.summary for result in results]
-    summary = {**combined([{k: v for k, v in row.items() if "." not in k and k not in EXTRA} for row in rows]), **_keys(run)}
+    rows = [{k: v for k, v in result.summary.items() if "." not in k and k not in EXTRA} for result in results]
+    summary = {**combined(rows), **_keys(run)}
     notes = tuple(dict.fromkeys(note for result in results for note in result.notes))
     tables = {
         **results[0].tables,
@@ -148,36 +159,42 @@ def _simulate_seeds(run: Run, progress: Progress) -> Result:
     return Result(run=run, run_id=identity.run_id, summary=summary, tables=tables, notes=notes, provenance=provenance)
 
 
-def _tell_part(progress: Progress, part: int, parts: int, fraction: float, what: str) -> None:
-    progress((part + fraction) / parts, what)
-
-
 def _simulate_once(run: Run, progress: Progress) -> Result:
+    """The run with one seed."""
     began = time.perf_counter()
     identity = identify(run)
     parts = _assemble(run)
-    rounds = 1 + (1 if parts.rule.limits else 0) + (len(CAUSES) + 1 if run.causes else 0)      # forward passes to play, at most
-    played, counts = _play(parts, parts.rule, lambda fraction, what: progress(fraction / rounds, what))
-    gpus = gpus_table(played, counts)
-    layers = layers_table(played, gpus, parts.cluster, counts)
-    causes = _causes(parts, played, lambda done, what: progress((done + 1) / rounds, what)) if run.causes else {}
-    layers = layers.hstack(causes_table(causes, run.model))
-    tables = {"layers": layers, "gpus": gpus, "links": links_table(played, parts.cluster), "experts": experts_table(counts)}
-    numbers = summary_row(played, tables, counts, parts.workload.source.size, parts.cluster.n_gpus)
+    others = len(CAUSES) + 1 if run.causes else 0
+    rounds = 1 + others + parts.rule.limits + (parts.plan.rebalances > 0)       # of playing everything, at most
+    steps = _play_all(parts, parts.plan, parts.rule, _part(progress, 0, rounds))
+    tables = _tables(parts, steps)
+    causes = _causes(parts, steps, lambda i, what: progress((1 + i) / rounds, what)) if run.causes else {}
+    tables["layers"] = tables["layers"].hstack(causes_table(causes, len(steps), run.model))
+    held = sum(step.held_s for step in steps) / len(steps)
+    numbers = summary_row(
+        [step.played for step in steps], tables, [c for step in steps for c in step.counts], parts.workload.source.size,
+        parts.cluster.n_gpus, held,
+    )
     collided = collision(tables["links"], parts.cluster)
     numbers["ecmp_collision"] = collided[0] if collided else None
-    numbers |= {name: float(layers[name].sum()) if run.causes else None for name in CAUSE_COLUMNS}
+    numbers |= {name: float(tables["layers"][name].sum()) / len(steps) if causes else None for name in CAUSE_COLUMNS}
     saved = 0.0
     if parts.rule.limits and any(numbers[name] > 0 for name in ("drop_rate", "rerouted_rate", "padding_computed_rows")):
-        dropless, _ = _play(
-            parts, parts.rule.without_limit(),
-            lambda fraction, _: progress(1 + (fraction - 1) / rounds, "the same without dropping"),
+        again = _part(progress, 1 + others, rounds, "the same without dropping")
+        dropless = _play_all(parts, parts.plan, parts.rule.without_limit(), again)
+        saved = mean_step_s(dropless) - mean_step_s(steps)
+    numbers |= {"seconds_saved_by_dropping": saved, "moe_layer_s": moe_layer_s(steps)}
+    numbers |= placement_summary([m for step in steps for m in step.measured])
+    if parts.plan.rebalances:
+        kept = _play_all(parts, parts.plan.never_again(), parts.rule, _part(progress, rounds - 1, rounds, "never moved"))
+        numbers |= rebalance_summary(
+            steps, kept, rebalances=parts.plan.rebalances, buffer_bytes=parts.plan.buffer_bytes,
+            expert_bytes=run.model.expert_params * run.model.expert_weight_bytes,
         )
-        saved = dropless.step_s - played.step_s
     notes = _notes(parts, numbers)
     if collided and collided[0] > 1.01:
         notes += (f"routes pile up: the busiest {collided[1]} takes {collided[0]:.2f} times what an even spread would leave it",)
-    summary = {**combined([{**_settings(parts), **numbers, "seconds_saved_by_dropping": saved}]), **_keys(run)}
+    summary = {**combined([{**_settings(parts), **numbers}]), **_keys(run)}
     tables["summary"] = summary_table({"run_id": identity.run_id, **summary})
     if identify(run).run_id != identity.run_id:
         raise InputError(f"trace={run.config['trace']['name']}: its files were changed during the run; run it again")
@@ -188,27 +205,19 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
 def _assemble(run: Run) -> _Parts:
     config, model = run.config, run.model
     cluster = _cluster(run.topology, json.dumps(config["topology"]))
-    n = cluster.n_gpus
-    name, options = run.options("placement")
-    replica, slots = options.pop("replica"), options.pop("slots")
-    slots = default_slots(model.n_experts, n) if slots is None else whole("placement.slots", slots, least=1)
-    placement = replace(pick(placements, name, **options)(model.n_experts, slots, n), replica=replica)
-    find(placements.replicas, replica, "placement.replica")        # a misspelt rule is found now, not in the first layer
-    if config["compute"]["name"] not in ("roofline", "none"):
-        raise InputError(f"compute={config['compute']['name']}: must be roofline or none")
+    exchange_name, exchange_options = run.options("exchange")
+    exchange = pick(exchanges, exchange_name, **exchange_options)
+    setting, place = setting_of(run, cluster, exchange)
+    name, options = run.options("compute")
+    timed = bind("compute", name, find(timing, name, "compute"), options)(model, cluster.gpu)
     name, options = run.options("router")
     router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
-    workload = _workload(run, n, router.extra)
-    if workload.count is not None:
-        limit = capacities.rule_from(config["capacity"])
-        _check_counts(router, limit, config["exchange"]["name"], placement, model.n_experts, run.causes)
-    workload = rerouted(
-        workload, router, run.model, run.seed, name=f"trace={config['trace']['name']}",
-        near=lambda gpu: _held_near(placement, cluster, run.model.n_experts, gpu),
-    )  # fmt: skip
-    exchange_name, exchange_options = run.options("exchange")
-    network_name, network_options = run.options("network")
     rule = capacities.rule_from(config["capacity"])
+    if config["trace"].get("counts"):
+        _check_counts(router, rule, exchange_name, setting.room.n_slots, model.n_experts, run.causes)
+    stream = stream_from(run, setting, place, router)
+    plan, stream = plan_from(run, setting, place, stream)
+    network_name, network_options = run.options("network")
     if rule.sends_padding and ":" not in exchange_name and exchange_name not in exchanges.PADDING:
         key = "pad=true" if rule.pad else f"pad_multiple={rule.pad_multiple}"
         can = " or ".join(sorted(exchanges.PADDING))
@@ -219,13 +228,17 @@ def _assemble(run: Run) -> _Parts:
     return _Parts(
         run=run,
         cluster=cluster,
-        workload=workload,
-        placement=placement,
-        exchange=pick(exchanges, exchange_name, **exchange_options),
+        stream=stream,
+        plan=plan,
+        room=setting.room,
+        workload=stream.steps[0],
+        placements=plan.placements[0],
+        exchange=exchange,
         network=pick(networks, network_name, **network_options),
         rule=rule,
         top_k=router.options.get("k") or run.model.top_k,
-        protected=capacities.protected_tokens(capacities.stream(run.seed), rule, workload.context),
+        protected=capacities.protected_tokens(capacities.stream(run.seed), rule, stream.steps[0].context),
+        timing=timed,
     )
 
 
@@ -235,15 +248,9 @@ def _cluster(name: str, fields: str) -> Cluster:
     return build_cluster(name, json.loads(fields))
 
 
-@lru_cache(maxsize=2)
-def _trace(path: Path, digest: str | None) -> Trace:
-    """The trace at `path`, read once for as long as it holds the same."""
-    return read_trace(path)
-
-
 def _check_counts(
-    router: Router, rule: capacities.Rule, exchange: str, placement: Placement, n_experts: int, causes: bool
-) -> None:  # fmt: skip
+    router: Router, rule: capacities.Rule, exchange: str, n_slots: int, n_experts: int, causes: bool
+) -> None:
     """InputError where something asks for single tokens, which counts do not have."""
     need = "single tokens, and trace.counts=true has only how many of a GPU choose each expert"
     if causes:
@@ -255,56 +262,68 @@ def _check_counts(
     if exchange not in exchanges.PADDING:
         can = " or ".join(sorted(exchanges.PADDING))
         raise InputError(f"exchange={exchange}: needs {need}; use exchange={can} or trace.counts=false")
-    if placement.n_slots > n_experts:
+    if n_slots > n_experts:
         raise InputError(
-            f"placement.slots={placement.n_slots}: choosing among replicas of {n_experts} experts needs {need}; "
+            f"placement.slots={n_slots}: choosing among replicas of {n_experts} experts needs {need}; "
             f"use placement.slots={n_experts} or trace.counts=false"
         )
 
 
-def _held_near(placement: Placement, cluster: Cluster, n_experts: int, gpu: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """bool [experts]: whether the node of a GPU holds a copy of the expert."""
-    held = np.zeros(n_experts, bool)
-    held[placement.expert_of[cluster.node_of[placement.gpu_of] == cluster.node_of[gpu]]] = True
-    return held
+def _play_all(parts: _Parts, plan: Plan, rule: capacities.Rule, progress: Progress) -> list[Step]:
+    """All steps, one after the other, each under its placements and after what has to move before it, or beside it."""
+    n = len(parts.stream.steps)
+    steps: list[Step] = []
+    overlapped = parts.run.config["decide"].get("migration") == "overlapped"
+    for i, (tokens, placed, moves) in enumerate(zip(parts.stream.steps, plan.placements, plan.moves, strict=True)):
+        protected = capacities.protected_tokens(capacities.stream(parts.run.seed), rule, tokens.context)
+        now = replace(parts, workload=tokens, placements=placed, protected=protected)
+        played, counts, measured = _play(now, rule, _part(progress, i, n), moves if overlapped else None)
+        if overlapped:
+            held = max(0.0, played.background_s - played.step_s)        # the next step waits for what has not come yet
+        else:
+            held = 0.0 if moves is None else time_alone(parts.cluster, parts.network, moves)
+        brought = [replace(m, moved_slots=int(k)) for m, k in zip(measured, plan.moved[i], strict=False)]
+        steps.append(Step(played=played, counts=counts, measured=brought, held_s=held))
+    return steps
 
 
-def _workload(run: Run, n_gpus: int, extra: int) -> Workload:
-    """The tokens and what is recorded or drawn of them. `extra` columns of scores."""
-    name, options = run.options("trace")
-    if name in ("tiny", "file"):
-        path = trace_path(run.config["trace"])
-        assert path is not None
-        label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
-        recorded = _trace(path, trace_digest(run.config["trace"]))
-        return source.from_trace(recorded, run.model, n_gpus, run.tokens_per_gpu, name=label)
-    if name == "sampled":
-        sampled: Workload = bind("trace", name, source.from_sampler, options)(
-            run.model, n_gpus, run.tokens_per_gpu, run.seed, extra
-        )
-        return sampled
-    if name == "balanced":
-        balanced: Workload = bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu)
-        return balanced
-    known = ("tiny", "file", "sampled", "balanced")
-    raise InputError(f"trace.name={name}: there is no such trace{did_you_mean(str(name), known)} (known: {', '.join(known)})")
+def _part(progress: Progress, i: int, n: int, what: str | None = None) -> Progress:
+    """Progress of the i-th of n equal parts."""
+    return lambda fraction, said: progress((i + fraction) / n, what or said)
 
 
-def _play(parts: _Parts, rule: capacities.Rule, progress: Progress) -> tuple[Played, list[LayerCounts | None]]:
-    """One forward pass under a capacity rule, and what the router did in each layer."""
+def _tables(parts: _Parts, steps: Sequence[Step]) -> dict[str, pl.DataFrame]:
+    """The tables of all steps, one step under the other."""
+    made: dict[str, list[pl.DataFrame]] = {name: [] for name in ("layers", "gpus", "links", "experts", "placements")}
+    for i, step in enumerate(steps):
+        gpus = gpus_table(step.played, step.counts, i)
+        made["layers"].append(layers_table(step.played, gpus, parts.cluster, step.counts))
+        made["gpus"].append(gpus)
+        made["links"].append(links_table(step.played, parts.cluster, i))
+        made["experts"].append(experts_table(step.counts, i))
+        made["placements"].append(placements_table(step.measured, parts.run.model.n_dense_layers, i))
+    return {name: pl.concat(each) for name, each in made.items()}
+
+
+def _play(
+    parts: _Parts, rule: capacities.Rule, progress: Progress, background: Transfers | None = None
+) -> tuple[Played, list[LayerCounts | None], list[Measured]]:
+    """One forward pass under a capacity rule, what the router did in each layer, and how the placement served."""
     model = parts.run.model
     counts: list[LayerCounts | None] = [None] * model.n_layers
-    period = None if rule.limits else parts.workload.period         # what is dropped may be drawn for each layer
-    made: dict[int, tuple[LayerWork, LayerCounts | None]] = {}      # layers of a trace that repeats, once each
+    measured: list[Measured] = []
+    same = _same_layers(parts, rule)
+    made: dict[int, tuple[LayerWork, LayerCounts | None, Measured | None]] = {}      # of the layers that stand for others
 
     def work_of(layer: int) -> LayerWork:
-        recorded = (layer - model.n_dense_layers) % period if period and layer >= model.n_dense_layers else None
-        if recorded in made:
-            same, counts[layer] = made[recorded]
-            return replace(same, attention_s=_attention_s(parts, layer))
-        work, counts[layer] = _layer(parts, layer, rule)
-        if recorded is not None and model.n_moe_layers > (period or 0):
-            made[recorded] = work, counts[layer]
+        if same[layer] in made:
+            work, counts[layer], served = made[same[layer]]
+            work = replace(work, attention_s=_attention_s(parts, layer))
+        else:
+            work, counts[layer], served = _layer(parts, layer, rule)
+            if same[layer] != layer or same.count(layer) > 1:
+                made[layer] = work, counts[layer], served
+        measured.extend([] if served is None else [served])
         if layer == model.n_dense_layers and parts.run.config["network"]["name"] == "packet":
             both = [transfers for transfers in (work.dispatch, work.combine) if transfers is not None]
             packets.need_few(parts.cluster, both, model.n_layers - layer, parts.run.config["network"]["chunk"])
@@ -317,97 +336,117 @@ def _play(parts: _Parts, rule: capacities.Rule, progress: Progress) -> tuple[Pla
 
     played = play(
         parts.cluster, parts.network, model.n_layers, work_of,
-        lambda layer: progress((layer + 1) / model.n_layers, f"layer {layer + 1} of {model.n_layers}"),
+        lambda layer: progress((layer + 1) / model.n_layers, f"layer {layer + 1} of {model.n_layers}"), background,
     )  # fmt: skip
-    return played, counts
+    return played, counts, measured
 
 
-def _causes(parts: _Parts, played: Played, progress: Callable[[int, str], None]) -> dict[str, Floats]:
+def _same_layers(parts: _Parts, rule: capacities.Rule) -> list[int]:
+    """For every layer the first that has the same choices under the same placement: a trace with few layers repeats."""
+    model, period = parts.run.model, parts.workload.period
+    same = list(range(model.n_layers))
+    if period is None or rule.limits:           # what is dropped may be drawn for each layer
+        return same
+    for moe_layer in range(period, model.n_moe_layers):
+        one, other = parts.placements[moe_layer % period], parts.placements[moe_layer]
+        if np.array_equal(one.gpu_of, other.gpu_of) and np.array_equal(one.expert_of, other.expert_of):
+            same[model.n_dense_layers + moe_layer] = model.n_dense_layers + moe_layer % period
+    return same
+
+
+def _attention_s(parts: _Parts, layer: int) -> Floats:
+    """Seconds of attention and router on every GPU, [gpus]."""
+    tokens, n = parts.workload, parts.cluster.n_gpus
+    context = compute.context_sums(parts.run.model, layer, tokens.context, tokens.source, n)
+    return parts.timing.attention(layer, np.bincount(tokens.source, minlength=n), context)
+
+
+def _causes(parts: _Parts, steps: Sequence[Step], progress: Callable[[int, str], None]) -> dict[str, Floats]:
     """The columns of `CAUSE_COLUMNS`: the run played again without each cause, and without all."""
     seed, n, model, rule = parts.run.seed, parts.cluster.n_gpus, parts.run.model, parts.rule
+    tokens, plan = parts.stream.steps, parts.plan
 
-    def computed(layer: int) -> Ints:
-        kept = _routings(parts, rule, model.n_dense_layers + layer, parts.workload.choose(layer))[2]
-        return chosen_slots(kept, parts.placement, parts.cluster)
+    def computed(step: int, layer: int) -> Ints:
+        placed = plan.placements[step]
+        protected = capacities.protected_tokens(capacities.stream(seed), rule, tokens[step].context)
+        now = replace(parts, workload=tokens[step], placements=placed, protected=protected)
+        kept = _routings(now, rule, model.n_dense_layers + layer, tokens[step].choose(layer))[2]
+        return chosen_slots(kept, placed[layer], parts.cluster)
 
     def without(names: Sequence[str]) -> Floats:
-        changed, limit = parts, rule
+        changed, chosen, placements, limit = parts, tokens, plan.placements, rule
         if "popularity" in names:
-            changed = replace(changed, workload=even_popularity(changed.workload, seed, model.n_experts))
+            chosen = tuple(even_popularity(one, seed + 1000 * i, model.n_experts) for i, one in enumerate(chosen))
         if "placement" in names:                # what is computed is known by then: nothing more is dropped
-            workload, placement = even_placement(parts.workload, computed, seed, parts.placement)
-            run = replace(parts.run, model=replace(model, n_experts=placement.n_slots))
-            changed, limit = replace(changed, run=run, workload=workload, placement=placement), rule.without_limit()
+            run = replace(parts.run, model=replace(model, n_experts=parts.room.n_slots))
+            both = [even_placement(one, partial(computed, i), seed, plan.placements[i]) for i, one in enumerate(tokens)]
+            chosen, placements = tuple(one for one, _ in both), tuple(placed for _, placed in both)
+            changed, limit = replace(changed, run=run), rule.without_limit()
         if "source" in names:
-            changed = replace(changed, workload=even_sources(changed.workload, n))
+            chosen = tuple(even_sources(one, n) for one in chosen)
         if "exchange" in names:
             changed = replace(changed, exchange=least_exchange)
         if "topology" in names:
             changed = replace(changed, cluster=ports_alone(parts.cluster), network=networks.bound)
-        return moe_seconds(_play(changed, limit, lambda fraction, what: None)[0])
+        changed = replace(changed, stream=replace(parts.stream, steps=chosen))
+        return moe_seconds([step.played for step in _play_all(
+            changed, replace(plan, placements=placements), limit, lambda fraction, what: None
+        )])  # fmt: skip
 
-    actual, times = moe_seconds(played), {}
-    even = np.ptp(np.bincount(parts.workload.source, minlength=n)) == 0
+    actual, times = moe_seconds([step.played for step in steps]), {}
+    even = all(np.ptp(np.bincount(one.source, minlength=n)) == 0 for one in tokens)
     for i, cause in enumerate(CAUSES):
         progress(i, f"the same without {cause}")
         times[cause] = actual if cause == "source" and even else without([cause])
     return causes_of(actual, times, without(CAUSES))
 
 
-def _attention_s(parts: _Parts, layer: int) -> Floats:
-    """Seconds of attention and router on every GPU, [gpus]."""
-    model, tokens, n = parts.run.model, parts.workload, parts.cluster.n_gpus
-    if parts.run.config["compute"]["name"] != "roofline":
-        return np.zeros(n)
-    context = compute.context_sums(model, layer, tokens.context, tokens.source, n)
-    return compute.attention_seconds(model, parts.cluster.gpu, layer, np.bincount(tokens.source, minlength=n), context)
-
-
-def _layer(parts: _Parts, layer: int, rule: capacities.Rule) -> tuple[LayerWork, LayerCounts | None]:
-    """What the GPUs have to do in one layer, and what its router did."""
+def _layer(
+    parts: _Parts, layer: int, rule: capacities.Rule
+) -> tuple[LayerWork, LayerCounts | None, Measured | None]:
+    """What the GPUs have to do in one layer, what its router did, and how the placement served it (None: no token is known)."""
     model, cluster, tokens = parts.run.model, parts.cluster, parts.workload
-    n, gpu = cluster.n_gpus, cluster.gpu
+    n, idle = cluster.n_gpus, np.zeros(cluster.n_gpus)
     per_gpu = np.bincount(tokens.source, minlength=n)
-    timed = parts.run.config["compute"]["name"] == "roofline"
-    idle = np.zeros(n)
     attention = _attention_s(parts, layer)
     moe_layer = layer - model.n_dense_layers
     if moe_layer < 0:
-        dense = compute.dense_seconds(model, gpu, per_gpu) if timed else idle
-        return LayerWork(attention_s=attention, expert_s=idle, other_s=dense, dispatch=None, combine=None), None
+        dense = parts.timing.dense(per_gpu)
+        return LayerWork(attention_s=attention, expert_s=idle, other_s=dense, dispatch=None, combine=None), None, None
     if tokens.count is not None:
-        return _counted_layer(parts, layer, tokens.count(moe_layer), attention, per_gpu)
-    chosen = tokens.choose(moe_layer)
+        return *_counted_layer(parts, layer, tokens.count(moe_layer), attention, per_gpu), None
+    chosen, placement = tokens.choose(moe_layer), parts.placements[moe_layer]
     limited, sent, kept = _routings(parts, rule, layer, chosen)
-    slots = chosen_slots(kept, parts.placement, cluster)
-    rows = rows_by_source(slots, kept.source, n, parts.placement.n_slots)
-    travelling, computed = padding_rows(rule, limited, rows, per_gpu, parts.placement.expert_of)
+    slots = chosen_slots(kept, placement, cluster)
+    rows = rows_by_source(slots, kept.source, n, placement.n_slots)
+    travelling, computed = padding_rows(rule, limited, rows, per_gpu, placement.expert_of)
     dispatch, combine = (
-        parts.exchange(phase, replace(routing, padding=travelling), parts.placement, cluster, model)
+        parts.exchange(phase, replace(routing, padding=travelling), placement, cluster, model)
         for phase, routing in (("dispatch", sent), ("combine", kept))
     )
     in_slot = rows.sum(axis=0)
     work = LayerWork(
         attention_s=attention,
-        expert_s=compute.expert_seconds(model, gpu, in_slot + computed, parts.placement.gpu_of, n) if timed else idle,
-        other_s=compute.shared_seconds(model, gpu, per_gpu) if timed else idle,
+        expert_s=parts.timing.experts(in_slot + computed, placement.gpu_of, n),
+        other_s=parts.timing.shared(per_gpu),
         dispatch=dispatch,
         combine=combine,
     )
-    return work, count_layer(
-        chosen, kept, parts.placement, in_slot, travelling, computed, n_experts=model.n_experts, n_gpus=n,
+    served = measure(slots, kept.source, placement, parts.room.slots_of, cluster.node_of)
+    counts = count_layer(
+        chosen, kept, placement, in_slot, travelling, computed, n_experts=model.n_experts, n_gpus=n,
         row_bytes=model.dispatch_token_bytes + model.combine_token_bytes,
         renormalised=rule.renormalise and chosen.ids.shape[1] > 1,
     )  # fmt: skip
+    return work, counts, served
 
 
 def _counted_layer(
     parts: _Parts, layer: int, counts: Ints, attention: Floats, per_gpu: Ints
 ) -> tuple[LayerWork, LayerCounts]:
     """As `_layer`, where only counts [gpus, experts] are known: their rows travel as padding does, without any token."""
-    model, cluster, placement = parts.run.model, parts.cluster, parts.placement
-    n, gpu = cluster.n_gpus, cluster.gpu
-    timed = parts.run.config["compute"]["name"] == "roofline"
+    model, cluster, placement = parts.run.model, parts.cluster, parts.placements[layer - parts.run.model.n_dense_layers]
+    n = cluster.n_gpus
     rows = counts[:, placement.expert_of]                   # [gpus, slots]: every expert has one
     nobody = np.zeros((0, model.top_k), np.int64)
     routing = Routing(
@@ -417,8 +456,8 @@ def _counted_layer(
     in_slot = rows.sum(axis=0)
     work = LayerWork(
         attention_s=attention,
-        expert_s=compute.expert_seconds(model, gpu, in_slot, placement.gpu_of, n) if timed else np.zeros(n),
-        other_s=compute.shared_seconds(model, gpu, per_gpu) if timed else np.zeros(n),
+        expert_s=parts.timing.experts(in_slot, placement.gpu_of, n),
+        other_s=parts.timing.shared(per_gpu),
         dispatch=dispatch,
         combine=combine,
     )
@@ -433,8 +472,9 @@ def _routings(parts: _Parts, rule: capacities.Rule, layer: int, chosen: Choices)
     )
     computing = None
     if rule.per == "gpu" and rule.factor is not None:
-        slots = chosen_slots(asked, parts.placement, parts.cluster)
-        computing = np.where(slots < 0, -1, parts.placement.gpu_of[slots])
+        placement = parts.placements[layer - model.n_dense_layers]
+        slots = chosen_slots(asked, placement, parts.cluster)
+        computing = np.where(slots < 0, -1, placement.gpu_of[slots])
     limited = capacities.limit(
         capacities.stream(parts.run.seed, layer), rule, chosen, source=tokens.source, index=tokens.index, n_gpus=n,
         n_experts=model.n_experts, top_k=min(parts.top_k, chosen.ids.shape[1]), gpu_of_choice=computing,
@@ -461,9 +501,10 @@ def _settings(parts: _Parts) -> dict[str, Any]:
         "capacity_factor": run.capacity_factor,
         "capacity_rule": config["capacity"]["rule"],
         "drop": config["capacity"]["drop"],
+        "steps": len(parts.stream.steps),
         "placement": config["placement"]["name"],
-        "slots": parts.placement.n_slots,
-        "replica": parts.placement.replica,
+        "slots": parts.room.n_slots,
+        "replica": config["placement"]["replica"],
         "exchange": config["exchange"]["name"],
         "network": config["network"]["name"],
         "compute": config["compute"]["name"],
@@ -487,10 +528,10 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     """What a reader of the result has to know about how it came about."""
-    notes = list(parts.workload.notes)
+    notes = [*parts.stream.notes, *parts.plan.notes]
     if parts.run.config["trace"]["name"] in ("tiny", "file") and numbers["drop_rate"] + numbers["rerouted_rate"] > 0:
         notes.append("the trace is open loop: a dropped token would have changed the choices of later layers")
-    replicated = parts.placement.n_slots > parts.run.model.n_experts and parts.placement.replica == "token_hash"
+    replicated = parts.room.n_slots > parts.run.model.n_experts and parts.run.config["placement"]["replica"] == "token_hash"
     if parts.run.config["trace"]["name"] == "balanced" and replicated:
         notes.append("balanced choices and token_hash both repeat with the token's index: replicas are not used evenly")
     if parts.run.config["network"]["name"] == "bound":

@@ -20,9 +20,9 @@ def score_table(scores: dict[str, list[Score]], seeds: int) -> Table:
             )  # fmt: skip
     table.caption = (
         f"held out: the statistic of 30 % of the sequences, mean over layers and {seeds} splits\n"
-        "sampled: how far tokens are from it that were sampled with what was fitted to the other 70 %, mean over layers of\n"
-        "the absolute difference (of the lift: relative), mean and worst over the splits\n"
-        "real 70/30: the same distance between the trace's own two parts"
+        "sampled: how far from it tokens are that were sampled with what was fitted to the\n"
+        "other 70 %: mean over layers of the absolute difference (of the lift: relative),\n"
+        "mean and worst over the splits; real 70/30: the same between the trace's own parts"
     )
     table.caption_justify = "left"
     return table

@@ -16,8 +16,10 @@ from clustersim.workload.sampler_parameters import MOST_DIMENSIONS, Domain, Para
 from clustersim.workload.sampler_popularity import concentration, inclusion
 from clustersim.workload.sampler_process import Pieces, Process
 from clustersim.workload.trace_counts import Counts
+from clustersim.workload.trace_rules import take
 
 ROUNDS = 10
+MOST = 65_536                       # tokens that are sampled anew in every round
 LAGS = (1, 2, 4, 16, 64)
 NEAR, FAR = 1, 16                   # the lags that the loadings of the two memories answer for
 FAST = (0.0, 0.2, 0.4, 0.6)         # what the memories may keep from token to token
@@ -63,14 +65,28 @@ def fit_tokens(
     """
     if (missing := float((trace.expert_ids < 0).mean())) > 0.1:
         raise InputError(f"fit: {missing:.0%} of the trace's choices are missing; the sampler gives every token top_k experts")
-    sequences = sequences_of(trace)
-    real = measure(trace)
-    parameters, notes = _start(trace, sequences, real)
+    domains, names = _domains(trace)
+    part = _part(trace, seed)
+    sequences = sequences_of(part, names)
+    real = measure(part)
+    parameters, notes = _start(part, domains, real)
+    if part.n_tokens < trace.n_tokens:
+        notes = (*notes, f"loads are those of all tokens, everything else is fitted to {part.n_tokens:,} of {trace.n_tokens:,}")
     for turn in range(rounds):
         progress(turn / rounds, f"fitting, round {turn + 1} of {rounds}")
-        sampled = sample_like(parameters, trace, sequences, seed=seed * 1000 + turn)
+        sampled = sample_like(parameters, part, sequences, seed=seed * 1000 + turn)
         parameters = _moved(parameters, real, measure(sampled), _chance(parameters, sequences, trace.top_k), turn)
-    return _sharpened(parameters, trace, sequences, seed), notes
+    return _sharpened(parameters, part, sequences, seed), notes
+
+
+def _part(trace: Trace, seed: int) -> Trace:
+    """Whole sequences of a trace, drawn until they have MOST tokens; all of a trace that has no more."""
+    if trace.n_tokens <= MOST:
+        return trace
+    number, length = np.unique(trace.seq, return_counts=True)
+    order = np.random.default_rng(seed).permutation(number.size)
+    enough = int(np.searchsorted(np.cumsum(length[order]), MOST)) + 1
+    return take(trace, np.flatnonzero(np.isin(trace.seq, number[order[:enough]])))
 
 
 def sequences_of(trace: Trace, names: tuple[str, ...] | None = None) -> Sequences:
@@ -193,7 +209,7 @@ def _memory(parameters: Parameters, lag: int) -> Floats:
 # ---- before and after
 
 
-def _start(trace: Trace, sequences: Sequences, real: Measured) -> tuple[Parameters, tuple[str, ...]]:
+def _start(trace: Trace, domains: tuple[Domain, ...], real: Measured) -> tuple[Parameters, tuple[str, ...]]:
     """Where the fit begins: loads as counted, the rest as in the moderate preset, with notes on what will stay so."""
     start = load_parameters("moderate")
     layers = trace.n_layers
@@ -206,24 +222,27 @@ def _start(trace: Trace, sequences: Sequences, real: Measured) -> tuple[Paramete
         notes.append("there is one layer: alignment and turn are those of the preset moderate")
     if np.isnan(statistics.lift_p99(real.lift, real.expected)).all():
         notes.append("no two experts are expected together 50 times: the dimension is that of the preset moderate")
-    if sequences.names == (UNNAMED,):
+    if [domain.name for domain in domains] == [UNNAMED]:
         notes.append("domains are not named: one for all sequences")
     if trace.gate_weights is None:
         notes.append("gate weights were not recorded: the sharpness is that of the preset moderate")
     spread = np.ones(layers)
     keys = ("dimension", "topic", "fast", "slow", "alignment")
     return replace(
-        start, name="fitted", domains=_domains(trace, sequences), **{key: getattr(start, key)[0] * spread for key in keys},
+        start, name="fitted", domains=domains, **{key: getattr(start, key)[0] * spread for key in keys},
     ), tuple(notes)
 
 
-def _domains(trace: Trace, sequences: Sequences) -> tuple[Domain, ...]:
-    used = statistics.membership(trace.expert_ids, trace.n_experts)
+def _domains(trace: Trace) -> tuple[tuple[Domain, ...], tuple[str, ...]]:
+    """The domains of a trace with the loads that were counted, and their names."""
+    sequences = sequences_of(trace)
     of_token = sequences.domain[np.searchsorted(sequences.number, trace.seq)]
-    return _sharing(
-        counted_domain(name, used[of_token == i].sum(0, dtype=np.int64))
-        for i, name in enumerate(sequences.names)
-    )
+    n, counts = trace.n_experts, np.empty((len(sequences.names), trace.n_layers, trace.n_experts), np.int64)
+    for layer in range(trace.n_layers):
+        ids = trace.expert_ids[:, layer].astype(np.int64)
+        at = of_token[:, None] * (n + 1) + np.where(ids < 0, n, ids)
+        counts[:, layer] = np.bincount(at.ravel(), minlength=len(counts) * (n + 1)).reshape(-1, n + 1)[:, :n]
+    return _sharing(counted_domain(name, own) for name, own in zip(sequences.names, counts, strict=True)), sequences.names
 
 
 def counted_domain(name: str, counts: Ints) -> Domain:

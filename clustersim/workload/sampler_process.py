@@ -113,7 +113,11 @@ class Process:
         return ids, weights
 
     def scores(self, layer: int, pieces: Pieces) -> Float32s:
-        """Router scores, before softmax or sigmoid, float32 [tokens, experts + extra]."""
+        """Router scores, before softmax or sigmoid, float32 [tokens, experts + extra].
+
+        Only their differences are known, so they are centred: an expert's bias (the logarithm of its weight, for independent
+        tokens) has mean 0 over the experts of a domain, which is that of every extra column.
+        """
         from clustersim.workload import sampler_kernel as kernel
 
         out = np.empty((pieces.n_tokens, self.n_experts + self.extra), np.float32)
@@ -121,8 +125,8 @@ class Process:
         sharpness = np.float32(self.parameters.sharpness)
         if self.parameters.tokens == "independent":
             heavy = self._tables(layer)[2]
-            more = np.broadcast_to(np.median(heavy, axis=1, keepdims=True), (len(heavy), self.extra))
-            kernel.score_independent(self._anew(pieces.key, layer), *where, np.concatenate([heavy, more], axis=1), sharpness, out)
+            heavy = np.concatenate([heavy, np.ones((len(heavy), self.extra))], axis=1)
+            kernel.score_independent(self._anew(pieces.key, layer), *where, heavy, sharpness, out)
             return out
         it = self._layer(layer)
         kernel.score(pieces.key, *where, it.directions, it.bias, it.mixture, kernel.quantiles(), sharpness, out)
@@ -163,8 +167,7 @@ class Process:
             own = start.astype(np.float32)
             if self.top_k < self.n_experts:
                 kernel.settle(key, experts, used, slope, ROUNDS, POINTS, self.top_k, kernel.quantiles(), own)
-            bias[domain, : self.n_experts] = own
-            bias[domain, self.n_experts :] = np.median(own)
+            bias[domain, : self.n_experts] = own - own.mean()
         return _Layer(directions=directions, bias=bias, mixture=self._mixture(layer))
 
     def _make_directions(self) -> list[Floats]:
@@ -198,6 +201,7 @@ class Process:
         from clustersim.workload.sampler_kernel import alias_tables
 
         weights = np.array([plackett_luce_weights(used, self.top_k) for used in self.used(layer)])
+        weights /= np.exp(np.log(weights).mean(axis=1, keepdims=True))
         return (*alias_tables(weights), weights)
 
 

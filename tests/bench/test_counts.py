@@ -1,6 +1,6 @@
 """The work that the network does is counted, so that a change that makes it do more is seen on any machine."""
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -30,18 +30,16 @@ def test_a_uniform_exchange_takes_two_solves(n_gpus):
 def test_a_skewed_exchange_takes_no_more_solves_than_flows_end_at_different_times(n_gpus):
     cost = EXACT("skewed", n_gpus)
     assert cost.solves <= cost.flows
-    assert cost.solves == pytest.approx({64: 2701, 128: 6606, 256: 17392}[n_gpus], rel=0.01)
+    assert cost.solves == pytest.approx({64: 2701, 128: 6606, 256: 17392}[n_gpus], rel=0.02)
 
 
 @SKEWED
-def test_a_solve_looks_at_a_third_of_the_flows_that_a_plain_scan_does(n_gpus):
-    """The plain scan: prefix reuse over all lists, as in `tests.bench.rows`."""
-    assert EXACT("skewed", n_gpus).flow_visits <= SCANS[n_gpus] / 3
-
-
-@SKEWED
-def test_a_solve_looks_at_a_third_of_the_links_that_a_plain_scan_does(n_gpus):
-    assert EXACT("skewed", n_gpus).link_visits <= SCANS[n_gpus] / 3
+def test_a_solve_looks_at_less_than_a_third_of_what_a_plain_scan_does(n_gpus):
+    """A plain scan is prefix reuse over whole lists (`tests.bench.rows`). A third of it is more than flows and links together."""
+    cost = EXACT("skewed", n_gpus)
+    assert cost.flow_visits + cost.link_visits <= SCANS[n_gpus] / 3
+    assert cost.flow_visits <= {64: 190, 128: 300, 256: 1800}[n_gpus]
+    assert cost.link_visits <= {64: 310, 128: 620, 256: 1240}[n_gpus]
 
 
 @pytest.mark.parametrize(("phase", "solves"), [("dispatch", 3467), ("combine", 2663)])
@@ -52,7 +50,7 @@ def test_flows_that_are_held_by_others_cost_no_solve_of_their_own(phase, solves)
     assert cost.solves < cost.flows
 
 
-@pytest.mark.parametrize("network", [fluid, bound])
+@pytest.mark.parametrize("network", [fluid, partial(fluid, resolution=0.01), bound], ids=["exact", "coarse", "bound"])
 @pytest.mark.parametrize("exchange", ["direct", "node_dedup"])
 def test_at_most_five_events_of_the_loop_per_gpu_and_exchange(exchange, network):
     """An exchange has 240 flows, 15 per GPU; the loop hears of arrivals and of ranks that are through."""

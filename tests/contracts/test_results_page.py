@@ -28,6 +28,7 @@ def some_runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("here")
     more: list[list[str]] = [[], ["capacity.factor=1"], ["capacity.factor=1.5"], ["causes=true"]]
     more += [["trace=sampled", "exchange=direct", "replicates=2"]]
+    more += [["trace=sampled", "workload.steps=3", "placement=eplb", "decide=periodic", "decide.warmup=1", "decide.period=1"]]
     for overrides in more:
         cs.simulate([*SMALL, *overrides, f"output={folder / 'results'}"]).save()
     return folder
@@ -51,7 +52,7 @@ def test_names_end_in_the_unit_that_the_page_says(table):
 
 def test_every_key_of_the_config_is_a_column(some_runs):
     frame = cs.scan(some_runs).select("capacity.factor", "trace.name", "topology.nic.bandwidth", "placement.slots").collect()
-    assert frame["capacity.factor"].to_list().count(None) == 3
+    assert frame["capacity.factor"].to_list().count(None) == 4
     assert set(frame["topology.nic.bandwidth"]) == {"400Gb/s"}
 
 

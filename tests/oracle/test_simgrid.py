@@ -1,18 +1,12 @@
 """The fluid network against what SimGrid said of the same flows; see `python -m tests.oracle.simgrid`."""
 
-import inspect
 from functools import cache
 
 import numpy as np
 import pytest
 
-from clustersim import flow_times
 from tests.oracle import simgrid
 from tests.oracle.systems import KINDS
-
-OFFERED = inspect.signature(flow_times).parameters
-NEEDS = {"rate caps": "rate_cap", "capacities that change": "changes"}
-KINDS = [kind for kind in KINDS if NEEDS.get(kind, "release") in OFFERED]       # until both are built
 
 
 @cache

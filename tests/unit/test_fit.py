@@ -10,6 +10,7 @@ import pytest
 from clustersim.cli import main
 from clustersim.places import PACKAGE
 from clustersim.types import InputError, Trace
+from clustersim.workload import fit
 from clustersim.workload.fit import LAGS, _correlation, _memory, fit_counts, fit_tokens, sample_like, sequences_of
 from clustersim.workload.fit_score import LIMITS, distances, score_fit, split
 from clustersim.workload.sampler_parameters import changed, load_parameters, read_parameters
@@ -74,9 +75,9 @@ def test_a_fit_is_the_same_twice(fitted):
 
 
 def test_the_shipped_trace_is_within_all_limits():
-    """One split of a third of the trace; the whole table is `clustersim fit PATH --score`."""
+    """One split of a quarter of the trace; the whole table is `clustersim fit PATH --score`."""
     trace = read_trace(TINY)
-    some = take(trace, np.flatnonzero(trace.seq % 3 == 0))
+    some = take(trace, np.flatnonzero(trace.seq % 4 == 0))
     scores = score_fit(some, seeds=1)
     assert [score.statistic for score in scores] == list(LIMITS)
     for score in scores:
@@ -125,6 +126,16 @@ def test_what_a_trace_cannot_tell_is_said_and_left_at_the_preset():
     one = take(sampled_trace(sequences=1, length=400), np.arange(400))
     _, notes = fit_tokens(one, rounds=2)
     assert any(note.startswith("there is one sequence: topic") for note in notes)
+
+
+def test_of_a_large_trace_a_part_is_sampled_anew_and_all_is_counted(monkeypatch):
+    monkeypatch.setattr(fit, "MOST", 1000)
+    trace = sampled_trace(sequences=30, length=50)
+    parameters, notes = fit_tokens(trace, rounds=1)
+    assert notes == ("loads are those of all tokens, everything else is fitted to 1,000 of 1,500",)
+    own = trace.expert_ids[np.isin(trace.seq, [s for s, name in trace.domain.items() if name == "b"]), 1]
+    counted = np.bincount(own.ravel(), minlength=16) + 0.5
+    np.testing.assert_allclose(parameters.domains[1].load[1], counted / counted.sum())
 
 
 def test_traces_that_cannot_be_fitted_or_split_are_refused():
