@@ -58,7 +58,7 @@ def setting_of(run: Run, cluster: Cluster, exchange: Callable[..., Transfers]) -
             f"the memory of a GPU is {format_bytes(cluster.gpu.memory)}"
         )
     setting = Setting(
-        model=model, cluster=cluster, room=room, exchange=exchange, timed=run.config["compute"]["name"] == "roofline",
+        model=model, cluster=cluster, room=room, exchange=exchange, timed=run.config["compute"]["name"] != "none",
         replica=replica, seed=run.seed,
     )
     return setting, with_replica(pick(placements, name, **options), replica)

@@ -21,11 +21,12 @@ from clustersim import network as networks
 from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, compose
 from clustersim.deciding import Plan
-from clustersim.engine import compute
+from clustersim.engine import compute, timing
 from clustersim.engine.gpu import LayerWork, Played, play, time_alone
 from clustersim.inputs import contents, plan_from, setting_of, stream_from
+from clustersim.kernels import load_kernel
 from clustersim.network import packets
-from clustersim.pick import pick
+from clustersim.pick import bind, find, pick
 from clustersim.placement.measures import Measured, measure
 from clustersim.placement.past import Room
 from clustersim.placement.replicas import chosen_slots
@@ -53,7 +54,7 @@ from clustersim.workload.capacity_padding import padding_rows, rows_by_source
 from clustersim.workload.routing import Router, router_from
 from clustersim.workload.streams import Stream
 
-PHYSICS = 2             # raised whenever the same config gives other numbers; part of every run_id
+PHYSICS = 3             # raised whenever the same config gives other numbers; part of every run_id
 
 VERSIONS = ("numpy", "numba", "polars", "simpy")        # packages whose versions run.json tells
 
@@ -102,6 +103,7 @@ class _Parts:
     placements: tuple[Placement, ...]       # of its MoE layers
     exchange: Callable[..., Any]
     network: Callable[..., Any]
+    timing: timing.Timing
     rule: capacities.Rule
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
@@ -159,8 +161,8 @@ def _assemble(run: Run) -> _Parts:
     exchange_name, exchange_options = run.options("exchange")
     exchange = pick(exchanges, exchange_name, **exchange_options)
     setting, place = setting_of(run, cluster, exchange)
-    if config["compute"]["name"] not in ("roofline", "none"):
-        raise InputError(f"compute={config['compute']['name']}: must be roofline or none")
+    name, options = run.options("compute")
+    timed = bind("compute", name, find(timing, name, "compute"), options)(model, cluster.gpu)
     name, options = run.options("router")
     router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
     rule = capacities.rule_from(config["capacity"])
@@ -189,6 +191,7 @@ def _assemble(run: Run) -> _Parts:
         rule=rule,
         top_k=router.options.get("k") or run.model.top_k,
         protected=capacities.protected_tokens(capacities.stream(run.seed), rule, stream.steps[0].context),
+        timing=timed,
         trace_sha256=digest,
     )
 
@@ -279,15 +282,13 @@ def _layer(
 ) -> tuple[LayerWork, LayerCounts | None, Measured | None]:
     """What the GPUs have to do in one layer, what its router did, and how the placement served it (None: no token is known)."""
     model, cluster, tokens = parts.run.model, parts.cluster, parts.workload
-    n, gpu = cluster.n_gpus, cluster.gpu
+    n, idle = cluster.n_gpus, np.zeros(cluster.n_gpus)
     per_gpu = np.bincount(tokens.source, minlength=n)
-    timed = parts.run.config["compute"]["name"] == "roofline"
-    idle = np.zeros(n)
     context = compute.context_sums(model, layer, tokens.context, tokens.source, n)
-    attention = compute.attention_seconds(model, gpu, layer, per_gpu, context) if timed else idle
+    attention = parts.timing.attention(layer, per_gpu, context)
     moe_layer = layer - model.n_dense_layers
     if moe_layer < 0:
-        dense = compute.dense_seconds(model, gpu, per_gpu) if timed else idle
+        dense = parts.timing.dense(per_gpu)
         return LayerWork(attention_s=attention, expert_s=idle, other_s=dense, dispatch=None, combine=None), None, None
     if tokens.count is not None:
         return *_counted_layer(parts, layer, tokens.count(moe_layer), attention, per_gpu), None
@@ -303,8 +304,8 @@ def _layer(
     in_slot = rows.sum(axis=0)
     work = LayerWork(
         attention_s=attention,
-        expert_s=compute.expert_seconds(model, gpu, in_slot + computed, placement.gpu_of, n) if timed else idle,
-        other_s=compute.shared_seconds(model, gpu, per_gpu) if timed else idle,
+        expert_s=parts.timing.experts(in_slot + computed, placement.gpu_of, n),
+        other_s=parts.timing.shared(per_gpu),
         dispatch=dispatch,
         combine=combine,
     )
@@ -322,8 +323,7 @@ def _counted_layer(
 ) -> tuple[LayerWork, LayerCounts]:
     """As `_layer`, where only counts [gpus, experts] are known: their rows travel as padding does, without any token."""
     model, cluster, placement = parts.run.model, parts.cluster, parts.placements[layer - parts.run.model.n_dense_layers]
-    n, gpu = cluster.n_gpus, cluster.gpu
-    timed = parts.run.config["compute"]["name"] == "roofline"
+    n = cluster.n_gpus
     rows = counts[:, placement.expert_of]                   # [gpus, slots]: every expert has one
     nobody = np.zeros((0, model.top_k), np.int64)
     routing = Routing(
@@ -333,8 +333,8 @@ def _counted_layer(
     in_slot = rows.sum(axis=0)
     work = LayerWork(
         attention_s=attention,
-        expert_s=compute.expert_seconds(model, gpu, in_slot, placement.gpu_of, n) if timed else np.zeros(n),
-        other_s=compute.shared_seconds(model, gpu, per_gpu) if timed else np.zeros(n),
+        expert_s=parts.timing.experts(in_slot, placement.gpu_of, n),
+        other_s=parts.timing.shared(per_gpu),
         dispatch=dispatch,
         combine=combine,
     )
@@ -426,6 +426,7 @@ def _provenance(parts: _Parts, notes: Sequence[str]) -> tuple[str, dict[str, Any
         "config": {**config, "topology": {"name": run.topology, **config["topology"]}},
         "trace_sha256": parts.trace_sha256,
         "physics": PHYSICS,
+        "compute_constants": load_kernel(constants).digest if (constants := run.config["compute"].get("constants")) else None,
     }
     if run.config["decide"]["name"] == "load_file":
         depends["load_sha256"] = contents(Path(str(run.config["decide"]["path"])))
