@@ -16,7 +16,7 @@ from clustersim.places import GROUPS, group_folder, options
 if TYPE_CHECKING:
     from clustersim.simulation import Result
 
-NOT_BUILT = ("report", "compare", "convert", "calibrate")
+NOT_BUILT = ("report", "compare", "calibrate")
 USAGE = """\
 clustersim: a cluster that runs a mixture-of-experts model, simulated from router decisions to seconds
 
@@ -25,8 +25,10 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
   clustersim +experiment=NAME       a study
   clustersim --cfg [KEY=VALUE ...]  the whole config of a run, without running it
   clustersim list [GROUP]           all options, one line each
-  clustersim inspect PATH           what a topology, a trace or the folder of a run is
+  clustersim inspect PATH           what a topology, a model, a trace or the folder of a run is
                                     (--plot draws a topology; -o FILE.png says where)
+  clustersim convert CONFIG.json --from hf-config [-o MODEL.yaml]
+                                    a model from a Hugging Face configuration, for model=MODEL.yaml
   clustersim fit TRACE [-o FILE]    what the sampler has to be told to look like a trace; for trace.parameters=FILE
   clustersim fit PATH --score       how well that works, on sequences held out; PATH a trace, or a folder of them
   clustersim capture tiny           train a small model in PyTorch and record its router
@@ -75,7 +77,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(__version__)
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
-        "list": _list, "inspect": _inspect, "fit": _fit, "capture": _capture, "run": _run,
+        "list": _list, "inspect": _inspect, "convert": _convert, "fit": _fit, "capture": _capture, "run": _run,
         "validate": _validate,
     }  # fmt: skip
     first = arguments[0] if arguments else ""
@@ -241,6 +243,47 @@ def _inspect(arguments: list[str]) -> int:
     Console(highlight=False).print(inspection.inspect_path(paths[0]))
     if picture is not None:
         print(f"drawn in {picture}")
+    return 0
+
+
+def _convert(arguments: list[str]) -> int:
+    from clustersim.types import InputError
+
+    rest = [a for a in arguments if a not in ("--from", "hf-config")]
+    out = rest.pop(rest.index("-o") + 1) if "-o" in rest[:-1] else None
+    rest = [a for a in rest if a != "-o"]
+    if "hf-config" not in arguments or len(rest) != 1:
+        raise InputError(f"{' '.join(['convert', *arguments])}: write convert CONFIG.json --from hf-config [-o MODEL.yaml]")
+    return _convert_model(Path(rest[0]), out)
+
+
+def _convert_model(source: Path, out: str | None) -> int:
+    """A model for `model=FILE` from the `config.json` of a Hugging Face checkpoint; without -o it is printed."""
+    import json
+
+    import yaml
+
+    from clustersim.architecture import describe
+    from clustersim.hf_config import model_from_hf_config
+    from clustersim.types import InputError
+
+    try:
+        config = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"convert {source}: there is no such file") from None
+    except ValueError as error:
+        raise InputError(f"convert {source}: not JSON: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"convert {source}: holds no configuration")
+    model = model_from_hf_config(config, str(source))
+    counted = describe(model)
+    told = f"{counted.total_params / 1e9:.4g} billion parameters, {counted.active_params / 1e9:.4g} active"
+    text = f"# {model['name']}: {told}; converted from {source.name}\n{yaml.safe_dump(model, sort_keys=False)}"
+    if out is None:
+        print(text, end="")
+    else:
+        Path(out).write_text(text, encoding="utf-8")
+        print(f"{told}, in {out}")
     return 0
 
 
