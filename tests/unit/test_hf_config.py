@@ -114,7 +114,8 @@ CHECKPOINTS = {
     },
     "jamba_1_5_large": {
         "model_type": "jamba", "hidden_size": 8192, "intermediate_size": 24576, "num_hidden_layers": 72,
-        "num_attention_heads": 64, "num_key_value_heads": 8, "num_experts": 16, "num_experts_per_tok": 2, "attn_layer_period": 8, "attn_layer_offset": 4,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "num_experts": 16, "num_experts_per_tok": 2,
+        "attn_layer_period": 8, "attn_layer_offset": 4,
         "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_expand": 2, "mamba_d_state": 16, "mamba_d_conv": 4,
         "mamba_dt_rank": 512, "vocab_size": 65536,
     },
