@@ -249,36 +249,22 @@ def _inspect(arguments: list[str]) -> int:
 def _convert(arguments: list[str]) -> int:
     from clustersim.types import InputError
 
+    if "hf-config" in arguments:
+        return _convert_model(arguments)
+    raise InputError(f"{' '.join(['convert', *arguments])}: write convert CONFIG.json --from hf-config [-o MODEL.yaml]")
+
+
+def _convert_model(arguments: list[str]) -> int:
+    """A model for `model=FILE` from the configuration of a Hugging Face checkpoint; without -o it is printed."""
+    from clustersim.hf_config import converted
+    from clustersim.types import InputError
+
     rest = [a for a in arguments if a not in ("--from", "hf-config")]
     out = rest.pop(rest.index("-o") + 1) if "-o" in rest[:-1] else None
     rest = [a for a in rest if a != "-o"]
-    if "hf-config" not in arguments or len(rest) != 1:
-        raise InputError(f"{' '.join(['convert', *arguments])}: write convert CONFIG.json --from hf-config [-o MODEL.yaml]")
-    return _convert_model(Path(rest[0]), out)
-
-
-def _convert_model(source: Path, out: str | None) -> int:
-    """A model for `model=FILE` from the `config.json` of a Hugging Face checkpoint; without -o it is printed."""
-    import json
-
-    import yaml
-
-    from clustersim.architecture import describe
-    from clustersim.hf_config import model_from_hf_config
-    from clustersim.types import InputError
-
-    try:
-        config = json.loads(source.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"convert {source}: there is no such file") from None
-    except ValueError as error:
-        raise InputError(f"convert {source}: not JSON: {str(error).splitlines()[0]}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"convert {source}: holds no configuration")
-    model = model_from_hf_config(config, str(source))
-    counted = describe(model)
-    told = f"{counted.total_params / 1e9:.4g} billion parameters, {counted.active_params / 1e9:.4g} active"
-    text = f"# {model['name']}: {told}; converted from {source.name}\n{yaml.safe_dump(model, sort_keys=False)}"
+    if len(rest) != 1:
+        raise InputError(f"{' '.join(['convert', *arguments])}: takes one CONFIG.json, and -o MODEL.yaml")
+    told, text = converted(Path(rest[0]))
     if out is None:
         print(text, end="")
     else:

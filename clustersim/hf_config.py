@@ -1,10 +1,13 @@
-"""A Hugging Face `config.json` as a model of ours. Reads one mapping; loads no weights and asks no server."""
+"""A Hugging Face `config.json` as a model of ours. Reads one file; loads no weights and asks no server."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from clustersim.architecture import describe
 from clustersim.pick import did_you_mean
 from clustersim.types import InputError
 
@@ -24,6 +27,28 @@ class _Reader:
         if default is ...:
             raise InputError(f"{self.where}: {key} is missing, which a {self.config.get('model_type')} has")
         return default
+
+
+def converted(source: Path) -> tuple[str, str]:
+    """What a checkpoint's `config.json` describes: in a few words, and as the text of a file of `conf/model`.
+
+    Raises:
+        InputError: no such file, no JSON, or what `model_from_hf_config` refuses.
+    """
+    import yaml
+
+    try:
+        config = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"convert {source}: there is no such file") from None
+    except ValueError as error:
+        raise InputError(f"convert {source}: not JSON: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"convert {source}: holds no configuration")
+    model = model_from_hf_config(config, str(source))
+    counted = describe(model)
+    told = f"{counted.total_params / 1e9:.4g} billion parameters, {counted.active_params / 1e9:.4g} active"
+    return told, f"# {model['name']}: {told}; converted from {source.name}\n{yaml.safe_dump(model, sort_keys=False)}"
 
 
 def model_from_hf_config(config: Config, where: str = "config.json") -> dict[str, Any]:
@@ -168,10 +193,11 @@ def _router(c: _Reader) -> dict[str, Any]:
     """How the router was trained, for router=model."""
     if c("n_group", default=None) is not None and c("topk_method", default="noaux_tc") != "greedy":
         sigmoid = c("scoring_func", default="sigmoid") == "sigmoid"
+        judged = {"group_score": "top2" if sigmoid else "max"} if c("n_group") > 1 else {}
         return {
             "name": "group_limited", "score": "sigmoid" if sigmoid else "softmax", "n_groups": c("n_group"),
-            "best_groups": c("topk_group"), "group_score": "top2" if sigmoid else "max",
-            "renormalise": bool(c("norm_topk_prob", default=True)), "scale": float(c("routed_scaling_factor", default=1.0)),
+            "best_groups": c("topk_group"), **judged, "renormalise": bool(c("norm_topk_prob", default=True)),
+            "scale": float(c("routed_scaling_factor", default=1.0)),
         }  # fmt: skip
     after = c("model_type") in ("mixtral", "gpt_oss")
     rest = {} if after else {"renormalise": bool(c("norm_topk_prob", default=False))}
