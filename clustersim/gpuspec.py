@@ -63,7 +63,9 @@ class GpuSpec:
         """
         for key in _KERNELS:
             if getattr(self, key) is None:
-                raise InputError(f"topology.gpu.{key}: {self.name} does not say it, and compute=kernels needs it (roofline does not)")
+                raise InputError(
+                    f"topology.gpu.{key}: {self.name} does not say it, and compute=kernels needs it (roofline does not)"
+                )
 
 
 def _given(value: float | None) -> float:
