@@ -5,8 +5,14 @@ their experts, "combine" takes the results home. Options are keyword-only. What 
 """
 
 from clustersim.exchange.alltoall import direct
+from clustersim.exchange.collective import nccl_alltoall
+from clustersim.exchange.deepep import deepep_low_latency, deepep_low_latency_rdma, deepep_normal
 from clustersim.exchange.hierarchical import node_dedup
+from clustersim.exchange.onesided import rank_dedup, trtllm_one_sided
 
-__all__ = ["direct", "node_dedup"]
+__all__ = [
+    "deepep_low_latency", "deepep_low_latency_rdma", "deepep_normal", "direct", "nccl_alltoall", "node_dedup", "rank_dedup",
+    "trtllm_one_sided",
+]  # fmt: skip
 
 PADDING = frozenset({"direct"})         # those that send the rows of `routing.padding`; the others must not be given any

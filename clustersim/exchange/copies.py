@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from clustersim.gpuspec import GpuSpec
 from clustersim.placement.replicas import chosen_slots
 from clustersim.types import Ints, Placement, Routing
 
@@ -23,6 +24,8 @@ class Gpus(Protocol):
     def node_of(self) -> Ints: ...          # [gpus]
     @property
     def local_of(self) -> Ints: ...         # [gpus] place inside the node
+    @property
+    def gpu(self) -> GpuSpec: ...
 
 
 class TokenBytes(Protocol):
@@ -30,6 +33,8 @@ class TokenBytes(Protocol):
 
     @property
     def top_k(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
     @property
     def dispatch_token_bytes(self) -> float: ...    # one token on its way to an expert, scales included
     @property
