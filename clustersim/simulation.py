@@ -21,8 +21,9 @@ from clustersim import network as networks
 from clustersim import placement as placements
 from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, compose, whole
-from clustersim.engine import compute
+from clustersim.engine import compute, timing
 from clustersim.engine.gpu import LayerWork, Played, play
+from clustersim.kernels import load_kernel
 from clustersim.network import packets
 from clustersim.pick import bind, did_you_mean, find, pick
 from clustersim.placement.replicas import chosen_slots
@@ -46,7 +47,7 @@ from clustersim.workload.routing import Router, rerouted, router_from
 from clustersim.workload.sampler_parameters import parameters_file
 from clustersim.workload.trace import read_trace
 
-PHYSICS = 2             # raised whenever the same config gives other numbers; part of every run_id
+PHYSICS = 3             # raised whenever the same config gives other numbers; part of every run_id
 
 VERSIONS = ("numpy", "numba", "polars", "simpy")        # packages whose versions run.json tells
 
@@ -92,6 +93,7 @@ class _Parts:
     placement: Placement
     exchange: Callable[..., Any]
     network: Callable[..., Any]
+    timing: timing.Timing
     rule: capacities.Rule
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
@@ -143,8 +145,8 @@ def _assemble(run: Run) -> _Parts:
     slots = default_slots(model.n_experts, n) if slots is None else whole("placement.slots", slots, least=1)
     placement = replace(pick(placements, name, **options)(model.n_experts, slots, n), replica=replica)
     find(placements.replicas, replica, "placement.replica")        # a misspelt rule is found now, not in the first layer
-    if config["compute"]["name"] not in ("roofline", "none"):
-        raise InputError(f"compute={config['compute']['name']}: must be roofline or none")
+    name, options = run.options("compute")
+    timed = bind("compute", name, find(timing, name, "compute"), options)(model, cluster.gpu)
     name, options = run.options("router")
     router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
     workload, digest = _workload(run, n, router.extra)
@@ -173,6 +175,7 @@ def _assemble(run: Run) -> _Parts:
         network=pick(networks, network_name, **network_options),
         rule=rule,
         top_k=router.options.get("k") or run.model.top_k,
+        timing=timed,
         protected=capacities.protected_tokens(capacities.stream(run.seed), rule, workload.context),
         trace_sha256=digest,
     )
@@ -254,15 +257,13 @@ def _play(parts: _Parts, rule: capacities.Rule, progress: Progress) -> tuple[Pla
 def _layer(parts: _Parts, layer: int, rule: capacities.Rule) -> tuple[LayerWork, LayerCounts | None]:
     """What the GPUs have to do in one layer, and what its router did."""
     model, cluster, tokens = parts.run.model, parts.cluster, parts.workload
-    n, gpu = cluster.n_gpus, cluster.gpu
+    n, idle = cluster.n_gpus, np.zeros(cluster.n_gpus)
     per_gpu = np.bincount(tokens.source, minlength=n)
-    timed = parts.run.config["compute"]["name"] == "roofline"
-    idle = np.zeros(n)
     context = compute.context_sums(model, layer, tokens.context, tokens.source, n)
-    attention = compute.attention_seconds(model, gpu, layer, per_gpu, context) if timed else idle
+    attention = parts.timing.attention(layer, per_gpu, context)
     moe_layer = layer - model.n_dense_layers
     if moe_layer < 0:
-        dense = compute.dense_seconds(model, gpu, per_gpu) if timed else idle
+        dense = parts.timing.dense(per_gpu)
         return LayerWork(attention_s=attention, expert_s=idle, other_s=dense, dispatch=None, combine=None), None
     if tokens.count is not None:
         return _counted_layer(parts, layer, tokens.count(moe_layer), attention, per_gpu)
@@ -278,8 +279,8 @@ def _layer(parts: _Parts, layer: int, rule: capacities.Rule) -> tuple[LayerWork,
     in_slot = rows.sum(axis=0)
     work = LayerWork(
         attention_s=attention,
-        expert_s=compute.expert_seconds(model, gpu, in_slot + computed, parts.placement.gpu_of, n) if timed else idle,
-        other_s=compute.shared_seconds(model, gpu, per_gpu) if timed else idle,
+        expert_s=parts.timing.experts(in_slot + computed, parts.placement.gpu_of, n),
+        other_s=parts.timing.shared(per_gpu),
         dispatch=dispatch,
         combine=combine,
     )
@@ -295,8 +296,7 @@ def _counted_layer(
 ) -> tuple[LayerWork, LayerCounts]:
     """As `_layer`, where only counts [gpus, experts] are known: their rows travel as padding does, without any token."""
     model, cluster, placement = parts.run.model, parts.cluster, parts.placement
-    n, gpu = cluster.n_gpus, cluster.gpu
-    timed = parts.run.config["compute"]["name"] == "roofline"
+    n = cluster.n_gpus
     rows = counts[:, placement.expert_of]                   # [gpus, slots]: every expert has one
     nobody = np.zeros((0, model.top_k), np.int64)
     routing = Routing(
@@ -306,8 +306,8 @@ def _counted_layer(
     in_slot = rows.sum(axis=0)
     work = LayerWork(
         attention_s=attention,
-        expert_s=compute.expert_seconds(model, gpu, in_slot, placement.gpu_of, n) if timed else np.zeros(n),
-        other_s=compute.shared_seconds(model, gpu, per_gpu) if timed else np.zeros(n),
+        expert_s=parts.timing.experts(in_slot, placement.gpu_of, n),
+        other_s=parts.timing.shared(per_gpu),
         dispatch=dispatch,
         combine=combine,
     )
@@ -397,6 +397,7 @@ def _provenance(parts: _Parts, notes: Sequence[str]) -> tuple[str, dict[str, Any
         "config": {**config, "topology": {"name": run.topology, **config["topology"]}},
         "trace_sha256": parts.trace_sha256,
         "physics": PHYSICS,
+        "compute_constants": load_kernel(constants).digest if (constants := run.config["compute"].get("constants")) else None,
     }
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
     return digest[:12], {

@@ -36,9 +36,8 @@ def where(cluster: Cluster, options: Mapping[str, Any], **more: float) -> dict[s
 
 def _normal(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:
     sms = options.get("sms", 24)
-    have = getattr(cluster.gpu, "sms", None)
-    if have is not None and sms > have:
-        raise InputError(f"exchange.sms={sms}: {cluster.gpu.name} has {have} SMs")
+    if cluster.gpu.sms is not None and sms > cluster.gpu.sms:
+        raise InputError(f"exchange.sms={sms}: {cluster.gpu.name} has {cluster.gpu.sms} SMs")
     rate = sms / 2 * kernel["sm_rate"]
     return equip(
         cluster, {"sm_send": rate, "sm_forward": rate}, nvlink=kernel["nvlink_share"], nic=kernel["nic_share"]

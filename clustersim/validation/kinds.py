@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from clustersim.validation.exchanges import exchange
+from clustersim.validation.gemms import expert_compute, gemm
 
-__all__ = ["exchange"]
+__all__ = ["exchange", "expert_compute", "gemm"]
 
 NOT_YET = {                     # kinds that rows of the table have and nothing simulates
-    "expert_compute": "the compute of experts is not simulated yet",
-    "gemm": "single GEMMs are not simulated yet",
     "step": "whole steps are not simulated yet",
     "imbalance": "imbalance before and after a placement is not simulated yet",
     "distinct": "distinct nodes and ranks are not counted yet",

@@ -22,7 +22,7 @@ def test_the_default_run_is_the_one_of_the_main_job():
     assert run.options("placement") == ("contiguous", {"slots": None, "replica": "token_hash"})
     assert run.options("exchange") == ("node_dedup", {"chunk_tokens": 16, "metadata_bytes": None})
     assert run.options("network") == ("fluid", {"resolution": 0.0})
-    assert run.options("compute") == ("roofline", {})
+    assert run.options("compute") == ("kernels", {"tiles": "deepgemm_2025_07", "constants": "gemm", "sms_taken": 0})
     assert run.config["topology"]["nodes"] * run.config["topology"]["gpus_per_node"] == 64
 
 
