@@ -23,6 +23,7 @@ from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, compose, whole
 from clustersim.engine import compute, timing
 from clustersim.engine.gpu import LayerWork, Played, play
+from clustersim.exchange.software import beyond, equipped, kernel_digest
 from clustersim.kernels import load_kernel
 from clustersim.network import packets
 from clustersim.pick import bind, did_you_mean, find, pick
@@ -98,6 +99,7 @@ class _Parts:
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
     trace_sha256: str | None
+    beyond: tuple[str, ...]                 # what is used outside the range that it was calibrated in
 
 
 def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda fraction, what: None) -> Result:
@@ -157,7 +159,10 @@ def _assemble(run: Run) -> _Parts:
         near=lambda gpu: _held_near(placement, cluster, run.model.n_experts, gpu),
     )  # fmt: skip
     exchange_name, exchange_options = run.options("exchange")
+    cluster = equipped(exchange_name, exchange_options, cluster)
     network_name, network_options = run.options("network")
+    if network_name == "packet" and len(cluster.links) > cluster.n_wires:
+        raise InputError(f"network=packet: exchange={exchange_name} copies by SMs, which are no queues; use network=fluid or bound")
     rule = capacities.rule_from(config["capacity"])
     if rule.sends_padding and ":" not in exchange_name and exchange_name not in exchanges.PADDING:
         key = "pad=true" if rule.pad else f"pad_multiple={rule.pad_multiple}"
@@ -172,6 +177,7 @@ def _assemble(run: Run) -> _Parts:
         workload=workload,
         placement=placement,
         exchange=pick(exchanges, exchange_name, **exchange_options),
+        beyond=beyond(exchange_name, exchange_options, cluster, tokens_per_gpu=workload.source.size / n),
         network=pick(networks, network_name, **network_options),
         rule=rule,
         top_k=router.options.get("k") or run.model.top_k,
@@ -374,7 +380,7 @@ def _leaf(config: Mapping[str, Any], key: str) -> Any:
 
 def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     """What a reader of the result has to know about how it came about."""
-    notes = list(parts.workload.notes)
+    notes = [*parts.workload.notes, *parts.beyond]
     if parts.run.config["trace"]["name"] in ("tiny", "file") and numbers["drop_rate"] + numbers["rerouted_rate"] > 0:
         notes.append("the trace is open loop: a dropped token would have changed the choices of later layers")
     replicated = parts.placement.n_slots > parts.run.model.n_experts and parts.placement.replica == "token_hash"

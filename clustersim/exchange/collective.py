@@ -20,7 +20,7 @@ def nccl_alltoall(
     phase: str, routing: Routing, placement: Placement, cluster: Gpus, model: TokenBytes,
     *, kernel: str = "nccl", dispatch_payload: str | None = None, combine_payload: str | None = None,
 ) -> Transfers:
-    """The copies of `direct`, sent as NCCL sends them: all pairs at once, each by its channels; pairs without bytes are skipped."""
+    """The copies of `direct` as NCCL sends them: all pairs at once, each by its channels; pairs without bytes are skipped."""
     plain = direct(phase, routing, placement, cluster, loaded(model, dispatch_payload, combine_payload))
     return in_channels(plain, cluster, load_kernel(kernel))
 
@@ -45,7 +45,8 @@ def in_channels(plain: Transfers, cluster: Gpus, kernel: Kernel) -> Transfers:
                    np.where(small, kernel["net_ll"], kernel["net_simple"]))
     channels = min(kernel["channels_per_peer"], kernel["channels"] / 2 ** np.ceil(np.log2(max(2, cluster.n_gpus))))
     piece = np.minimum(plain.nbytes / max(1.0, channels), np.where(inside, kernel["chunk_nvlink"], kernel["chunk_net"]))
-    release = slowness * (base + np.maximum(0.0, hop - kernel["hop_in_wires"]) + np.where(small, 0.0, 2 * piece / kernel["sm_rate"]))
+    copied_out = np.where(small, 0.0, 2 * piece / kernel["sm_rate"])       # by an SM that sends at the same time
+    release = slowness * (base + np.maximum(0.0, hop - kernel["hop_in_wires"]) + copied_out)
     return replace(
         plain, release=release, nbytes=np.where(small, 2 * plain.nbytes, plain.nbytes), chunk=plain.chunk,
         messages=np.ceil(plain.nbytes / piece), logical_bytes=float(plain.nbytes.sum()),

@@ -52,7 +52,8 @@ def deepep_normal(
     start = phases * constants["launch"] + (constants["notify"] if notify and phase == "dispatch" else 0.0)
     token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
     return replace(
-        plain, release=np.full(plain.n, start), lanes=_copying(phase, plain, by_channel, to_node, tokens, cluster, copy_bytes, constants),
+        plain, release=np.full(plain.n, start),
+        lanes=_copying(phase, plain, by_channel, to_node, tokens, cluster, copy_bytes, constants),
         messages=np.ceil(plain.nbytes / (copy_bytes * chunk_tokens)),
         logical_bytes=float((to_node if cluster.n_nodes > 1 else to_gpu).sum() * token),
     )  # fmt: skip

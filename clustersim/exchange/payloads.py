@@ -40,9 +40,8 @@ def payload_bytes(name: str, hidden: int, key: str = "payload") -> float:
         InputError: a format that nothing is known of.
     """
     if name not in PAYLOADS:
-        raise InputError(
-            f"{key}={name}: there is no data sheet of this format{did_you_mean(str(name), PAYLOADS)} (known: {', '.join(PAYLOADS)})"
-        )
+        near = did_you_mean(str(name), PAYLOADS)
+        raise InputError(f"{key}={name}: there is no data sheet of this format{near} (known: {', '.join(PAYLOADS)})")
     return PAYLOADS[name](hidden)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,10 +29,22 @@ def equipped(name: str, options: Mapping[str, Any], cluster: Cluster) -> Cluster
     return EQUIPMENT[name](kernel, cluster, options)
 
 
-def where(cluster: Cluster, options: Mapping[str, Any], **more: float) -> dict[str, float]:
-    """What is compared with the range that a kernel's constants cover."""
+def beyond(name: str, options: Mapping[str, Any], cluster: Cluster, **more: float) -> tuple[str, ...]:
+    """What to say of an exchange used outside the range that its kernel's constants were found in; () inside or without one."""
+    if name not in EQUIPMENT:
+        return ()
     asked = {"gpus": cluster.n_gpus, "nodes": cluster.n_nodes, **more}
-    return asked | ({"sms": options["sms"]} if "sms" in options else {})
+    asked |= {"sms": options["sms"]} if options.get("sms") is not None else {}
+    return load_kernel(options.get("kernel") or DEFAULT_KERNEL[name]).beyond(asked)
+
+
+def kernel_digest(name: str, options: Mapping[str, Any]) -> str | None:
+    """sha256 of all the constants that an exchange is priced with; None without a kernel."""
+    if name not in EQUIPMENT:
+        return None
+    kernel = load_kernel(options.get("kernel") or DEFAULT_KERNEL[name])
+    values = sorted((key, one.value) for key, one in kernel.constants.items())
+    return hashlib.sha256(repr((kernel.digest, values)).encode()).hexdigest()
 
 
 def _normal(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:
@@ -42,6 +55,10 @@ def _normal(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Clu
     return equip(
         cluster, {"sm_send": rate, "sm_forward": rate}, nvlink=kernel["nvlink_share"], nic=kernel["nic_share"]
     )
+
+
+def _two_ways(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:
+    return _normal(kernel, cluster, {"sms": SMS.get(kernel.name, 24), **options})
 
 
 def _low_latency(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:
@@ -62,9 +79,10 @@ def _nccl(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Clust
 
 EQUIPMENT: dict[str, Callable[[Kernel, Cluster, Mapping[str, Any]], Cluster]] = {
     "deepep_normal": _normal, "deepep_low_latency": _low_latency, "deepep_low_latency_rdma": _low_latency,
-    "trtllm_one_sided": _one_sided, "nccl_alltoall": _nccl,
+    "trtllm_one_sided": _one_sided, "nccl_alltoall": _nccl, "hybrid_ep": _two_ways, "deepep_v2": _two_ways,
 }  # fmt: skip
 DEFAULT_KERNEL = {
     "deepep_normal": "deepep_v1", "deepep_low_latency": "deepep_low_latency", "deepep_low_latency_rdma": "deepep_low_latency",
-    "trtllm_one_sided": "trtllm_one_sided", "nccl_alltoall": "nccl",
+    "trtllm_one_sided": "trtllm_one_sided", "nccl_alltoall": "nccl", "hybrid_ep": "hybrid_ep", "deepep_v2": "deepep_v2",
 }  # fmt: skip
+SMS = {"hybrid_ep": 16}     # that an exchange takes unless told; else 24

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -12,12 +12,11 @@ from clustersim import exchange as exchanges
 from clustersim.cluster import Cluster
 from clustersim.exchange.collective import nccl_bytes
 from clustersim.exchange.payloads import Loaded, payload_bytes
-from clustersim.exchange.software import DEFAULT_KERNEL, equipped
-from clustersim.kernels import load_kernel
+from clustersim.exchange.software import EQUIPMENT, beyond, equipped
 from clustersim.network.alone import exchange_times
 from clustersim.pick import did_you_mean, pick
 from clustersim.placement.static import contiguous
-from clustersim.types import InputError, Routing, Transfers
+from clustersim.types import Floats, InputError, Routing, Transfers
 from clustersim.validation.draws import routing_of
 from clustersim.validation.machines import machine
 from clustersim.validation.notes import needed, note, only
@@ -26,7 +25,9 @@ KEYS = (
     "gpu", "gpus", "gpus_per_node", "nic", "exchange", "phase", "tokens_per_gpu", "hidden", "top_k", "experts", "payload",
     "routing", "sms", "bytes_per_gpu", "kernel",
 )  # fmt: skip
-STATISTICS = {"mean": np.mean, "max": np.max, "rank0": lambda values: values[0]}
+STATISTICS: dict[str, Callable[[Floats], float]] = {
+    "mean": lambda each: float(each.mean()), "max": lambda each: float(each.max()), "rank0": lambda each: float(each[0]),
+}  # fmt: skip
 ENOUGH = 2048           # tokens on all GPUs together from which one draw is enough
 EXACT = 64              # GPUs up to which rates are exact; beyond they are agreed on every half percent
 
@@ -48,7 +49,7 @@ def exchange(case: Mapping[str, Any]) -> float:
     for draw in range(_draws(case)):
         transfers, cluster = _transfers(str(name), case, metric, draw)
         arrived = exchange_times(cluster, transfers, resolution=0.0 if cluster.n_gpus <= EXACT else 0.005)
-        seconds.append(float(STATISTICS[case["statistic"]](arrived)))
+        seconds.append(STATISTICS[case["statistic"]](arrived))
         moved.append((transfers.logical_bytes or float(transfers.nbytes.sum())) / cluster.n_gpus)
     mean = float(np.mean(seconds))
     if metric.startswith("seconds"):
@@ -68,15 +69,13 @@ def _draws(case: Mapping[str, Any]) -> int:
 
 def _transfers(name: str, case: Mapping[str, Any], metric: str, draw: int) -> tuple[Transfers, Cluster]:
     if name not in exchanges.__all__:
-        known = exchanges.__all__
-        raise InputError(f"case.exchange={name}: there is no such exchange{did_you_mean(name, known)} (known: {', '.join(known)})")
+        near = did_you_mean(name, exchanges.__all__)
+        raise InputError(f"case.exchange={name}: there is no such exchange{near} (known: {', '.join(exchanges.__all__)})")
     options = {key: case[key] for key in ("sms", "kernel") if case.get(key) is not None}
     plain = machine(case)
     cluster = equipped(name, options, plain)
-    asked = {"gpus": cluster.n_gpus, "nodes": cluster.n_nodes, **{k: case[k] for k in ("sms", "tokens_per_gpu") if case.get(k)}}
-    if name in DEFAULT_KERNEL:
-        for text in load_kernel(options.get("kernel", DEFAULT_KERNEL[name])).beyond(asked):
-            note(text)
+    for text in beyond(name, options, cluster, **{k: case[k] for k in ("tokens_per_gpu",) if case.get(k)}):
+        note(text)
     if case.get("bytes_per_gpu") is not None:
         if name != "nccl_alltoall":
             raise InputError(f"case.bytes_per_gpu: {name} is told tokens; bytes go with nccl_alltoall")
@@ -93,6 +92,8 @@ def _transfers(name: str, case: Mapping[str, Any], metric: str, draw: int) -> tu
     model = Loaded(top_k=top_k, hidden=hidden, dispatch_token_bytes=weight, combine_token_bytes=weight)
     if name == "deepep_normal":
         options["notify"] = "notify apart" not in metric
+    if name not in EQUIPMENT and "kernel" in options:
+        raise InputError(f"case.kernel={options['kernel']}: {name} has no kernel")
     function = pick(exchanges, name, **options)
     routing = _routing(str(case.get("routing", "uniform")), cluster.n_gpus, tokens, experts, top_k, draw)
     return function(phase, routing, contiguous(experts, experts, cluster.n_gpus), cluster, model), cluster

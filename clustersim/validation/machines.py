@@ -15,7 +15,8 @@ from clustersim.validation.notes import needed
 TOPOLOGIES = {                  # `gpu` of a case -> a file of topologies/
     "a100_sxm": "a100_sxm", "h100_sxm": "h100_sxm", "h200_sxm": "h200_sxm", "h800_sxm": "h800_sxm",
     "b200": "b200_hgx", "b300": "b300_hgx", "gb200": "gb200_nvl72", "gb300": "gb300_nvl72",
-    "b200_sxm": "b200_hgx", "b300_sxm": "b300_hgx", "a100": "a100_sxm", "h100": "h100_sxm", "h200": "h200_sxm", "h800": "h800_sxm",
+    "b200_sxm": "b200_hgx", "b300_sxm": "b300_hgx",
+    "a100": "a100_sxm", "h100": "h100_sxm", "h200": "h200_sxm", "h800": "h800_sxm",
 }  # fmt: skip
 NIC = re.compile(r"(\S+?[bB]/?p?s)(?: per GPU)?")
 
@@ -30,7 +31,8 @@ def machine(case: Mapping[str, Any]) -> Cluster:
     """
     (gpu,) = needed(case, "gpu")
     if gpu not in TOPOLOGIES:
-        raise InputError(f"case.gpu={gpu}: no topology has it{did_you_mean(str(gpu), TOPOLOGIES)} (known: {', '.join(TOPOLOGIES)})")
+        near = did_you_mean(str(gpu), TOPOLOGIES)
+        raise InputError(f"case.gpu={gpu}: no topology has it{near} (known: {', '.join(TOPOLOGIES)})")
     return _machine(TOPOLOGIES[gpu], case.get("gpus", 1), case.get("gpus_per_node"), case.get("nic"))
 
 
