@@ -23,7 +23,7 @@ from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, compose, whole
 from clustersim.engine import compute, timing
 from clustersim.engine.gpu import LayerWork, Played, play
-from clustersim.exchange.software import beyond, equipped, kernel_digest
+from clustersim.exchange.software import beyond, equipped
 from clustersim.kernels import load_kernel
 from clustersim.network import packets
 from clustersim.pick import bind, did_you_mean, find, pick
@@ -162,7 +162,7 @@ def _assemble(run: Run) -> _Parts:
     cluster = equipped(exchange_name, exchange_options, cluster)
     network_name, network_options = run.options("network")
     if network_name == "packet" and len(cluster.links) > cluster.n_wires:
-        raise InputError(f"network=packet: exchange={exchange_name} copies by SMs, which are no queues; use network=fluid or bound")
+        raise InputError(f"network=packet: exchange={exchange_name} copies by SMs, no queues; use network=fluid or bound")
     rule = capacities.rule_from(config["capacity"])
     if rule.sends_padding and ":" not in exchange_name and exchange_name not in exchanges.PADDING:
         key = "pad=true" if rule.pad else f"pad_multiple={rule.pad_multiple}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from clustersim.exchange.copies import Gpus, TokenBytes, count_copies, destinations
@@ -23,7 +25,7 @@ def pxn(
     if not chunk_tokens >= 1:
         raise InputError(f"exchange.chunk_tokens={chunk_tokens}: at least one token moves at a time")
     sent, token = _matrix(phase, routing, placement, cluster, model)
-    return _by_relay(sent * token, cluster, chunk_tokens * token)
+    return _by_relay(sent, cluster, chunk_tokens * token)
 
 
 def hierarchical_2d(
@@ -34,8 +36,8 @@ def hierarchical_2d(
     GPU i of a node first gets all that its node sends to GPUs i, wherever, so the NICs carry few large messages. Bytes are
     those of `pxn`; the two strided copies in memory are not priced. Source: Tutel (arXiv 2206.03382) §3.4.
     """
-    sent, token = _matrix(phase, routing, placement, cluster, model)
-    return _by_relay(sent * token, cluster, np.inf)
+    sent, _ = _matrix(phase, routing, placement, cluster, model)
+    return _by_relay(sent, cluster, np.inf)
 
 
 def tensor_expert(
@@ -63,7 +65,8 @@ def tensor_expert(
     other = (shares // tensor * tensor)[:, None] + np.arange(tensor)
     giver, taker = np.repeat(shares, tensor), other.ravel()
     giver, taker = giver[giver != taker], taker[giver != taker]
-    far, near = copies[home, away] * token, arrived[giver] * token
+    far: Floats = copies[home, away].astype(np.float64) * token
+    near: Floats = arrived[giver].astype(np.float64) * token
     none = np.zeros(0, np.int64)
     if phase == "dispatch":
         feeds = [np.flatnonzero(away == g) for g in giver]
@@ -74,10 +77,11 @@ def tensor_expert(
 
 def _matrix(
     phase: str, routing: Routing, placement: Placement, cluster: Gpus, model: TokenBytes
-) -> tuple[Ints, float]:
-    """Copies [gpus, gpus] from row to column, and what one weighs."""
+) -> tuple[Floats, float]:
+    """Bytes [gpus, gpus] from row to column, and of one copy."""
     copies = count_copies(routing.source, destinations(routing, placement, cluster), cluster.n_gpus, cluster.n_gpus)
-    return (copies, model.dispatch_token_bytes) if phase == "dispatch" else (copies.T, model.combine_token_bytes)
+    copies, token = (copies, model.dispatch_token_bytes) if phase == "dispatch" else (copies.T, model.combine_token_bytes)
+    return copies.astype(np.float64) * token, token
 
 
 def _by_relay(nbytes: Floats, cluster: Gpus, chunk: float) -> Transfers:
@@ -104,7 +108,7 @@ def _by_relay(nbytes: Floats, cluster: Gpus, chunk: float) -> Transfers:
 
 
 def _chained(
-    first: tuple[Ints, Ints, Floats], second: tuple[Ints, Ints, Floats], feeds: list[Ints], chunk: float
+    first: tuple[Any, Any, Floats], second: tuple[Any, Any, Floats], feeds: list[Ints], chunk: float
 ) -> Transfers:
     """Two hops: each transfer of the second follows the rows of the first in `feeds`, by pieces of `chunk` bytes."""
     src, dst, nbytes = (np.concatenate(pair) for pair in zip(first, second, strict=True))

@@ -176,7 +176,8 @@ def test_every_exchange_sends_exactly_the_copies_that_following_each_token_finds
     slots = pick(replicas, rule)(r.assigned, r.index, r.source, p, cluster.node_of)
     p = type(p)(gpu_of=p.gpu_of, expert_of=p.expert_of, replica=rule)
     hops, sizes, options, told = TOKEN_BY_TOKEN[name]
-    where = [(home, [int(p.gpu_of[s]) for s in row if s >= 0]) for home, row in zip(r.source.tolist(), slots.tolist(), strict=True)]
+    rows = zip(r.source.tolist(), slots.tolist(), strict=True)
+    where = [(home, [int(p.gpu_of[s]) for s in row if s >= 0]) for home, row in rows]
     function = pick(exchange, name, **options)
     for phase in ("dispatch", "combine"):
         turn = phase == "combine" and told is not None          # seen as if on the way to the expert
