@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clustersim.exchange.copies import Gpus, TokenBytes, count_copies, destinations, distinct
+from clustersim.exchange.copies import Gpus, TokenBytes, choice_copies, count_copies, destinations, distinct
 from clustersim.exchange.hierarchical import copy_bytes_of, forwarders_of, transfers_of
 from clustersim.exchange.payloads import loaded
 from clustersim.kernels import Kernel, load_kernel
@@ -149,7 +149,7 @@ def _puts(
     phase: str, routing: Routing, placement: Placement, cluster: Gpus, model: TokenBytes, kernel: str, *, rdma: bool
 ) -> Transfers:
     constants, n = load_kernel(kernel), cluster.n_gpus
-    copies = count_copies(routing.source, destinations(routing, placement, cluster), n, n)
+    copies = choice_copies(routing, placement, cluster)
     token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
     message = token + 16 if phase == "dispatch" else token
     logical = float(copies.sum() * token)

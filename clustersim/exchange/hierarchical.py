@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from clustersim.exchange.copies import Gpus, TokenBytes, count_copies, destinations, distinct
+from clustersim.exchange.copies import Gpus, TokenBytes, distinct_copies
 from clustersim.types import InputError, Ints, Placement, Routing, Transfers
 
 
@@ -42,7 +42,7 @@ def node_dedup(
     if not chunk_tokens >= 1:
         raise InputError(f"exchange.chunk_tokens={chunk_tokens}: at least one token moves at a time")
     copy_bytes = copy_bytes_of(phase, model, metadata_bytes)
-    to_gpu, to_node = node_copies(routing, placement, cluster)
+    to_gpu, to_node = distinct_copies(routing, placement, cluster)
     to_node[np.arange(cluster.n_gpus), cluster.node_of] = 0
     return transfers_of(phase, to_gpu, to_node, cluster, copy_bytes, chunk_tokens)
 
@@ -81,15 +81,6 @@ def transfers_of(
         src=src, dst=dst, nbytes=nbytes, release=np.zeros(src.size), chunk=np.full(src.size, chunk_tokens * copy_bytes),
         after_start=np.concatenate([[0], np.cumsum(parents)]), after=after,
     )
-
-
-def node_copies(routing: Routing, placement: Placement, cluster: Gpus) -> tuple[Ints, Ints]:
-    """Tokens of each GPU that are wanted on each GPU [gpus, gpus], itself too, and on each node [gpus, nodes]."""
-    gpus = destinations(routing, placement, cluster)
-    nodes = np.append(cluster.node_of, -1)[gpus]
-    to_gpu = count_copies(routing.source, distinct(gpus), cluster.n_gpus, cluster.n_gpus)
-    to_node = count_copies(routing.source, distinct(nodes), cluster.n_gpus, cluster.n_nodes)
-    return to_gpu, to_node
 
 
 def forwarders_of(cluster: Gpus) -> Ints:

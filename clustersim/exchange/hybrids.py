@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from clustersim.exchange.copies import Gpus, TokenBytes
-from clustersim.exchange.hierarchical import copy_bytes_of, forwarders_of, node_copies, transfers_of
+from clustersim.exchange.copies import Gpus, TokenBytes, distinct_copies
+from clustersim.exchange.hierarchical import copy_bytes_of, forwarders_of, transfers_of
 from clustersim.exchange.onesided import rank_dedup
 from clustersim.exchange.payloads import loaded
 from clustersim.kernels import load_kernel
@@ -28,7 +28,7 @@ def hybrid_ep(
     """
     constants, model = load_kernel(kernel), loaded(model, dispatch_payload, combine_payload)
     copy_bytes = copy_bytes_of(phase, model, metadata_bytes)
-    to_gpu, to_node = node_copies(routing, placement, cluster)
+    to_gpu, to_node = distinct_copies(routing, placement, cluster)
     away = to_node.copy()
     away[np.arange(cluster.n_gpus), cluster.node_of] = 0
     plain = transfers_of(phase, to_gpu, away, cluster, copy_bytes, chunk_tokens)
@@ -57,7 +57,7 @@ def deepep_v2(
         plain = rank_dedup(phase, routing, placement, cluster, model, metadata_bytes=0.0)
         plain = replace(plain, nbytes=plain.nbytes / token * copy_bytes)
     else:
-        to_gpu, to_node = node_copies(routing, placement, cluster)
+        to_gpu, to_node = distinct_copies(routing, placement, cluster)
         away = to_node.copy()
         away[np.arange(cluster.n_gpus), cluster.node_of] = 0
         plain = transfers_of(phase, to_gpu, away, cluster, copy_bytes, chunk_tokens)

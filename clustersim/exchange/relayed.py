@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clustersim.exchange.copies import Gpus, TokenBytes, count_copies, destinations
+from clustersim.exchange.copies import Gpus, TokenBytes, choice_copies, count_copies, destinations
 from clustersim.types import Floats, InputError, Ints, Placement, Routing, Transfers
 
 
@@ -79,7 +79,7 @@ def _matrix(
     phase: str, routing: Routing, placement: Placement, cluster: Gpus, model: TokenBytes
 ) -> tuple[Floats, float]:
     """Bytes [gpus, gpus] from row to column, and of one copy."""
-    copies = count_copies(routing.source, destinations(routing, placement, cluster), cluster.n_gpus, cluster.n_gpus)
+    copies = choice_copies(routing, placement, cluster)
     copies, token = (copies, model.dispatch_token_bytes) if phase == "dispatch" else (copies.T, model.combine_token_bytes)
     return copies.astype(np.float64) * token, token
 
