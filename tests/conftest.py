@@ -1,7 +1,16 @@
-"""Compiled code runs with its array bounds checked in every test: without that numba reads past an array and says nothing."""
+"""Compiled code runs with its array bounds checked in every test: without that numba reads past an array and says nothing.
+
+Random examples are the same in every run; `HYPOTHESIS_PROFILE=new` draws new ones, ten times as many.
+"""
 
 import os
 from pathlib import Path
+
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("new", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 if "NUMBA_BOUNDSCHECK" not in os.environ:       # read when numba is imported; numba's cache on disk does not look at it
     os.environ["NUMBA_BOUNDSCHECK"] = "1"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,15 +35,6 @@ def beyond(name: str, options: Mapping[str, Any], cluster: Cluster, **more: floa
     asked = {"gpus": cluster.n_gpus, "nodes": cluster.n_nodes, **more}
     asked |= {"sms": options["sms"]} if options.get("sms") is not None else {}
     return load_kernel(options.get("kernel") or DEFAULT_KERNEL[name]).beyond(asked)
-
-
-def kernel_digest(name: str, options: Mapping[str, Any]) -> str | None:
-    """sha256 of all the constants that an exchange is priced with; None without a kernel."""
-    if name not in EQUIPMENT:
-        return None
-    kernel = load_kernel(options.get("kernel") or DEFAULT_KERNEL[name])
-    values = sorted((key, one.value) for key, one in kernel.constants.items())
-    return hashlib.sha256(repr((kernel.digest, values)).encode()).hexdigest()
 
 
 def _normal(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:

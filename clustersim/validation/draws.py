@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clustersim.types import InputError, Ints, Routing
+from clustersim.types import InputError, Ints, Placement, Routing
 
 LIMITED = re.compile(r"uniform scores, best (\d+) of (\d+) (?:nodes|groups) by maximum")
 
@@ -40,6 +40,11 @@ def routing_of(rng: np.random.Generator, words: str, *, gpus: int, tokens: int, 
         asked=ids, assigned=ids, weights=None, source=np.repeat(np.arange(gpus), tokens),
         index=np.tile(np.arange(tokens), gpus), capacity=None,
     )  # fmt: skip
+
+
+def in_order(experts: int, gpus: int) -> Placement:
+    """Expert after expert, as many on each GPU."""
+    return Placement(gpu_of=np.arange(experts) // (experts // gpus), expert_of=np.arange(experts))
 
 
 def uniform(rng: np.random.Generator, tokens: int, experts: int, top_k: int) -> Ints:

@@ -15,9 +15,8 @@ from clustersim.exchange.payloads import Loaded, payload_bytes
 from clustersim.exchange.software import EQUIPMENT, beyond, equipped
 from clustersim.network.alone import exchange_times
 from clustersim.pick import did_you_mean, pick
-from clustersim.placement.static import contiguous
 from clustersim.types import Floats, InputError, Routing, Transfers
-from clustersim.validation.draws import routing_of
+from clustersim.validation.draws import in_order, routing_of
 from clustersim.validation.machines import machine
 from clustersim.validation.notes import needed, note, only
 
@@ -96,7 +95,7 @@ def _transfers(name: str, case: Mapping[str, Any], metric: str, draw: int) -> tu
         raise InputError(f"case.kernel={options['kernel']}: {name} has no kernel")
     function = pick(exchanges, name, **options)
     routing = _routing(str(case.get("routing", "uniform")), cluster.n_gpus, tokens, experts, top_k, draw)
-    return function(phase, routing, contiguous(experts, experts, cluster.n_gpus), cluster, model), cluster
+    return function(phase, routing, in_order(experts, cluster.n_gpus), cluster, model), cluster
 
 
 @lru_cache(maxsize=16)

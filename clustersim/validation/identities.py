@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +13,10 @@ from clustersim.cluster import load_cluster
 from clustersim.exchange.copies import count_copies, distinct
 from clustersim.exchange.payloads import Loaded
 from clustersim.network.pairs import transfer
-from clustersim.placement.static import contiguous
+from clustersim.placement.deepseek import rebalance
 from clustersim.types import Floats, InputError, Placement, Routing
 from clustersim.units import parse_bandwidth
-from clustersim.validation.draws import routing_of, uniform
+from clustersim.validation.draws import in_order, routing_of, uniform
 from clustersim.validation.notes import needed, only
 
 TOKENS = 1 << 17        # drawn to count distinct places; the mean of at most 8 of them is then known to 0.05 % or better
@@ -82,7 +81,7 @@ def closed_form(case: Mapping[str, Any]) -> float:
     )
     seconds = 0.0
     for phase in ("dispatch", "combine"):
-        t = exchanges.direct(phase, routing, contiguous(2 * top_k, 2 * top_k, 2), pair, model)
+        t = exchanges.direct(phase, routing, in_order(2 * top_k, 2), pair, model)
         nbytes = np.zeros((2, 2))
         np.add.at(nbytes, (t.src, t.dst), t.nbytes)
         seconds += transfer(pair, nbytes).makespan
@@ -122,11 +121,7 @@ def eplb(case: Mapping[str, Any]) -> list[list[int]]:
     """The expert in every slot as DeepSeek's EPLB deals them, layer by layer."""
     only(case, "weights", "slots", "groups", "nodes", "gpus")
     weights, slots, groups, nodes, gpus = needed(case, "weights", "slots", "groups", "nodes", "gpus")
-    try:
-        deal = importlib.import_module("clustersim.placement.deepseek").rebalance
-    except ImportError:
-        raise InputError("DeepSeek's EPLB is not built yet") from None
-    expert_of, *_ = deal(np.array(weights, float), n_slots=slots, n_groups=groups, n_nodes=nodes, n_gpus=gpus)
+    expert_of, *_ = rebalance(np.array(weights, float), n_slots=slots, n_groups=groups, n_nodes=nodes, n_gpus=gpus)
     dealt: list[list[int]] = expert_of.tolist()
     return dealt
 

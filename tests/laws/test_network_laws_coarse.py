@@ -31,8 +31,6 @@ def test_the_error_is_of_the_size_of_the_resolution(case, resolution):
 
 @pytest.mark.parametrize("case", CASES)
 def test_it_converges_to_exact(case):
-    if case == "spine":
-        pytest.xfail("1 of 992 flows ends 3 % early however fine the steps: not understood")
     system = CASES[case]()
     exact = flow_times(**system.question())
     np.testing.assert_allclose(flow_times(**system.question(), resolution=1e-9), exact, rtol=1e-6)
@@ -53,10 +51,9 @@ def test_it_saves_solves():
     assert coarse.solves < exact.solves / 3
 
 
-@pytest.mark.xfail(strict=True, reason="some flows fall behind by ten quanta and more")
 @pytest.mark.parametrize(("n", "experts", "seed", "resolution"), [(64, 64, 7, 0.03), (64, 64, 3, 0.01), (128, 64, 5, 0.03)])
 def test_no_gpu_is_left_behind(n, experts, seed, resolution):
-    """When each GPU has its last byte, on leaves per rail under a 2:1 spine: within five quanta of exact."""
+    """When each GPU has its last byte, on leaves per rail under a 2:1 spine: within a quantum of exact."""
     rng = np.random.default_rng([n, seed, experts])
     popularity = rng.permutation(np.arange(1, experts + 1) ** -0.8)
     counts = rng.multinomial(4096 * 8, popularity / popularity.sum(), size=n)
@@ -67,10 +64,9 @@ def test_no_gpu_is_left_behind(n, experts, seed, resolution):
     cluster = spine(n, per_rail=True)
     exact, coarse = (transfer(cluster, nbytes, resolution=q) for q in (0.0, resolution))
     late = np.fmax.reduce(coarse.finish, axis=0) - np.fmax.reduce(exact.finish, axis=0)
-    assert np.abs(late).max() <= 5 * resolution * exact.bound
+    assert np.abs(late).max() <= resolution * exact.bound
 
 
-@pytest.mark.xfail(strict=True, reason="a flow that is let in late is given too much of what it would have had")
 @pytest.mark.parametrize(
     ("resolution", "capacity", "routes", "nbytes", "release"),
     [
@@ -84,7 +80,6 @@ def test_no_flow_ends_before_it_could_alone(resolution, capacity, routes, nbytes
     assert (ends - release >= np.array(alone) * (1 - 1e-9)).all()
 
 
-@pytest.mark.xfail(reason="as above")
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.integers(0, 1 << 24), min_size=32 * 8, max_size=32 * 8), st.sampled_from([1e-3, 0.02, 0.3]),

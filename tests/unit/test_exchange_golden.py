@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clustersim import exchange, placement
+from clustersim import exchange
 from clustersim.exchange.payloads import PAYLOADS, payload_bytes
 from clustersim.exchange.rounds import delta_order
 from clustersim.kernels import load_kernel
 from clustersim.pick import pick
 from clustersim.types import InputError, Routing
+from tests.placed import contiguous
 
 GPU = SimpleNamespace(name="some GPU", sms=132, memory_bandwidth=3e12)
 PAIR = SimpleNamespace(n_gpus=4, n_nodes=2, gpus_per_node=2, node_of=np.arange(4) // 2, local_of=np.arange(4) % 2, gpu=GPU)
@@ -39,7 +40,7 @@ def routing(ids, per_gpu=2, n=4):
 
 
 def matrix(name, phase, cluster=PAIR, model=FP8, ids=TOKENS, **options):
-    t = pick(exchange, name, **options)(phase, routing(ids), placement.contiguous(8, 8, 4), cluster, model)
+    t = pick(exchange, name, **options)(phase, routing(ids), contiguous(8, 8, 4), cluster, model)
     total = np.zeros((4, 4))
     np.add.at(total, (t.src, t.dst), t.nbytes)
     return total
@@ -113,7 +114,7 @@ def test_low_latency_issues_a_count_for_every_expert_beyond_reach_of_nvlink():
     """8 experts, half of them on the other node: 4 counts; by RDMA alone 6."""
     kernel = load_kernel("deepep_low_latency")
     for name, told in (("deepep_low_latency", 4), ("deepep_low_latency_rdma", 6)):
-        t = pick(exchange, name)("dispatch", routing(TOKENS), placement.contiguous(8, 8, 4), PAIR, FP8)
+        t = pick(exchange, name)("dispatch", routing(TOKENS), contiguous(8, 8, 4), PAIR, FP8)
         np.testing.assert_allclose(t.release, kernel["launch"] + told * kernel["message"])
         assert t.messages.sum() == 16
         assert t.logical_bytes == 24 * 7392
@@ -156,7 +157,7 @@ def test_combine_of_deepep_normal_by_brute_force_on_500_random_routings():
         tokens = int(rng.integers(1, 12))
         ids = np.array([rng.permutation(experts)[:k] for _ in range(n * tokens)])
         ids[rng.random(ids.shape) < 0.2] = -1
-        p = placement.contiguous(experts, experts, n)
+        p = contiguous(experts, experts, n)
         model = SimpleNamespace(top_k=k, hidden=8, dispatch_token_bytes=100.0, combine_token_bytes=200.0)
         t = exchange.deepep_normal("combine", routing(ids, tokens, n), p, cluster, model, sms=4)
         got, want = np.zeros((n, n)), np.zeros((n, n))
@@ -175,7 +176,7 @@ def test_combine_of_deepep_normal_by_brute_force_on_500_random_routings():
 
 
 def test_what_cannot_be_is_refused_in_one_line():
-    p = placement.contiguous(8, 8, 4)
+    p = contiguous(8, 8, 4)
     with pytest.raises(InputError, match=r"exchange\.sms=5: a channel has two SMs"):
         exchange.deepep_normal("dispatch", routing(TOKENS), p, PAIR, FP8, sms=5)
     with pytest.raises(InputError, match="2 nodes; it works inside one NVLink domain"):
