@@ -12,6 +12,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+from numpy.typing import NDArray
 
 from clustersim import fabrics, handmade, routes, units
 from clustersim.gpuspec import GpuSpec
@@ -28,6 +29,11 @@ FIELDS: dict[str, tuple[str, ...]] = {      # what a machine's YAML says; `sourc
     "nvlink": ("bandwidth", "achievable", "latency"),
     "nic": ("per_gpu", "bandwidth", "achievable", "latency", "oversubscription", "rails"),
 }
+OPTIONAL: dict[str, tuple[str, ...]] = {        # what it may leave out: null, or not said at all
+    "gpu": (
+        "fp4", "sms", "l2_bandwidth", "memory_latency", "bf16_achieved", "fp8_achieved", "fp4_achieved", "memory_achieved"
+    ),
+}  # fmt: skip
 TOP = ("nodes", "gpus_per_node", *FIELDS, "fabric", "graph", "routing", "sources")
 
 
@@ -46,6 +52,12 @@ class Cluster:
     wires: Wires
     routing: str                    # what the YAML says of `policy`: "ecmp, seed 3"
     policy: Callable[[Wires, Ints, Ints], Routes]
+    nominal: Mapping[str, float]    # bytes/s of one `nvlink` and one `nic` port as the data sheet has it; 0 without
+
+    @property
+    def n_wires(self) -> int:
+        """Links that are wires; what comes behind them are lanes (`clustersim.lanes`)."""
+        return int(self.wires.latency.size)
 
     @property
     def n_gpus(self) -> int:
@@ -59,13 +71,18 @@ class Cluster:
     def local_of(self) -> Ints:
         return np.arange(self.n_gpus) % self.gpus_per_node
 
-    def routes(self, src: Ints, dst: Ints) -> Routes:
+    def routes(self, src: Ints, dst: Ints, by_nic: NDArray[np.bool_] | None = None) -> Routes:
         """The links from `src` to `dst`, GPUs [transfers] each, as the machine's policy (`routing.name`) has it.
+
+        Args:
+            by_nic: [transfers] whether to take the NICs even where NVLink joins the two.
 
         Raises:
             InputError: there is no way from a source to its destination.
         """
-        return self.policy(self.wires, src, dst)
+        if by_nic is None or not by_nic.any():
+            return self.policy(self.wires, src, dst)
+        return routes.mixed(self.wires, src, dst, by_nic, self.policy)
 
 
 def load_cluster(name: str | Path, **overrides: Any) -> Cluster:
@@ -117,7 +134,9 @@ def build_cluster(name: str, fields: Mapping[str, Any]) -> Cluster:
             rail_of = rail_of // nics.shared_by % (nics.rails or nics.per_node)
         elif "fabric" in fields:
             raise InputError(f"topology.fabric: {name} has no NICs to join (nic.bandwidth is null)")
-    return _freeze(name, n_nodes, per_node, _gpu(fields["gpu"]), graph, rail_of, fields.get("routing"))
+    wired = fields.get("graph", fields)
+    nominal = {key: _nominal(key, wired.get(key)) for key in ("nvlink", "nic")}
+    return _freeze(name, n_nodes, per_node, _gpu(fields["gpu"]), graph, rail_of, fields.get("routing"), nominal)
 
 
 def _draw_nvlink(graph: nx.DiGraph, nvlink: Mapping[str, Any], n_nodes: int, per_node: int) -> None:
@@ -186,7 +205,8 @@ def _choose(module: ModuleType, key: str, section: Any) -> Callable[..., Any]:
 
 
 def _freeze(
-    name: str, n_nodes: int, per_node: int, gpu: GpuSpec, graph: nx.DiGraph, rail_of: Ints, routing: Any
+    name: str, n_nodes: int, per_node: int, gpu: GpuSpec, graph: nx.DiGraph, rail_of: Ints, routing: Any,
+    nominal: Mapping[str, float],
 ) -> Cluster:
     """Number the links, find the ways, choose the policy; check that every GPU reaches every other."""
     n = n_nodes * per_node
@@ -204,7 +224,7 @@ def _freeze(
     policy = _choose(routes, "topology.routing", routing)
     cluster = Cluster(
         name=name, n_nodes=n_nodes, gpus_per_node=per_node, gpu=gpu, links=links, graph=graph, wires=wires, policy=policy,
-        routing=_said(routing),
+        routing=_said(routing), nominal=nominal,
         capacity=np.array([link.capacity for link in links]), latency=wires.latency,
     )  # fmt: skip
     relayed = "pxn" in (routing["name"], routing.get("otherwise"))
@@ -252,10 +272,11 @@ def _check_keys(name: str, fields: Mapping[str, Any]) -> None:
         given = fields.get(section)
         if not isinstance(given, Mapping):
             raise InputError(f"topology.{section}={given}: {name} needs its fields: {', '.join(known)}")
+        allowed = (*known, *OPTIONAL.get(section, ()))
         for key in given:
-            if key not in known:
-                near = did_you_mean(str(key), known)
-                raise InputError(f"topology.{section}.{key}: there is no such key{near} (known: {', '.join(known)})")
+            if key not in allowed:
+                near = did_you_mean(str(key), allowed)
+                raise InputError(f"topology.{section}.{key}: there is no such key{near} (known: {', '.join(allowed)})")
         if missing := [key for key in known if key not in given]:
             raise InputError(f"topology.{section}.{missing[0]}: {name} does not say it")
     if missing := [key for key in ("nodes", "gpus_per_node") if key not in fields]:
@@ -276,11 +297,30 @@ def _rate(section: str, fields: Mapping[str, Any]) -> float:
     return units.parse_bandwidth(fields[key], f"topology.{section}.{key}")
 
 
+def _nominal(section: str, fields: Any) -> float:
+    """Bytes/s of a port as the data sheet has it; 0 for a machine without, or with links drawn by hand."""
+    if not isinstance(fields, Mapping) or fields.get("bandwidth") is None:
+        return 0.0
+    return units.parse_bandwidth(fields["bandwidth"], f"topology.{section}.bandwidth")
+
+
 def _gpu(fields: Mapping[str, Any]) -> GpuSpec:
+    def said(key: str, parse: Callable[[object, str], float]) -> float | None:
+        value = fields.get(key)
+        return None if value is None else parse(value, f"topology.gpu.{key}")
+
     return GpuSpec(
         name=str(fields["name"]),
         bf16_flops=units.parse_flops(fields["bf16"], "topology.gpu.bf16"),
         fp8_flops=units.parse_flops(fields["fp8"] if fields["fp8"] is not None else fields["bf16"], "topology.gpu.fp8"),
+        fp4_flops=said("fp4", units.parse_flops),
         memory=units.parse_bytes(fields["memory"], "topology.gpu.memory"),
         memory_bandwidth=units.parse_bandwidth(fields["memory_bandwidth"], "topology.gpu.memory_bandwidth"),
+        sms=None if fields.get("sms") is None else _whole("topology.gpu.sms", fields["sms"]),
+        l2_bandwidth=said("l2_bandwidth", units.parse_bandwidth),
+        memory_latency=said("memory_latency", units.parse_seconds),
+        bf16_achieved=said("bf16_achieved", units.parse_flops),
+        fp8_achieved=said("fp8_achieved", units.parse_flops),
+        fp4_achieved=said("fp4_achieved", units.parse_flops),
+        memory_achieved=said("memory_achieved", units.parse_bandwidth),
     )

@@ -15,6 +15,7 @@ from clustersim.network import measures
 from clustersim.places import data_folder
 from clustersim.results import terminal
 from clustersim.results.facts import facts_table, numbers_table
+from clustersim.results.model_card import model_page
 from clustersim.results.trace_page import counts_page, trace_page
 from clustersim.types import InputError
 from clustersim.units import format_bandwidth, format_bytes, format_seconds
@@ -23,12 +24,14 @@ Progress = Callable[[float, str], None]
 
 
 def inspect_path(path: str, *, progress: Progress = lambda fraction, what: None) -> RenderableType:
-    """What stands at `path`: a trace (folder or tokens.parquet), the folder of a run, or a topology (file, or name of ours).
+    """What stands at `path`: a trace (folder or tokens.parquet), a run's folder, a topology or a model (file, or name of ours).
 
     Raises:
         InputError: nothing there, or none of these.
     """
     place = Path(path)
+    if (page := model_page(path)) is not None:
+        return page
     if _is_topology(path):
         return topology(load_cluster(path))
     if (place / "summary.parquet").is_file():
@@ -43,7 +46,7 @@ def inspect_path(path: str, *, progress: Progress = lambda fraction, what: None)
         if (format_of := detect(place)) is not None:
             what = f"is in the format {format_of}: clustersim convert {path} --from {format_of} -o DIR makes a trace of it"
             raise InputError(f"{path}: {what}")
-    raise InputError(f"{path}: {what}; inspect takes a trace, the folder of a run, or a topology")
+    raise InputError(f"{path}: {what}; inspect takes a trace, the folder of a run, a topology or a model")
 
 
 def plot(path: str, file: str | None) -> Path:

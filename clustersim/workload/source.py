@@ -50,7 +50,7 @@ def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, 
     return Workload(
         source=deal.source, index=deal.index, context=deal.context, choose=choose, scores=None if logged is None else scores,
         token_ids=None if trace.token_id is None else partial(np.take, trace.token_id, deal.rows),
-        notes=_notes(trace, model, deal),
+        notes=_notes(trace, model, deal), period=trace.n_layers,
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -144,13 +143,14 @@ def peak(what: str, path: Path) -> None:
         placement = Placement(gpu_of=np.arange(EXPERTS) * 8, expert_of=np.arange(EXPERTS))
         traffic_of(path, lambda rank, first: rank.astype(np.int64), placement, Machine(), node_dedup=True)
     elif what == "replay":
-        from clustersim.workload.trace_source import recorded_tokens
         from clustersim.workload.streams import Recorded
+        from clustersim.workload.trace_source import recorded_tokens
 
         tokens = recorded_tokens(path)
         assert isinstance(tokens, Recorded)
         tokens.read(np.arange(0, tokens.n_tokens, max(1, tokens.n_tokens // 100_000)))
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text()          # getrusage would count the parent's memory at the fork
+    most = int(status.partition("VmHWM:")[2].split()[0])
     print(f"{most / 2**20:.2f} GiB at most, {time.process_time() - began:.0f} CPU s")
 
 

@@ -14,7 +14,7 @@ LAYERS, EXPERTS, TOKENS = 3, 32, 128
 
 
 def network(seed=0):
-    """Layers of a router and a shift of the token by its experts, top-4 of 32: x + 0.5 sum of weight times vector of the expert."""
+    """Layers of a router and a shift of the token by its experts, top-4 of 32: x + 0.5 sum of weight times expert's vector."""
     rng = np.random.default_rng(seed)
     return rng.normal(size=(LAYERS, 8, EXPERTS)), rng.normal(size=(LAYERS, EXPERTS, 8)), rng.normal(size=(5, TOKENS, 8))
 

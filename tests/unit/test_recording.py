@@ -56,8 +56,8 @@ def given_to_experts(model, run):
 
 @pytest.mark.parametrize("name", CASES)
 def test_ids_are_the_routers_own_and_what_the_experts_were_given(name):
-    """Where the experts module takes indices, against these; Llama 4's takes tokens scaled by the scores, and is compared with those
-    that are not 0; Switch's takes a one-hot mask."""
+    """Where the experts module takes indices, against these; Llama 4's takes tokens scaled by the scores, and is compared with
+    those that are not 0; Switch's takes a one-hot mask."""
     pytest.importorskip("transformers")
     from clustersim.capture.recording import record
 
