@@ -138,8 +138,7 @@ def small_model(
     Raises:
         InputError: torch is missing, another number of experts or top_k than the model's, a sequence that does not fit.
     """
-    import torch
-
+    torch = _torch()
     from clustersim.capture import model as small
 
     if network is not None or text is not None:
@@ -185,9 +184,9 @@ def hf_model(
     Raises:
         InputError: as `small_model`, and where model or text cannot be read.
     """
-    from clustersim.capture.huggingface import _model, _text, _tokenizer, _torch
-
     torch = _torch()
+    from clustersim.capture.huggingface import _model, _text, _tokenizer
+
     if network is None or text is None:
         raise InputError("trace.network, trace.text: trace.source=clustersim.capture.live:hf_model needs both")
     loaded, _, _ = _model(torch, network, "cpu", "auto")
@@ -244,6 +243,14 @@ def from_network(
     return _workload(live, len(sites), model, n_gpus, tokens_per_gpu, sequence)
 
 
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError("trace=live needs PyTorch, which is not installed: pip install 'clustersim[capture]'") from error
+    return torch
+
+
 def _check(
     model: Model, experts: int, top_k: int, tokens_per_gpu: int, sequence: int, loop: str, *, longest: int | None
 ) -> None:
@@ -270,12 +277,13 @@ def _workload(live: Live, layers: int, model: Model, n_gpus: int, tokens_per_gpu
 
 def _trained(*, seed: int, steps: int, length: int) -> tuple[dict[str, Any], Any, NDArray[np.int64]]:
     """(parameters, shape, held-out sequences [n, length]) of the tiny model, from a file of an earlier run where there is one."""
+    from clustersim.capture import model as small
     from clustersim.capture.text import DOMAINS, load_corpus
-    from clustersim.capture.tiny import BALANCE, TRAIN_BATCH, _batches, _repeatable, _torch
+    from clustersim.capture.tiny import BALANCE, TRAIN_BATCH, _batches, _repeatable
 
     if steps < 1:
         raise InputError(f"trace.steps={steps}: must be a whole number from 1 up")
-    small, torch = _torch()
+    torch = _torch()
     kept = _kept_file(f"{seed} {steps} {length} {torch.__version__}")
     if kept is not None and kept.is_file():
         try:

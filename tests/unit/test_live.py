@@ -130,6 +130,38 @@ def test_a_run_drops_inside_the_model_and_tells_both_losses():
     assert closed["drop_rate"] != open_loop["drop_rate"]
 
 
+@pytest.mark.parametrize("name", ["MixtralForCausalLM", "GptOssForCausalLM", "DeepseekV3ForCausalLM"])
+def test_a_hugging_face_model_is_live_with_its_drops_inside(name):
+    """Kept all: the loss of the model alone. Dropped: the choices of the first layer as before, and another loss."""
+    pytest.importorskip("transformers")
+    from clustersim.capture.live import from_network
+    from tests.hf_models import build
+
+    network_, experts, top_k, layers = build(name)
+    words = np.random.default_rng(0).integers(3, 97, 64)
+    ids = torch.from_numpy(words.reshape(4, 16))
+    with torch.no_grad():
+        alone = float(network_(input_ids=ids, labels=ids).loss)
+
+    class Needed:
+        n_experts, n_moe_layers = experts, layers
+
+    Needed.top_k, Needed.name = top_k, name
+    played, free = from_network(network_, words, Needed, 2, 32, sequence=16), []
+    for layer in range(layers):
+        chosen = played.choose(layer)
+        free.append(chosen.ids)
+        played.kept(layer, chosen.ids)
+    assert played.measure()["live_loss"] == pytest.approx(alone, rel=1e-6)
+    changed = []
+    for layer in range(layers):
+        chosen = played.choose(layer)
+        changed.append(chosen.ids)
+        played.kept(layer, half(chosen.ids))
+    np.testing.assert_array_equal(changed[0], free[0])
+    assert played.measure()["live_loss"] != pytest.approx(alone, rel=1e-6)
+
+
 @pytest.mark.parametrize(("more", "says"), [
     (["workload.steps=2"], "trace=live: plays one pass"),
     (["trace.source=tests.unit.test_live:absent"], "has no attribute 'absent'"),
