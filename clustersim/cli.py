@@ -330,7 +330,7 @@ def _inspect(arguments: list[str]) -> int:
 
 def _check(path: str) -> int:
     """Every breach of the format on stderr, exit code 2 if there is any; suspicious facts on stdout."""
-    from clustersim.results.trace_page import check_page
+    from clustersim.results.trace_report import check_page
 
     with _progress() as progress:
         problems, faults = check_page(path, progress=progress)

@@ -16,7 +16,7 @@ from clustersim.places import data_folder
 from clustersim.results import terminal
 from clustersim.results.facts import facts_table, numbers_table
 from clustersim.results.model_card import model_page
-from clustersim.results.trace_page import counts_page, trace_page
+from clustersim.results.trace_report import counts_page, trace_page
 from clustersim.types import InputError
 from clustersim.units import format_bandwidth, format_bytes, format_seconds
 

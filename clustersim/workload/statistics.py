@@ -17,11 +17,11 @@ def load_cv(expert_ids: NDArray[np.integer], n_experts: int) -> Floats:
         expert_ids: int [tokens, layers, top_k]; -1 no expert.
         n_experts: experts per layer.
     """
-    load = loads(expert_ids, n_experts)
+    load = expert_loads(expert_ids, n_experts)
     return np.asarray(load.std(1) / load.mean(1), np.float64)
 
 
-def loads(expert_ids: NDArray[np.integer], n_experts: int) -> Ints:
+def expert_loads(expert_ids: NDArray[np.integer], n_experts: int) -> Ints:
     """Choices of every expert, int [layers, experts], of ids [tokens, layers, top_k]; -1 no expert."""
     found = np.zeros((expert_ids.shape[1], n_experts + 1), np.int64)            # the first column takes the -1
     for layer, row in enumerate(found):
@@ -64,7 +64,7 @@ def overlap(trace: Trace, lag: int) -> Floats:
 def chance_overlap(trace: Trace) -> Floats:
     """The overlap that independent tokens of the same expert popularity would have: sum_e p_e^2 / sum_e p_e, float [layers],
     with p_e the fraction of tokens that use expert e."""
-    popularity = loads(trace.expert_ids, trace.n_experts) / trace.n_tokens
+    popularity = expert_loads(trace.expert_ids, trace.n_experts) / trace.n_tokens
     return np.asarray((popularity**2).sum(1) / popularity.sum(1), np.float64)
 
 
@@ -168,7 +168,7 @@ def distinct_experts(trace: Trace, tokens: int, *, batches: int = 64, seed: int 
 def _touched(trace: Trace, batches: list[Ints]) -> Floats:
     found = np.zeros(trace.n_layers)
     for rows in batches:
-        found += (loads(trace.expert_ids[rows], trace.n_experts) > 0).sum(1)
+        found += (expert_loads(trace.expert_ids[rows], trace.n_experts) > 0).sum(1)
     return found / len(batches)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.types import InputError, Ints, Trace
-from clustersim.workload.statistics import loads
+from clustersim.workload.statistics import expert_loads
 from clustersim.workload.trace import joined
 from clustersim.workload.trace_faults import Watch
 from clustersim.workload.trace_file import TraceFile, decoded, open_trace, read_domains
@@ -75,7 +75,7 @@ def survey(path: str | Path, *, progress: Progress = lambda fraction, what: None
                 break
             continue
         watch.see(part)
-        found.loads += loads(part.expert_ids, part.n_experts)
+        found.loads += expert_loads(part.expert_ids, part.n_experts)
         _by_domain(found, part)
         sample.take(part, begin)
         for seen, column in ((sequences, part.seq), (ranks, part.rank), (phases, part.phase)):
@@ -96,7 +96,7 @@ def _by_domain(found: Survey, part: Trace) -> None:
     names = np.array([found.domain.get(int(seq), "") for seq in seqs])
     for name in np.unique(names):
         if name and (name in found.by_domain or len(found.by_domain) < NAMED):
-            own = loads(part.expert_ids[(names == name)[which]], part.n_experts)
+            own = expert_loads(part.expert_ids[(names == name)[which]], part.n_experts)
             found.by_domain[str(name)] = found.by_domain.get(str(name), 0) + own
 
 

@@ -8,7 +8,7 @@ import pytest
 from clustersim.exchange import direct, node_dedup
 from clustersim.exchange.counted import traffic_of
 from clustersim.places import PACKAGE
-from clustersim.results.trace_page import count_faults
+from clustersim.results.trace_report import count_faults
 from clustersim.types import InputError, Placement, Routing
 from clustersim.workload import statistics, trace_survey
 from clustersim.workload.trace import read_trace, write_trace
@@ -101,7 +101,7 @@ def test_a_run_of_equal_tokens_is_found_across_parts(tmp_path, monkeypatch):
 def test_loads_and_sample_are_those_of_the_trace(tmp_path, monkeypatch):
     trace = read_trace(TINY)
     found = survey(TINY)
-    np.testing.assert_array_equal(found.loads, statistics.loads(trace.expert_ids, 32))
+    np.testing.assert_array_equal(found.loads, statistics.expert_loads(trace.expert_ids, 32))
     np.testing.assert_array_equal(sum(found.by_domain.values()), found.loads)
     assert found.whole
     np.testing.assert_array_equal(found.sample.expert_ids, trace.expert_ids)
