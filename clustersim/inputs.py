@@ -116,7 +116,7 @@ def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> Stream:
         path = trace_path(run.config["trace"])
         assert path is not None
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
-        recorded = _trace(path, trace_digest(run.config["trace"]), options["tokens"])
+        recorded = _trace(path, trace_digest(run.config["trace"]), options.get("tokens"))
         return stream_of(recorded, run.model, n_gpus, run.tokens_per_gpu, apart=apart, name=label, seed=run.seed, **keys)
     if name == "sampled":
         draw = bind("trace", name, source.from_sampler, options)

@@ -127,10 +127,10 @@ def memory(gigabytes: float) -> None:
         path = written(Path(folder) / "trace", groups, "none")
         size = (path / "tokens.parquet").stat().st_size
         print(f"a trace of {size / 1e9:.1f} GB, {groups * GROUP:,} tokens")
-        for what in ("nothing", "survey", "traffic", "replay"):
+        for what in ("nothing", "replay", "traffic", "survey"):
             done = subprocess.run([sys.executable, "-m", "tests.bench.traces", "--peak", what, str(path)],
                                   capture_output=True, text=True, check=True)
-            print(f"  {what:<8} {done.stdout.strip()}")
+            print(f"  {what:<8} {done.stdout.strip()}", flush=True)
 
 
 def peak(what: str, path: Path) -> None:
