@@ -79,6 +79,7 @@ class Workload:
     token_ids: Callable[[], Ints] | None = None     # -> [tokens] the word that each token is; None when unknown
     count: Callable[[int], Ints] | None = None  # in place of `choose`: [gpus, experts] choices of each expert by a GPU's tokens
     notes: tuple[str, ...] = ()                 # what a reader of the result has to know about the input
+    period: int | None = None                   # choose(i + period) is choose(i); None: no two layers are the same
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -110,6 +111,15 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Lanes:
+    """What transfers take of virtual links beside wires: the copying of SMs, the issuing of messages. Rows as in `Routes`."""
+
+    start: Ints                                 # [transfers + 1]
+    lanes: Ints                                 # kind of lane * n_gpus + GPU; kinds in the order in which `equip` adds them
+    weights: Floats                             # what a byte of the transfer takes of the lane
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Transfers:
     """What travels between GPUs in one exchange, one row per transfer; no clock and no routes yet.
 
@@ -127,6 +137,11 @@ class Transfers:
     chunk: Floats                               # [transfers] bytes of its own; only read where it follows others
     after_start: Ints                           # [transfers + 1] transfer i follows after[after_start[i]:after_start[i + 1]]
     after: Ints                                 # transfers, each with a smaller index than its follower
+    by_nic: NDArray[np.bool_] | None = None     # [transfers] over NICs even inside a node; None: none
+    lanes: Lanes | None = None                  # None: wires alone
+    least: Floats | None = None                 # [gpus] seconds after entering before which a GPU does not go on; None: 0
+    messages: Floats | None = None              # [transfers] messages it is sent in; None: nothing is known
+    logical_bytes: float | None = None          # as benchmarks count: payload of every copy, those that stay at home included
 
     @property
     def n(self) -> int:
