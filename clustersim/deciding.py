@@ -12,6 +12,7 @@ import numpy as np
 
 from clustersim.cluster import Cluster
 from clustersim.engine.timing import Timing
+from clustersim.lanes import routes_of
 from clustersim.model import Model
 from clustersim.network.bounds import busiest_link_end, chained, link_bytes
 from clustersim.placement import static
@@ -135,7 +136,7 @@ def seconds_of(setting: Setting, steps: Sequence[tuple[Workload, Ints]], placeme
 
 
 def _bound(cluster: Cluster, transfers: Transfers) -> float:
-    routes = cluster.routes(transfers.src, transfers.dst)
+    routes = routes_of(cluster, transfers)
     latency, earliest = chained(transfers, routes.latency, transfers.release)
     end, _ = busiest_link_end(cluster.capacity, replace(routes, latency=latency), transfers.nbytes, earliest)
     return end
@@ -180,9 +181,9 @@ def price_of(setting: Setting) -> Price:
     carried = {}
     for phase in ("dispatch", "combine"):
         alone = setting.exchange(phase, one, two_each, cluster, model)
-        copy[phase] = float(alone.nbytes[0])
+        copy[phase] = float(alone.nbytes[0]) if alone.n else 0.0
         many = setting.exchange(phase, probe, two_each, cluster, model)
-        carried[phase] = link_bytes(cluster.routes(many.src, many.dst), many.nbytes, len(cluster.links))
+        carried[phase] = link_bytes(routes_of(cluster, many), many.nbytes, len(cluster.links))
     price = replace(price, dispatch_s=copy["dispatch"] / cluster.capacity, combine_s=copy["combine"] / cluster.capacity)
     tokens = Past(
         load=np.zeros((1, 2 * n)), asked=probe.asked, source=probe.source, index=probe.index, step=np.zeros(4 * n, np.int64)
