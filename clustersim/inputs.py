@@ -28,6 +28,7 @@ from clustersim.deciding import (
     steps_seen,
     with_replica,
 )
+from clustersim.engine.timing import Timing
 from clustersim.identity import trace_digest, trace_path
 from clustersim.pick import bind, did_you_mean, find, pick
 from clustersim.placement.past import room_for
@@ -40,7 +41,7 @@ from clustersim.workload.streams import Recorded, Stream, passes_of, rerouted_st
 from clustersim.workload.trace_source import recorded_tokens
 
 
-def setting_of(run: Run, cluster: Cluster, exchange: Callable[..., Transfers]) -> tuple[Setting, Place]:
+def setting_of(run: Run, cluster: Cluster, exchange: Callable[..., Transfers], timing: Timing) -> tuple[Setting, Place]:
     """What the placement may know of the machine, and the placement.
 
     Raises:
@@ -59,8 +60,7 @@ def setting_of(run: Run, cluster: Cluster, exchange: Callable[..., Transfers]) -
             f"the memory of a GPU is {format_bytes(cluster.gpu.memory)}"
         )
     setting = Setting(
-        model=model, cluster=cluster, room=room, exchange=exchange, timed=run.config["compute"]["name"] != "none",
-        replica=replica, seed=run.seed,
+        model=model, cluster=cluster, room=room, exchange=exchange, timing=timing, replica=replica, seed=run.seed,
     )
     return setting, with_replica(pick(placements, name, **options), replica)
 

@@ -217,9 +217,9 @@ def _assemble(run: Run) -> _Parts:
     cluster = equipped(exchange_name, exchange_options, cluster)
     if config["network"]["name"] == "packet" and len(cluster.links) > cluster.n_wires:
         raise InputError(f"network=packet: exchange={exchange_name} copies by SMs, no queues; use network=fluid or bound")
-    setting, place = setting_of(run, cluster, exchange)
     name, options = run.options("compute")
     timed = bind("compute", name, find(timing, name, "compute"), options)(model, cluster.gpu)
+    setting, place = setting_of(run, cluster, exchange, timed)
     name, options = run.options("router")
     router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
     rule = capacities.rule_from(config["capacity"])
