@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clustersim.simulation import Result
     from clustersim.sweeps.run import Standing, Swept
 
-NOT_BUILT = ("report", "calibrate")
+NOT_BUILT = ("report",)
 USAGE = """\
 clustersim: a cluster that runs a mixture-of-experts model, simulated from router decisions to seconds
 
@@ -42,7 +42,12 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
                                     record the routers of a Hugging Face model
                                     (KEY=VALUE: out, batch, length, sequences, generate, scores, device, dtype, tokenizer)
   clustersim validate [FILE]        simulated against published measurements, or against those of FILE
-                                    (--rows each row, --json for scripts, --plot [-o FILE.png] a picture)
+                                    (--rows each row, --json for scripts, --plot [-o FILE.png] a picture,
+                                    --leave-out each group without the constants that its own rows set)
+  clustersim calibrate LOGS... -o FILE.yaml
+                                    constants of a kernel from your nccl-tests, DeepEP or nvbandwidth logs; for
+                                    exchange.kernel=FILE.yaml (KEY=VALUE where a log does not say it: gpu, gpus,
+                                    gpus_per_node, nic, experts)
 
 examples
   clustersim capacity.factor=1.25 placement.replica=nearest
@@ -86,7 +91,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
         "list": _list, "compare": _compare, "inspect": _inspect, "convert": _convert, "fit": _fit, "capture": _capture,
-        "run": _run, "validate": _validate,
+        "run": _run, "validate": _validate, "calibrate": _calibrate,
     }  # fmt: skip
     first = arguments[0] if arguments else ""
     if first in commands:
@@ -558,10 +563,10 @@ def _validate(arguments: list[str]) -> int:
             picture = next(rest, None)
             if picture is None:
                 raise InputError("validate -o: names no file; write -o FILE.png")
-        elif text in ("--rows", "--json", "--plot"):
+        elif text in ("--rows", "--json", "--plot", "--leave-out"):
             flags.add(text)
         elif text.startswith("-"):
-            raise InputError(f"validate {text}: there is no such flag (--rows, --json, --plot, -o FILE.png)")
+            raise InputError(f"validate {text}: there is no such flag (--rows, --json, --plot, --leave-out, -o FILE.png)")
         else:
             paths.append(text)
     if len(paths) > 1:
@@ -572,6 +577,20 @@ def _validate(arguments: list[str]) -> int:
     from clustersim.validation.rows import published, read_rows
 
     rows = read_rows(Path(paths[0])) if paths else published()
+    if "--leave-out" in flags:
+        if paths or len(flags) > 1:
+            raise InputError("validate --leave-out: is about the published rows and goes with nothing else")
+        from rich.console import Console
+
+        from clustersim.validation.leaving import leave_one_out
+
+        with _progress() as progress:
+            left = leave_one_out(rows, progress)
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = 200
+        console.print(shown.left_table(left))
+        return 0
     with _progress() as progress:
         scored = scoring.score(rows, progress=progress)
     groups = scoring.verdicts(scored)
@@ -593,6 +612,48 @@ def _validate(arguments: list[str]) -> int:
             console.print(shown.groups_table(groups, identities=identities))
     if "--plot" in flags:
         print(f"drawn in {shown.plot(scored, Path(picture or 'validate.png'))}")
+    return 0
+
+
+def _calibrate(arguments: list[str]) -> int:
+    from clustersim.types import InputError
+
+    given: dict[str, Any] = {}
+    kinds: dict[str, Callable[[str, str], Any]] = {
+        "gpu": lambda key, text: text, "nic": lambda key, text: text,
+        **dict.fromkeys(("gpus", "gpus_per_node", "experts", "hidden", "top_k", "tokens_per_gpu"), _whole),
+    }  # fmt: skip
+    logs, out, rest = [], None, iter(arguments)
+    for text in rest:
+        key, equals, value = text.partition("=")
+        if text == "-o":
+            out = next(rest, None)
+        elif text.startswith("-"):
+            raise InputError(f"calibrate {text}: there is no such flag (-o FILE.yaml)")
+        elif equals and key in kinds:
+            given[key] = kinds[key](key, value)
+        elif equals and not Path(text).is_file():
+            raise InputError(f"{text}: calibrate takes {', '.join(f'{k}=...' for k in kinds)}")
+        else:
+            logs.append(Path(text))
+    if not logs or out is None or not out.endswith((".yaml", ".yml")):
+        raise InputError("calibrate: takes logs and the file to write: clustersim calibrate LOGS... -o FILE.yaml")
+    from rich.console import Console
+
+    from clustersim.validation.calibration import calibrate, write_kernel
+    from clustersim.validation.logs import read_log
+    from clustersim.validation.shown import calibrated_tables
+
+    found = calibrate([row for log in logs for row in read_log(log, given)])
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200             # a file or a pipe has no edge to fold at
+    for table in calibrated_tables(found):
+        console.print(table)
+    files = write_kernel(found, Path(out))
+    console.print(f"constants in {files[0]}; use them: clustersim exchange={found.exchange} exchange.kernel={files[0]}")
+    for file in files[1:]:
+        console.print(f"machine in {file}; use it: clustersim topology={file}")
     return 0
 
 
