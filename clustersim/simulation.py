@@ -24,11 +24,13 @@ from clustersim.config import Run, compose, whole
 from clustersim.engine import compute
 from clustersim.engine.gpu import LayerWork, Played, play
 from clustersim.network import packets
+from clustersim.network.fabric import Exchange
 from clustersim.pick import bind, did_you_mean, find, pick
 from clustersim.placement.replicas import chosen_slots
 from clustersim.placement.static import default_slots
 from clustersim.places import PACKAGE
 from clustersim.results.counting import LayerCounts, count_layer, counted_layer
+from clustersim.results.pairs import PairBytes
 from clustersim.results.store import write_run
 from clustersim.results.tables import (
     collision,
@@ -60,7 +62,7 @@ class Result:
     run: Run
     run_id: str                             # first 12 hex digits of the sha256 of everything the run depends on
     summary: dict[str, Any]                 # the row of summary.parquet
-    tables: dict[str, pl.DataFrame]         # summary, layers, gpus, links, experts
+    tables: dict[str, pl.DataFrame]         # summary, layers, gpus, links, experts, pairs
     notes: tuple[str, ...]                  # what a reader has to know
     provenance: dict[str, Any]              # what run.json says
 
@@ -111,18 +113,21 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     run = overrides if isinstance(overrides, Run) else compose(overrides)
     parts = _assemble(run)
     share = 0.5 if parts.rule.limits else 1.0       # of the way; the other half is the same without a capacity
-    played, counts = _play(parts, parts.rule, lambda fraction, what: progress(share * fraction, what))
+    pairs = PairBytes(parts.cluster.n_gpus)
+    played, counts = _play(parts, parts.rule, lambda fraction, what: progress(share * fraction, what), pairs.watch)
     gpus = gpus_table(played, counts)
     layers = layers_table(played, gpus, parts.cluster, counts)
     tables = {"layers": layers, "gpus": gpus, "links": links_table(played, parts.cluster), "experts": experts_table(counts)}
+    tables["pairs"] = pairs.table()
     numbers = summary_row(played, tables, counts, parts.workload.source.size, parts.cluster.n_gpus)
     collided = collision(tables["links"], parts.cluster)
     numbers["ecmp_collision"] = collided[0] if collided else None
     saved = 0.0
     if parts.rule.limits and any(numbers[name] > 0 for name in ("drop_rate", "rerouted_rate", "padding_computed_rows")):
         dropless, _ = _play(
-            parts, parts.rule.without_limit(), lambda fraction, _: progress(0.5 + 0.5 * fraction, "the same without dropping")
-        )
+            parts, parts.rule.without_limit(), lambda fraction, _: progress(0.5 + 0.5 * fraction, "the same without dropping"),
+            lambda layer, dispatch, combine: None,
+        )  # fmt: skip
         saved = dropless.step_s - played.step_s
     notes = _notes(parts, numbers)
     if collided and collided[0] > 1.01:
@@ -227,7 +232,9 @@ def _contents(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _play(parts: _Parts, rule: capacities.Rule, progress: Progress) -> tuple[Played, list[LayerCounts | None]]:
+def _play(
+    parts: _Parts, rule: capacities.Rule, progress: Progress, watch: Callable[[int, Exchange, Exchange], None]
+) -> tuple[Played, list[LayerCounts | None]]:
     """One forward pass under a capacity rule, and what the router did in each layer."""
     model = parts.run.model
     counts: list[LayerCounts | None] = [None] * model.n_layers
@@ -246,7 +253,7 @@ def _play(parts: _Parts, rule: capacities.Rule, progress: Progress) -> tuple[Pla
 
     played = play(
         parts.cluster, parts.network, model.n_layers, work_of,
-        lambda layer: progress((layer + 1) / model.n_layers, f"layer {layer + 1} of {model.n_layers}"),
+        lambda layer: progress((layer + 1) / model.n_layers, f"layer {layer + 1} of {model.n_layers}"), watch,
     )  # fmt: skip
     return played, counts
 
