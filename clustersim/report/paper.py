@@ -10,7 +10,7 @@ import numpy as np
 from clustersim.report.shapes import LIGHT, MISSING, Area, Box, Dots, Label, Line, Picture, Raster, Shape, ramp
 from clustersim.types import InputError
 
-PER_INCH = 96.0         # pixels of a picture
+PER_INCH = 96.0  # pixels of a picture
 POINTS = 72.0 / PER_INCH
 
 

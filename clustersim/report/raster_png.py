@@ -20,11 +20,12 @@ def encode_png(cells: NDArray[np.uint8]) -> bytes:
     palette[: len(colours)] = colours
     opaque = np.full(256, 255, np.uint8)
     opaque[MISSING] = 0
-    lines = np.zeros((rows, columns + 1), np.uint8)         # each line begins with its filter: 0, none
+    lines = np.zeros((rows, columns + 1), np.uint8)  # each line begins with its filter: 0, none
     lines[:, 1:] = cells
     header = struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)
     chunks: dict[bytes, Any] = {
-        b"IHDR": header, b"PLTE": palette.tobytes(), b"tRNS": opaque.tobytes(), b"IDAT": zlib.compress(lines.tobytes(), 9), b"IEND": b"",
+        b"IHDR": header, b"PLTE": palette.tobytes(), b"tRNS": opaque.tobytes(), b"IDAT": zlib.compress(lines.tobytes(), 9),
+        b"IEND": b"",
     }  # fmt: skip
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in chunks.items())
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MISSING = 255           # value of a raster's cell that holds nothing
+MISSING = 255  # value of a raster's cell that holds nothing
 
-# Roles and their colours on white. Hues after Okabe and Ito (2008), told apart by the colour-blind; the page has a second set for dark.
+# Roles and their colours, on white and on dark. Hues after Okabe and Ito (2008): the colour-blind tell them apart.
 LIGHT = {
     "ink": "#1b1f24", "muted": "#5c6670", "grid": "#e3e6ea", "axis": "#9aa3ad", "surface": "#ffffff",
     "compute": "#a9b4c0", "dispatch": "#0072b2", "combine": "#56b4e9", "wait": "#d55e00", "idle": "#f0b27a",
@@ -27,7 +27,7 @@ _VIRIDIS = (
     (68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141), (39, 173, 129), (92, 200, 99), (170, 220, 50),
     (253, 231, 37),
 )  # fmt: skip
-LEVELS = 64             # colours of a ramp: more are not told apart, and fewer compress better
+LEVELS = 64  # colours of a ramp: more are not told apart, and fewer compress better
 
 
 def ramp() -> NDArray[np.uint8]:
@@ -120,7 +120,7 @@ class Picture:
 class Figure:
     """A figure of a report: drawn anew for every width, so that text keeps its size on a phone."""
 
-    name: str                                   # of its file
+    name: str  # of its file
     title: str
     caption: str
-    draw: Callable[[float], Picture]            # of a width in pixels
+    draw: Callable[[float], Picture]  # of a width in pixels

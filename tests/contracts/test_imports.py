@@ -17,7 +17,8 @@ GROUND = (
     "route_table", "cluster",
 )  # fmt: skip
 ROOMS = (
-    *GROUND, "workload", "placement", "exchange", "network", "engine", "results", "config", "simulation", "validation", "cli"
+    *GROUND, "workload", "placement", "exchange", "network", "engine", "results", "report", "config", "simulation", "validation",
+    "cli",
 )  # fmt: skip
 HEAVY = {
     "numba", "polars", "hydra", "numpy", "simpy", "networkx", "scipy", "pyarrow", "omegaconf", "rich", "torch", "yaml",
