@@ -22,7 +22,7 @@ class Findings:
     tiles: tuple[tuple[str, str, str], ...]  # name, number, remark
 
 
-def run_findings(run: RunData) -> Findings:
+def findings_of_run(run: RunData) -> Findings:
     """What limits a run, and its main numbers."""
     row = run.summary
     step, exposed, compute = row["step_s"], row["exposed_comm_s"], row["compute_s"]

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from clustersim.report.findings import run_findings
+from clustersim.report.findings import findings_of_run
 from clustersim.report.paper import write_pdf
 from clustersim.report.reading import RunData, newest_results, read_results
-from clustersim.report.run_figures import run_figures
-from clustersim.report.run_page import run_page
+from clustersim.report.run_figures import figures_of_run
+from clustersim.report.run_page import page_of_run
 from clustersim.report.shapes import Figure
 from clustersim.report.svg import svg_file
-from clustersim.report.sweep_figures import sweep_figures
-from clustersim.report.sweep_findings import sweep_findings
-from clustersim.report.sweep_page import sweep_page
+from clustersim.report.sweep_figures import figures_of_sweep
+from clustersim.report.sweep_findings import findings_of_sweep
+from clustersim.report.sweep_page import page_of_sweep
 from clustersim.types import InputError
 from clustersim.writing import replacing
 
@@ -34,11 +34,11 @@ def write_report(folder: Path, file: Path | None = None, formats: Sequence[str] 
     """
     results = read_results(folder)
     if isinstance(results, RunData):
-        figures = run_figures(results)
-        text, headline = run_page(results, figures), run_findings(results).headline
+        figures = figures_of_run(results)
+        text, headline = page_of_run(results, figures), findings_of_run(results).headline
     else:
-        figures = sweep_figures(results)
-        text, headline = sweep_page(results, figures), sweep_findings(results).headline
+        figures = figures_of_sweep(results)
+        text, headline = page_of_sweep(results, figures), findings_of_sweep(results).headline
     target = file or folder / "report.html"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

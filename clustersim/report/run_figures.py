@@ -27,7 +27,7 @@ from clustersim.report.wording import nbytes, percent, seconds, times
 PARTS = ("attention_s", "dispatch_s", "expert_s", "combine_s", "other_s")  # of a GPU's layer, in order of time
 
 
-def run_figures(run: RunData) -> list[Figure]:
+def figures_of_run(run: RunData) -> list[Figure]:
     """All figures that the run's tables have something for."""
     figures = [_layer_stack(run)]
     late = finish_times(run.tables["gpus"])

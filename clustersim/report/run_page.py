@@ -8,7 +8,7 @@ from html import escape
 import polars as pl
 
 from clustersim.report import html
-from clustersim.report.findings import run_findings
+from clustersim.report.findings import findings_of_run
 from clustersim.report.reading import RunData
 from clustersim.report.run_figures import by_link
 from clustersim.report.shapes import Figure
@@ -17,14 +17,15 @@ from clustersim.report.wording import NONE, known, nbytes, number, percent, seco
 HOTTEST = 10
 
 
-def run_page(run: RunData, figures: Sequence[Figure]) -> str:
-    """The whole page, from what `run_figures` made of the same run."""
+def page_of_run(run: RunData, figures: Sequence[Figure]) -> str:
+    """The whole page, from what `figures_of_run` made of the same run."""
     row, by_name = run.summary, {figure.name: figure for figure in figures}
     kind = (
         f"{row['model']} on {row['gpus']} GPUs of {row['topology']} · trace {row['trace']}, {number(row['tokens_per_gpu'])} "
-        f"tokens per GPU · placement {row['placement']} · exchange {row['exchange']} · network {row['network']} · {_capacity(run)}"
+        f"tokens per GPU · placement {row['placement']} · exchange {row['exchange']} · "
+        f"network {row['network']} · {_capacity(run)}"
     )
-    parts = [html.head(kind, run_findings(run), run.told.get("notes", ())), html.figure(by_name["layers"])]
+    parts = [html.head(kind, findings_of_run(run), run.told.get("notes", ())), html.figure(by_name["layers"])]
     if run.tables["links"].height and "links" in by_name:
         parts += [html.pair(html.figure(by_name["links"], half=True), _hottest(run))]
     for names in (("finish", "bytes"), ("loads",), ("load_experts", "load_gpus")):

@@ -17,7 +17,7 @@ KEYS = 8  # keys that have a figure of their own
 LINES = 60  # groups of jobs that are drawn as lines of their own
 
 
-def sweep_figures(sweep: SweepData) -> list[Figure]:
+def figures_of_sweep(sweep: SweepData) -> list[Figure]:
     """All figures that the jobs have something for."""
     timed = [job for job in ranked(sweep.jobs) if cost(job) < math.inf]
     if not timed:

@@ -107,7 +107,7 @@ def named(job: Job, swept: Sequence[str]) -> str:
     return " ".join(f"{key}={value_of(job, key)}" for key in swept) or "the only job"
 
 
-def sweep_findings(sweep: SweepData) -> Findings:
+def findings_of_sweep(sweep: SweepData) -> Findings:
     """The answer first: the best job, what it gains, and what matters."""
     timed = [job for job in ranked(sweep.jobs) if cost(job) < math.inf]
     if not timed:

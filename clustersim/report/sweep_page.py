@@ -10,7 +10,7 @@ from typing import Any
 from clustersim.report import html
 from clustersim.report.reading import SweepData, differences, value_of
 from clustersim.report.shapes import Figure
-from clustersim.report.sweep_findings import as_number, cost, front, ranked, sweep_findings
+from clustersim.report.sweep_findings import as_number, cost, findings_of_sweep, front, ranked
 from clustersim.report.wording import NONE, known, number, percent, seconds, times
 
 SHOWN = 12  # values of a key that the list of differences shows
@@ -28,10 +28,10 @@ _COSTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )  # fmt: skip
 
 
-def sweep_page(sweep: SweepData, figures: Sequence[Figure]) -> str:
-    """The whole page, from what `sweep_figures` made of the same sweep."""
+def page_of_sweep(sweep: SweepData, figures: Sequence[Figure]) -> str:
+    """The whole page, from what `figures_of_sweep` made of the same sweep."""
     by_name = {figure.name: figure for figure in figures}
-    findings = sweep_findings(sweep)
+    findings = findings_of_sweep(sweep)
     kind = f"{sweep.study} · {sweep.about}" if sweep.about else f"{sweep.study} · {len(sweep.jobs)} jobs"
     parts = [html.head(kind, findings)]
     parts += [html.figure(by_name[name]) for name in ("jobs", "pareto") if name in by_name]
