@@ -273,10 +273,11 @@ def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model, capacity and plug-ins see to theirs."""
     from omegaconf import OmegaConf
 
-    known = {key: [key] for key in config if key in (*GROUPS, "seed", "output")}
+    known = {key: [key] for key in config if key in (*GROUPS, "seed", "output", "export")}
     for group in ("trace", "workload", "capacity", "compute"):
         chosen = OmegaConf.load(group_folder(group) / f"{choices[group]}.yaml")
         known[group] += [f"{group}.{key!s}" for key in chosen]
+    known["export"] += [f"export.{key}" for key in ("timeline", "first_layer", "events", "arrows")]
     every = [key for keys in known.values() for key in keys]
     for key in _leaves({key: value for key, value in config.items() if key not in known or len(known[key]) > 1}):
         if key not in every and not key.startswith("capacity."):

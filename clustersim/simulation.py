@@ -40,6 +40,7 @@ from clustersim.results.tables import (
     links_table,
     summary_row,
 )
+from clustersim.results.timeline import Recorder, write_timeline
 from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routing, Workload
 from clustersim.workload import capacity as capacities
 from clustersim.workload import source
@@ -64,6 +65,7 @@ class Result:
     summary: dict[str, Any]                 # the row of summary.parquet
     tables: dict[str, pl.DataFrame]         # summary, layers, gpus, links, experts, pairs
     notes: tuple[str, ...]                  # what a reader has to know
+    timeline: tuple[Recorder, Played] | None        # what `export.timeline` asked for
     provenance: dict[str, Any]              # what run.json says
 
     @property
@@ -78,6 +80,9 @@ class Result:
             InputError: the folder cannot be written.
         """
         try:
+            if self.timeline:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_timeline(self.folder / "timeline.json.gz", *self.timeline, {"run_id": self.run_id})
             write_run(self.folder, self.tables, self.provenance)
         except OSError as error:
             raise InputError(f"output={self.run.output}: {self.folder} cannot be written ({error.strerror})") from error
@@ -113,8 +118,14 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     run = overrides if isinstance(overrides, Run) else compose(overrides)
     parts = _assemble(run)
     share = 0.5 if parts.rule.limits else 1.0       # of the way; the other half is the same without a capacity
-    pairs = PairBytes(parts.cluster.n_gpus)
-    played, counts = _play(parts, parts.rule, lambda fraction, what: progress(share * fraction, what), pairs.watch)
+    pairs, recorder = PairBytes(parts.cluster.n_gpus), _recorder(parts)
+
+    def watch(layer: int, dispatch: Exchange, combine: Exchange) -> None:
+        pairs.watch(layer, dispatch, combine)
+        if recorder:
+            recorder.watch(layer, dispatch, combine)
+
+    played, counts = _play(parts, parts.rule, lambda fraction, what: progress(share * fraction, what), watch)
     gpus = gpus_table(played, counts)
     layers = layers_table(played, gpus, parts.cluster, counts)
     tables = {"layers": layers, "gpus": gpus, "links": links_table(played, parts.cluster), "experts": experts_table(counts)}
@@ -136,7 +147,23 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     summary = {**_settings(parts), **numbers, "seconds_saved_by_dropping": saved}
     tables["summary"] = pl.DataFrame([{"run_id": run_id, **summary}])
     provenance["wall_s"] = time.perf_counter() - began
-    return Result(run=run, run_id=run_id, summary=summary, tables=tables, notes=notes, provenance=provenance)
+    return Result(
+        run=run, run_id=run_id, summary=summary, tables=tables, provenance=provenance,
+        notes=(*notes, recorder.note(run.model.n_layers)) if recorder else notes,
+        timeline=(recorder, played) if recorder else None,
+    )  # fmt: skip
+
+
+def _recorder(parts: _Parts) -> Recorder | None:
+    """What keeps exchanges for a time line, when one is asked for."""
+    export = parts.run.config["export"]
+    first = whole("export.first_layer", export["first_layer"], least=0)
+    most = whole("export.events", export["events"], least=1000)
+    if export["arrows"] not in ("all", "last"):
+        raise InputError(f"export.arrows={export['arrows']}: must be all or last")
+    if not isinstance(export["timeline"], bool):
+        raise InputError(f"export.timeline={export['timeline']}: must be true or false")
+    return Recorder(parts.cluster, first=first, most=most, arrows=export["arrows"]) if export["timeline"] else None
 
 
 def _assemble(run: Run) -> _Parts:
@@ -367,7 +394,7 @@ def _settings(parts: _Parts) -> dict[str, Any]:
     }
     for override in run.overrides:
         key = override.partition("=")[0].lstrip("+~")
-        if "." in key:
+        if "." in key and not key.startswith("export."):
             settings[key] = _leaf(config, key)
     return settings
 
@@ -399,7 +426,7 @@ def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
 def _provenance(parts: _Parts, notes: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The run_id, and what run.json says: everything the run depends on."""
     run = parts.run
-    config = {key: value for key, value in run.config.items() if key != "output"}
+    config = {key: value for key, value in run.config.items() if key not in ("output", "export")}
     depends = {
         "config": {**config, "topology": {"name": run.topology, **config["topology"]}},
         "trace_sha256": parts.trace_sha256,
