@@ -146,8 +146,8 @@ def heat_map(
     """
     rows, columns = values.shape
     cells, _ = squeezed(squeezed(values, most, 0)[0], most, 1)
-    frame = Frame(left=46, right=width - 4, top=46, bottom=height - 38, x_high=columns, y_low=rows, y_high=0)
-    shapes = colour_bar(frame.left, 16, 110, shown(low), shown(high), title)
+    frame = Frame(left=46, right=width - 4, top=50, bottom=height - 38, x_high=columns, y_low=rows, y_high=0)
+    shapes = colour_bar(frame.left, 22, 110, shown(low), shown(high), title)
     shapes.append(Raster(frame.left, frame.top, frame.right - frame.left, frame.bottom - frame.top, levels(cells, low, high)))
     if lines and rows // lines <= 16:
         for at in range(lines, rows, lines):

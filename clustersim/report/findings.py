@@ -25,10 +25,10 @@ class Findings:
 def findings_of_run(run: RunData) -> Findings:
     """What limits a run, and its main numbers."""
     row = run.summary
-    step, exposed, compute = row["step_s"], row["exposed_comm_s"], row["compute_s"]
+    step, exposed, compute = row["step_s"], row["exposed_comm_s"] or 0.0, row["compute_s"] or 0.0
     if not step:
         return Findings(
-            headline="No time passed in this run", sentences=("Neither computing nor exchanges took any.",), tiles=_tiles(run)
+            headline="This run took no time", sentences=("Neither computing nor an exchange took any.",), tiles=_tiles(run)
         )
     share = exposed / step
     if share >= 0.5:
@@ -51,7 +51,7 @@ def _sentences(run: RunData, share: float) -> list[str]:
     if known(row["imbalance"]) and row["imbalance"] > 1.1:
         told.append(f"The busiest GPU computes {times(row['imbalance'])} the mean tokens, on average over the layers.")
     if row["drop_rate"]:
-        saved = row["seconds_saved_by_dropping"]
+        saved = row["seconds_saved_by_dropping"] or 0.0
         effect = f"saves {seconds(saved)}" if saved >= 0 else f"with its padding costs {seconds(-saved)}"
         told.append(
             f"The capacity drops {percent(row['drop_rate'], 2)} of the choices and {effect} against the same run without it."
@@ -90,8 +90,8 @@ def _tiles(run: RunData) -> tuple[tuple[str, str, str], ...]:
     return (
         ("step", seconds(step), "one forward pass"),
         ("tokens/s", number(row["tokens_per_s"]), f"{number(row['tokens_per_s_per_gpu'])} per GPU"),
-        ("computing", percent(row["compute_s"] / step) if step else NONE, f"{seconds(row['compute_s'])} a GPU"),
-        ("exposed", percent(row["exposed_comm_s"] / step) if step else NONE, f"waits {seconds(row['exposed_comm_s'])}"),
+        ("computing", percent((row["compute_s"] or 0.0) / step) if step else NONE, f"{seconds(row['compute_s'])} a GPU"),
+        ("exposed", percent((row["exposed_comm_s"] or 0.0) / step) if step else NONE, f"waits {seconds(row['exposed_comm_s'])}"),
         ("expert load", times(row["imbalance"]), "busiest GPU / mean"),
         ("time over bound", number(row["over_bound"], 3), "1: busiest link full"),
         ("dropped", dropped, remark),

@@ -158,9 +158,16 @@ def differences(jobs: Sequence[Job]) -> dict[str, list[str]]:
     return {key: values for key, values in found.items() if len(values) > 1}
 
 
-def finite(row: Row) -> dict[str, Any]:
-    """The row with None for every number that is not finite."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+class Known(dict[str, Any]):
+    """A row of numbers that are finite; anything else, and what an older version did not write, is None."""
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+def finite(row: Row) -> Known:
+    """The row as `Known`."""
+    return Known((key, None if isinstance(value, float) and not math.isfinite(value) else value) for key, value in row.items())
 
 
 def leaves(config: Row, prefix: str = "") -> Iterator[tuple[str, str]]:

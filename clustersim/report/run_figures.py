@@ -36,7 +36,7 @@ def figures_of_run(run: RunData) -> list[Figure]:
         figures.append(_finish_times(run, late))
     if _has_bytes(run.tables["links"]):
         figures += [_link_classes(run), _byte_matrix(run)] if run.tables["pairs"].height else [_link_classes(run)]
-    if run.tables["experts"].height:
+    if run.tables["experts"].height and run.tables["gpus"]["expert_tokens"].sum():
         figures += [_loads(run), _expert_load(run), _gpu_load(run)]
     return figures
 

@@ -20,8 +20,9 @@ HOTTEST = 10
 def page_of_run(run: RunData, figures: Sequence[Figure]) -> str:
     """The whole page, from what `figures_of_run` made of the same run."""
     row, by_name = run.summary, {figure.name: figure for figure in figures}
+    gpus = "1 GPU" if row["gpus"] == 1 else f"{number(row['gpus'])} GPUs"
     kind = (
-        f"{row['model']} on {row['gpus']} GPUs of {row['topology']} · trace {row['trace']}, {number(row['tokens_per_gpu'])} "
+        f"{row['model']} on {gpus} of {row['topology']} · trace {row['trace']}, {number(row['tokens_per_gpu'])} "
         f"tokens per GPU · placement {row['placement']} · exchange {row['exchange']} · "
         f"network {row['network']} · {_capacity(run)}"
     )

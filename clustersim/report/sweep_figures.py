@@ -36,7 +36,7 @@ def _bars(sweep: SweepData, timed: Sequence[Job]) -> Figure:
 
     def draw(width: float) -> Picture:
         names = [" · ".join(value_of(job, key) for key in sweep.swept) or job.folder.name for job in timed]
-        room = min(width * 0.42, max(len(name) for name in names) * SMALL * WIDE + 12)
+        room = min(width * 0.42, max(len(name) for name in names) * (SMALL + 0.5) * WIDE + 12)
         high = max(float(job.summary["step_s"]) for job in timed)
         shapes, tall = legend(4, 4, width - 8, [("compute", "computes"), ("plain", "exposed communication")] if rest else [])
         head = " · ".join(sweep.swept)
