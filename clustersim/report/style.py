@@ -14,7 +14,7 @@ STYLE = (
     f":root{{color-scheme:light dark;{_LIGHT}}}\n"
     f"@media (prefers-color-scheme:dark){{:root{{{_DARK}}}}}\n"
     f"@media print{{:root{{color-scheme:light;{_LIGHT}--page:#fff}}}}\n"
-    f"body{{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 {FONT};-webkit-text-size-adjust:100%}}\n"
+    f"body{{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 {FONT};-webkit-text-size-adjust:100%;overflow-wrap:anywhere}}\n"
     """
 main{max-width:1120px;margin:0 auto;padding:28px 20px 60px}
 header p.kind{margin:0;color:var(--muted);font-size:14px;overflow-wrap:anywhere}
@@ -38,7 +38,7 @@ svg{display:block;width:100%;height:auto;font-family:inherit}
 svg.narrow{display:none}
 .scroll{overflow:auto;max-height:75vh;-webkit-overflow-scrolling:touch}
 table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums;width:100%}
-th,td{padding:5px 10px 5px 0;text-align:right;white-space:nowrap;border-bottom:1px solid var(--grid)}
+th,td{overflow-wrap:normal;padding:5px 10px 5px 0;text-align:right;white-space:nowrap;border-bottom:1px solid var(--grid)}
 th:last-child,td:last-child{padding-right:4px}
 th{position:sticky;top:0;background:var(--card);color:var(--muted);font-weight:600;font-size:13px;vertical-align:bottom}
 th.s{cursor:pointer}th.s:hover{color:var(--ink)}
