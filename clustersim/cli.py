@@ -16,7 +16,7 @@ from clustersim.places import GROUPS, group_folder, options
 if TYPE_CHECKING:
     from clustersim.simulation import Result
 
-NOT_BUILT = ("compare", "convert", "validate", "calibrate")
+NOT_BUILT = ("compare", "convert", "calibrate")
 USAGE = """\
 clustersim: a cluster that runs a mixture-of-experts model, simulated from router decisions to seconds
 
@@ -33,6 +33,8 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
                                     without DIR); --svg, --pdf: every figure too; -o FILE
   clustersim capture tiny           train a small model in PyTorch and record its router
                                     (KEY=VALUE: out, device, seed, steps, scores)
+  clustersim validate [FILE]        simulated against published measurements, or against those of FILE
+                                    (--rows each row, --json for scripts, --plot [-o FILE.png] a picture)
 
 examples
   clustersim capacity.factor=1.25 placement.replica=nearest
@@ -76,6 +78,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
         "list": _list, "inspect": _inspect, "fit": _fit, "capture": _capture, "report": _report, "run": _run,
+        "validate": _validate,
     }  # fmt: skip
     first = arguments[0] if arguments else ""
     if first in commands:
@@ -361,6 +364,53 @@ def _capture(arguments: list[str]) -> int:
         facts = capture_tiny(Path(given.pop("out")), progress=progress, **given)
     print(f"{facts['tokens']:,} tokens in {facts['path']}, made in {facts['seconds']:.0f} s")
     print(f"replay it: clustersim trace=file trace.path={facts['path']}")
+    return 0
+
+
+def _validate(arguments: list[str]) -> int:
+    from clustersim.types import InputError
+
+    flags, paths, rest, picture = set(), [], iter(arguments), None
+    for text in rest:
+        if text == "-o":
+            picture = next(rest, None)
+            if picture is None:
+                raise InputError("validate -o: names no file; write -o FILE.png")
+        elif text in ("--rows", "--json", "--plot"):
+            flags.add(text)
+        elif text.startswith("-"):
+            raise InputError(f"validate {text}: there is no such flag (--rows, --json, --plot, -o FILE.png)")
+        else:
+            paths.append(text)
+    if len(paths) > 1:
+        raise InputError(f"validate {paths[1]}: takes one file of measurements")
+    if picture is not None and "--plot" not in flags:
+        raise InputError(f"validate -o {picture}: says where --plot draws; add --plot")
+    from clustersim.validation import scoring, shown
+    from clustersim.validation.rows import published, read_rows
+
+    rows = read_rows(Path(paths[0])) if paths else published()
+    with _progress() as progress:
+        scored = scoring.score(rows, progress=progress)
+    groups = scoring.verdicts(scored)
+    if "--json" in flags:
+        import json
+
+        print(json.dumps(scoring.as_json(scored, groups)))
+        return 0
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200             # a file or a pipe has no edge to fold at
+    if "--rows" in flags:
+        console.print(shown.rows_table(scored))
+        console.print()
+    for identities in (False, True):
+        if any(v.identity == identities for v in groups):
+            console.print(shown.groups_table(groups, identities=identities))
+    if "--plot" in flags:
+        print(f"drawn in {shown.plot(scored, Path(picture or 'validate.png'))}")
     return 0
 
 

@@ -28,6 +28,11 @@ FIELDS: dict[str, tuple[str, ...]] = {      # what a machine's YAML says; `sourc
     "nvlink": ("bandwidth", "achievable", "latency"),
     "nic": ("per_gpu", "bandwidth", "achievable", "latency", "oversubscription", "rails"),
 }
+OPTIONAL: dict[str, tuple[str, ...]] = {        # what it may leave out: null, or not said at all
+    "gpu": (
+        "fp4", "sms", "l2_bandwidth", "memory_latency", "bf16_achieved", "fp8_achieved", "fp4_achieved", "memory_achieved"
+    ),
+}  # fmt: skip
 TOP = ("nodes", "gpus_per_node", *FIELDS, "fabric", "graph", "routing", "sources")
 
 
@@ -252,10 +257,11 @@ def _check_keys(name: str, fields: Mapping[str, Any]) -> None:
         given = fields.get(section)
         if not isinstance(given, Mapping):
             raise InputError(f"topology.{section}={given}: {name} needs its fields: {', '.join(known)}")
+        allowed = (*known, *OPTIONAL.get(section, ()))
         for key in given:
-            if key not in known:
-                near = did_you_mean(str(key), known)
-                raise InputError(f"topology.{section}.{key}: there is no such key{near} (known: {', '.join(known)})")
+            if key not in allowed:
+                near = did_you_mean(str(key), allowed)
+                raise InputError(f"topology.{section}.{key}: there is no such key{near} (known: {', '.join(allowed)})")
         if missing := [key for key in known if key not in given]:
             raise InputError(f"topology.{section}.{missing[0]}: {name} does not say it")
     if missing := [key for key in ("nodes", "gpus_per_node") if key not in fields]:
@@ -277,10 +283,22 @@ def _rate(section: str, fields: Mapping[str, Any]) -> float:
 
 
 def _gpu(fields: Mapping[str, Any]) -> GpuSpec:
+    def said(key: str, parse: Callable[[object, str], float]) -> float | None:
+        value = fields.get(key)
+        return None if value is None else parse(value, f"topology.gpu.{key}")
+
     return GpuSpec(
         name=str(fields["name"]),
         bf16_flops=units.parse_flops(fields["bf16"], "topology.gpu.bf16"),
         fp8_flops=units.parse_flops(fields["fp8"] if fields["fp8"] is not None else fields["bf16"], "topology.gpu.fp8"),
+        fp4_flops=said("fp4", units.parse_flops),
         memory=units.parse_bytes(fields["memory"], "topology.gpu.memory"),
         memory_bandwidth=units.parse_bandwidth(fields["memory_bandwidth"], "topology.gpu.memory_bandwidth"),
+        sms=None if fields.get("sms") is None else _whole("topology.gpu.sms", fields["sms"]),
+        l2_bandwidth=said("l2_bandwidth", units.parse_bandwidth),
+        memory_latency=said("memory_latency", units.parse_seconds),
+        bf16_achieved=said("bf16_achieved", units.parse_flops),
+        fp8_achieved=said("fp8_achieved", units.parse_flops),
+        fp4_achieved=said("fp4_achieved", units.parse_flops),
+        memory_achieved=said("memory_achieved", units.parse_bandwidth),
     )

@@ -252,7 +252,7 @@ def _run(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[str,
     workload, capacity = config["workload"], config["capacity"]
     if workload["phase"] != "prefill":
         raise InputError(f"workload.phase={workload['phase']}: only prefill is built so far")
-    for group in ("trace", "router", "placement", "exchange", "network", "compute"):
+    for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute"):
         for key, value in config[group].items():
             if value == "???" or (key == "path" and not value):
                 raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")
@@ -274,7 +274,7 @@ def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     from omegaconf import OmegaConf
 
     known = {key: [key] for key in config if key in (*GROUPS, "seed", "output", "export")}
-    for group in ("trace", "workload", "capacity", "compute"):
+    for group in ("trace", "workload", "capacity", "decide", "compute"):
         chosen = OmegaConf.load(group_folder(group) / f"{choices[group]}.yaml")
         known[group] += [f"{group}.{key!s}" for key in chosen]
     known["export"] += [f"export.{key}" for key in ("timeline", "first_layer", "events", "arrows")]

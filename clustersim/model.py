@@ -58,7 +58,7 @@ class Attention:
         """Weights of the projections of one layer; biases, norms and sinks left out (below 0.1 % of any model here)."""
         if self.kind == "gqa":
             return hidden * _int(self.head_dim) * (2 * self.heads + 2 * _int(self.kv_heads))
-        rank, nope, rope, value = self._latent
+        rank, nope, rope, value = self.latent
         query = self.heads * (nope + rope)
         queries = hidden * query if self.q_lora_rank is None else self.q_lora_rank * (hidden + query)
         return queries + hidden * (rank + rope) + rank * self.heads * (nope + value) + self.heads * value * hidden
@@ -72,7 +72,7 @@ class Attention:
         """
         if self.kind == "gqa":
             return 4 * self.heads * _int(self.head_dim)
-        _, nope, rope, value = self._latent
+        _, nope, rope, value = self.latent
         return 2 * self.heads * (nope + rope + value)
 
     @property
@@ -80,7 +80,7 @@ class Attention:
         """Values the KV cache keeps per token and layer: keys and values, or MLA's latent and its rotary key."""
         if self.kind == "gqa":
             return 2 * _int(self.kv_heads) * _int(self.head_dim)
-        rank, _, rope, _ = self._latent
+        rank, _, rope, _ = self.latent
         return rank + rope
 
     def windowed(self, layer: int) -> bool:
@@ -92,7 +92,8 @@ class Attention:
         return np.minimum(context, _int(self.sliding_window)) if self.windowed(layer) else context
 
     @property
-    def _latent(self) -> tuple[int, int, int, int]:
+    def latent(self) -> tuple[int, int, int, int]:
+        """MLA: rank of the latent, then the heads' sizes of query and key without and with position, and of value."""
         return _int(self.kv_lora_rank), _int(self.qk_nope_head_dim), _int(self.qk_rope_head_dim), _int(self.v_head_dim)
 
 
@@ -122,7 +123,7 @@ class Model:
     expert_weight_bytes: float = 2.0    # in memory per parameter of a routed or shared expert: BF16 = 2, FP8 = 1, MXFP4 = 4.25/8
     weight_bytes: float = 2.0           # in memory per other parameter
     activation_bytes: float = 2.0       # in memory per activation
-    gemm: str = "bf16"                  # the peak rate of its GEMMs: bf16 | fp8
+    gemm: str = "bf16"                  # the rate of its GEMMs: bf16 | fp8 | fp4
 
     def __post_init__(self) -> None:
         for key in ("n_layers", "n_experts", "top_k", "hidden", "expert_ffn", "vocab"):
@@ -153,8 +154,8 @@ class Model:
             raise InputError(f"model.dense_ffn = 0: the {self.n_dense_layers} dense layers need an intermediate size")
         if not isinstance(self.tied_embeddings, bool):
             raise InputError(f"model.tied_embeddings = {self.tied_embeddings!r}: must be true or false")
-        if self.gemm not in ("bf16", "fp8"):
-            raise InputError(f"model.gemm = {self.gemm!r}: must be bf16 or fp8{did_you_mean(str(self.gemm), ('bf16', 'fp8'))}")
+        if self.gemm not in (rates := ("bf16", "fp8", "fp4")):
+            raise InputError(f"model.gemm = {self.gemm!r}: must be bf16, fp8 or fp4{did_you_mean(str(self.gemm), rates)}")
 
     @property
     def n_moe_layers(self) -> int:

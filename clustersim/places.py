@@ -13,6 +13,7 @@ GROUPS = {                      # group -> what is chosen by it
     "workload": "what the GPUs are given",
     "capacity": "how much an expert takes",
     "placement": "where experts live",
+    "decide": "when placements are decided, and on what load",
     "exchange": "how tokens travel",
     "network": "how links are shared",
     "compute": "how long GPUs compute",

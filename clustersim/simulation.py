@@ -18,19 +18,27 @@ import polars as pl
 import clustersim
 from clustersim import exchange as exchanges
 from clustersim import network as networks
-from clustersim import placement as placements
 from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, compose, whole
-from clustersim.engine import compute
-from clustersim.engine.gpu import LayerWork, Played, play
+from clustersim.deciding import Plan
+from clustersim.engine import compute, timing
+from clustersim.engine.gpu import LayerWork, Played, play, time_alone
+from clustersim.inputs import contents, plan_from, setting_of, stream_from
+from clustersim.kernels import load_kernel
 from clustersim.network import packets
-from clustersim.network.fabric import Exchange
-from clustersim.pick import bind, did_you_mean, find, pick
+from clustersim.pick import bind, find, pick
+from clustersim.placement.measures import Measured, measure
+from clustersim.placement.past import Room
 from clustersim.placement.replicas import chosen_slots
-from clustersim.placement.static import default_slots
-from clustersim.places import PACKAGE
 from clustersim.results.counting import LayerCounts, count_layer, counted_layer
-from clustersim.results.pairs import PairBytes
+from clustersim.results.placements import (
+    Step,
+    mean_step_s,
+    moe_layer_s,
+    placement_summary,
+    placements_table,
+    rebalance_summary,
+)
 from clustersim.results.store import write_run
 from clustersim.results.tables import (
     collision,
@@ -40,16 +48,14 @@ from clustersim.results.tables import (
     links_table,
     summary_row,
 )
-from clustersim.results.timeline import Recorder, write_timeline
-from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routing, Workload
+from clustersim.results.timeline import Recorder, Watch, write_timeline
+from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routing, Transfers, Workload
 from clustersim.workload import capacity as capacities
-from clustersim.workload import source
 from clustersim.workload.capacity_padding import padding_rows, rows_by_source
-from clustersim.workload.routing import Router, rerouted, router_from
-from clustersim.workload.sampler_parameters import parameters_file
-from clustersim.workload.trace import read_trace
+from clustersim.workload.routing import Router, router_from
+from clustersim.workload.streams import Stream
 
-PHYSICS = 2             # raised whenever the same config gives other numbers; part of every run_id
+PHYSICS = 3             # raised whenever the same config gives other numbers; part of every run_id
 
 VERSIONS = ("numpy", "numba", "polars", "simpy")        # packages whose versions run.json tells
 
@@ -95,13 +101,18 @@ class _Parts:
 
     run: Run
     cluster: Cluster
-    workload: Workload
-    placement: Placement
+    stream: Stream
+    plan: Plan
+    room: Room
+    workload: Workload                      # of the step in hand
+    placements: tuple[Placement, ...]       # of its MoE layers
     exchange: Callable[..., Any]
     network: Callable[..., Any]
+    timing: timing.Timing
     rule: capacities.Rule
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
+    recorder: Recorder | None               # of the first step, when a time line is asked for
     trace_sha256: str | None
 
 
@@ -117,78 +128,72 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     began = time.perf_counter()
     run = overrides if isinstance(overrides, Run) else compose(overrides)
     parts = _assemble(run)
-    share = 0.5 if parts.rule.limits else 1.0       # of the way; the other half is the same without a capacity
-    pairs, recorder = PairBytes(parts.cluster.n_gpus), _recorder(parts)
-
-    def watch(layer: int, dispatch: Exchange, combine: Exchange) -> None:
-        pairs.watch(layer, dispatch, combine)
-        if recorder:
-            recorder.watch(layer, dispatch, combine)
-
-    played, counts = _play(parts, parts.rule, lambda fraction, what: progress(share * fraction, what), watch)
-    gpus = gpus_table(played, counts)
-    layers = layers_table(played, gpus, parts.cluster, counts)
-    tables = {"layers": layers, "gpus": gpus, "links": links_table(played, parts.cluster), "experts": experts_table(counts)}
-    tables["pairs"] = pairs.table()
-    numbers = summary_row(played, tables, counts, parts.workload.source.size, parts.cluster.n_gpus)
+    rounds = 1 + parts.rule.limits + (parts.plan.rebalances > 0)        # of playing everything, at most
+    steps = _play_all(parts, parts.plan, parts.rule, _part(progress, 0, rounds))
+    tables, recorder = _tables(parts, steps), parts.recorder
+    parts = replace(parts, recorder=None)           # what else is played is for comparison
+    held = sum(step.held_s for step in steps) / len(steps)
+    numbers = summary_row(
+        [step.played for step in steps], tables, [c for step in steps for c in step.counts], parts.workload.source.size,
+        parts.cluster.n_gpus, held,
+    )
     collided = collision(tables["links"], parts.cluster)
     numbers["ecmp_collision"] = collided[0] if collided else None
     saved = 0.0
     if parts.rule.limits and any(numbers[name] > 0 for name in ("drop_rate", "rerouted_rate", "padding_computed_rows")):
-        dropless, _ = _play(
-            parts, parts.rule.without_limit(), lambda fraction, _: progress(0.5 + 0.5 * fraction, "the same without dropping"),
-            lambda layer, dispatch, combine: None,
-        )  # fmt: skip
-        saved = dropless.step_s - played.step_s
+        again = _part(progress, 1, rounds, "the same without dropping")
+        dropless = _play_all(parts, parts.plan, parts.rule.without_limit(), again)
+        saved = mean_step_s(dropless) - mean_step_s(steps)
+    numbers |= {"seconds_saved_by_dropping": saved, "moe_layer_s": moe_layer_s(steps)}
+    numbers |= placement_summary([m for step in steps for m in step.measured])
+    if parts.plan.rebalances:
+        kept = _play_all(parts, parts.plan.never_again(), parts.rule, _part(progress, rounds - 1, rounds, "never moved"))
+        numbers |= rebalance_summary(
+            steps, kept, rebalances=parts.plan.rebalances, buffer_bytes=parts.plan.buffer_bytes,
+            expert_bytes=run.model.expert_params * run.model.expert_weight_bytes,
+        )
     notes = _notes(parts, numbers)
     if collided and collided[0] > 1.01:
         notes += (f"routes pile up: the busiest {collided[1]} takes {collided[0]:.2f} times what an even spread would leave it",)
     run_id, provenance = _provenance(parts, notes)
-    summary = {**_settings(parts), **numbers, "seconds_saved_by_dropping": saved}
+    summary = {**_settings(parts), **numbers}
     tables["summary"] = pl.DataFrame([{"run_id": run_id, **summary}])
     provenance["wall_s"] = time.perf_counter() - began
     return Result(
         run=run, run_id=run_id, summary=summary, tables=tables, provenance=provenance,
         notes=(*notes, recorder.note(run.model.n_layers)) if recorder else notes,
-        timeline=(recorder, played) if recorder else None,
+        timeline=(recorder, steps[0].played) if recorder else None,
     )  # fmt: skip
 
 
-def _recorder(parts: _Parts) -> Recorder | None:
+def _recorder(run: Run, cluster: Cluster) -> Recorder | None:
     """What keeps exchanges for a time line, when one is asked for."""
-    export = parts.run.config["export"]
+    export = run.config["export"]
     first = whole("export.first_layer", export["first_layer"], least=0)
     most = whole("export.events", export["events"], least=1000)
     if export["arrows"] not in ("all", "last"):
         raise InputError(f"export.arrows={export['arrows']}: must be all or last")
     if not isinstance(export["timeline"], bool):
         raise InputError(f"export.timeline={export['timeline']}: must be true or false")
-    return Recorder(parts.cluster, first=first, most=most, arrows=export["arrows"]) if export["timeline"] else None
+    return Recorder(cluster, first=first, most=most, arrows=export["arrows"]) if export["timeline"] else None
 
 
 def _assemble(run: Run) -> _Parts:
     config, model = run.config, run.model
     cluster = build_cluster(run.topology, config["topology"])
-    n = cluster.n_gpus
-    name, options = run.options("placement")
-    replica, slots = options.pop("replica"), options.pop("slots")
-    slots = default_slots(model.n_experts, n) if slots is None else whole("placement.slots", slots, least=1)
-    placement = replace(pick(placements, name, **options)(model.n_experts, slots, n), replica=replica)
-    find(placements.replicas, replica, "placement.replica")        # a misspelt rule is found now, not in the first layer
-    if config["compute"]["name"] not in ("roofline", "none"):
-        raise InputError(f"compute={config['compute']['name']}: must be roofline or none")
+    exchange_name, exchange_options = run.options("exchange")
+    exchange = pick(exchanges, exchange_name, **exchange_options)
+    setting, place = setting_of(run, cluster, exchange)
+    name, options = run.options("compute")
+    timed = bind("compute", name, find(timing, name, "compute"), options)(model, cluster.gpu)
     name, options = run.options("router")
     router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
-    workload, digest = _workload(run, n, router.extra)
-    if workload.count is not None:
-        _check_counts(router, capacities.rule_from(config["capacity"]), config["exchange"]["name"], placement, model.n_experts)
-    workload = rerouted(
-        workload, router, run.model, run.seed, name=f"trace={config['trace']['name']}",
-        near=lambda gpu: _held_near(placement, cluster, run.model.n_experts, gpu),
-    )  # fmt: skip
-    exchange_name, exchange_options = run.options("exchange")
-    network_name, network_options = run.options("network")
     rule = capacities.rule_from(config["capacity"])
+    if config["trace"].get("counts"):
+        _check_counts(router, rule, exchange_name, setting.room.n_slots, model.n_experts)
+    stream, digest = stream_from(run, setting, place, router)
+    plan, stream = plan_from(run, setting, place, stream)
+    network_name, network_options = run.options("network")
     if rule.sends_padding and ":" not in exchange_name and exchange_name not in exchanges.PADDING:
         key = "pad=true" if rule.pad else f"pad_multiple={rule.pad_multiple}"
         can = " or ".join(sorted(exchanges.PADDING))
@@ -199,18 +204,23 @@ def _assemble(run: Run) -> _Parts:
     return _Parts(
         run=run,
         cluster=cluster,
-        workload=workload,
-        placement=placement,
-        exchange=pick(exchanges, exchange_name, **exchange_options),
+        stream=stream,
+        plan=plan,
+        room=setting.room,
+        workload=stream.steps[0],
+        placements=plan.placements[0],
+        exchange=exchange,
         network=pick(networks, network_name, **network_options),
         rule=rule,
         top_k=router.options.get("k") or run.model.top_k,
-        protected=capacities.protected_tokens(capacities.stream(run.seed), rule, workload.context),
+        protected=capacities.protected_tokens(capacities.stream(run.seed), rule, stream.steps[0].context),
+        recorder=_recorder(run, cluster),
+        timing=timed,
         trace_sha256=digest,
     )
 
 
-def _check_counts(router: Router, rule: capacities.Rule, exchange: str, placement: Placement, n_experts: int) -> None:
+def _check_counts(router: Router, rule: capacities.Rule, exchange: str, n_slots: int, n_experts: int) -> None:
     """InputError where something asks for single tokens, which counts do not have."""
     need = "single tokens, and trace.counts=true has only how many of a GPU choose each expert"
     if router.name != "recorded":
@@ -220,54 +230,62 @@ def _check_counts(router: Router, rule: capacities.Rule, exchange: str, placemen
     if exchange not in exchanges.PADDING:
         can = " or ".join(sorted(exchanges.PADDING))
         raise InputError(f"exchange={exchange}: needs {need}; use exchange={can} or trace.counts=false")
-    if placement.n_slots > n_experts:
+    if n_slots > n_experts:
         raise InputError(
-            f"placement.slots={placement.n_slots}: choosing among replicas of {n_experts} experts needs {need}; "
+            f"placement.slots={n_slots}: choosing among replicas of {n_experts} experts needs {need}; "
             f"use placement.slots={n_experts} or trace.counts=false"
         )
 
 
-def _held_near(placement: Placement, cluster: Cluster, n_experts: int, gpu: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """bool [experts]: whether the node of a GPU holds a copy of the expert."""
-    held = np.zeros(n_experts, bool)
-    held[placement.expert_of[cluster.node_of[placement.gpu_of] == cluster.node_of[gpu]]] = True
-    return held
+def _play_all(parts: _Parts, plan: Plan, rule: capacities.Rule, progress: Progress) -> list[Step]:
+    """All steps, one after the other, each under its placements and after what has to move before it, or beside it."""
+    n = len(parts.stream.steps)
+    steps: list[Step] = []
+    overlapped = parts.run.config["decide"].get("migration") == "overlapped"
+    for i, (tokens, placed, moves) in enumerate(zip(parts.stream.steps, plan.placements, plan.moves, strict=True)):
+        protected = capacities.protected_tokens(capacities.stream(parts.run.seed), rule, tokens.context)
+        now = replace(parts, workload=tokens, placements=placed, protected=protected)
+        watch = Watch(parts.cluster.n_gpus, parts.recorder if i == 0 else None)
+        played, counts, measured = _play(now, rule, _part(progress, i, n), watch, moves if overlapped else None)
+        if overlapped:
+            held = max(0.0, played.background_s - played.step_s)        # the next step waits for what has not come yet
+        else:
+            held = 0.0 if moves is None else time_alone(parts.cluster, parts.network, moves)
+        brought = [replace(m, moved_slots=int(k)) for m, k in zip(measured, plan.moved[i], strict=False)]
+        steps.append(Step(played=played, counts=counts, measured=brought, pairs=watch.pairs, held_s=held))
+    return steps
 
 
-def _workload(run: Run, n_gpus: int, extra: int) -> tuple[Workload, str | None]:
-    """The tokens and what is recorded or drawn of them, and the hash of the trace they come from. `extra` columns of scores."""
-    name, options = run.options("trace")
-    if name in ("tiny", "file"):
-        path = PACKAGE / "workload" / "data" / "tiny" if name == "tiny" else Path(str(options["path"]))
-        label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
-        return source.from_trace(read_trace(path), run.model, n_gpus, run.tokens_per_gpu, name=label), _contents(path)
-    if name == "sampled":
-        sampled = bind("trace", name, source.from_sampler, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed, extra)
-        return sampled, _contents(parameters_file(options["preset"], options["parameters"]))
-    if name == "balanced":
-        return bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu), None
-    known = ("tiny", "file", "sampled", "balanced")
-    raise InputError(f"trace.name={name}: there is no such trace{did_you_mean(str(name), known)} (known: {', '.join(known)})")
+def _part(progress: Progress, i: int, n: int, what: str | None = None) -> Progress:
+    """Progress of the i-th of n equal parts."""
+    return lambda fraction, said: progress((i + fraction) / n, what or said)
 
 
-def _contents(path: Path) -> str:
-    """sha256 of the files of a trace."""
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+def _tables(parts: _Parts, steps: Sequence[Step]) -> dict[str, pl.DataFrame]:
+    """The tables of all steps, one step under the other."""
+    made: dict[str, list[pl.DataFrame]] = {name: [] for name in ("layers", "gpus", "links", "experts", "pairs", "placements")}
+    for i, step in enumerate(steps):
+        gpus = gpus_table(step.played, step.counts, i)
+        made["layers"].append(layers_table(step.played, gpus, parts.cluster, step.counts))
+        made["gpus"].append(gpus)
+        made["links"].append(links_table(step.played, parts.cluster, i))
+        made["experts"].append(experts_table(step.counts, i))
+        made["pairs"].append(step.pairs.table(i))
+        made["placements"].append(placements_table(step.measured, parts.run.model.n_dense_layers, i))
+    return {name: pl.concat(each) for name, each in made.items()}
 
 
 def _play(
-    parts: _Parts, rule: capacities.Rule, progress: Progress, watch: Callable[[int, Exchange, Exchange], None]
-) -> tuple[Played, list[LayerCounts | None]]:
-    """One forward pass under a capacity rule, and what the router did in each layer."""
+    parts: _Parts, rule: capacities.Rule, progress: Progress, watch: Watch, background: Transfers | None = None
+) -> tuple[Played, list[LayerCounts | None], list[Measured]]:
+    """One forward pass under a capacity rule, what the router did in each layer, and how the placement served."""
     model = parts.run.model
     counts: list[LayerCounts | None] = [None] * model.n_layers
+    measured: list[Measured] = []
 
     def work_of(layer: int) -> LayerWork:
-        work, counts[layer] = _layer(parts, layer, rule)
+        work, counts[layer], served = _layer(parts, layer, rule)
+        measured.extend([] if served is None else [served])
         if layer == model.n_dense_layers and parts.run.config["network"]["name"] == "packet":
             both = [transfers for transfers in (work.dispatch, work.combine) if transfers is not None]
             packets.need_few(parts.cluster, both, model.n_layers - layer, parts.run.config["network"]["chunk"])
@@ -280,57 +298,58 @@ def _play(
 
     played = play(
         parts.cluster, parts.network, model.n_layers, work_of,
-        lambda layer: progress((layer + 1) / model.n_layers, f"layer {layer + 1} of {model.n_layers}"), watch,
+        lambda layer: progress((layer + 1) / model.n_layers, f"layer {layer + 1} of {model.n_layers}"), background, watch,
     )  # fmt: skip
-    return played, counts
+    return played, counts, measured
 
 
-def _layer(parts: _Parts, layer: int, rule: capacities.Rule) -> tuple[LayerWork, LayerCounts | None]:
-    """What the GPUs have to do in one layer, and what its router did."""
+def _layer(
+    parts: _Parts, layer: int, rule: capacities.Rule
+) -> tuple[LayerWork, LayerCounts | None, Measured | None]:
+    """What the GPUs have to do in one layer, what its router did, and how the placement served it (None: no token is known)."""
     model, cluster, tokens = parts.run.model, parts.cluster, parts.workload
-    n, gpu = cluster.n_gpus, cluster.gpu
+    n, idle = cluster.n_gpus, np.zeros(cluster.n_gpus)
     per_gpu = np.bincount(tokens.source, minlength=n)
-    timed = parts.run.config["compute"]["name"] == "roofline"
-    idle = np.zeros(n)
     context = compute.context_sums(model, layer, tokens.context, tokens.source, n)
-    attention = compute.attention_seconds(model, gpu, layer, per_gpu, context) if timed else idle
+    attention = parts.timing.attention(layer, per_gpu, context)
     moe_layer = layer - model.n_dense_layers
     if moe_layer < 0:
-        dense = compute.dense_seconds(model, gpu, per_gpu) if timed else idle
-        return LayerWork(attention_s=attention, expert_s=idle, other_s=dense, dispatch=None, combine=None), None
+        dense = parts.timing.dense(per_gpu)
+        return LayerWork(attention_s=attention, expert_s=idle, other_s=dense, dispatch=None, combine=None), None, None
     if tokens.count is not None:
-        return _counted_layer(parts, layer, tokens.count(moe_layer), attention, per_gpu)
-    chosen = tokens.choose(moe_layer)
+        return *_counted_layer(parts, layer, tokens.count(moe_layer), attention, per_gpu), None
+    chosen, placement = tokens.choose(moe_layer), parts.placements[moe_layer]
     limited, sent, kept = _routings(parts, rule, layer, chosen)
-    slots = chosen_slots(kept, parts.placement, cluster)
-    rows = rows_by_source(slots, kept.source, n, parts.placement.n_slots)
-    travelling, computed = padding_rows(rule, limited, rows, per_gpu, parts.placement.expert_of)
+    slots = chosen_slots(kept, placement, cluster)
+    rows = rows_by_source(slots, kept.source, n, placement.n_slots)
+    travelling, computed = padding_rows(rule, limited, rows, per_gpu, placement.expert_of)
     dispatch, combine = (
-        parts.exchange(phase, replace(routing, padding=travelling), parts.placement, cluster, model)
+        parts.exchange(phase, replace(routing, padding=travelling), placement, cluster, model)
         for phase, routing in (("dispatch", sent), ("combine", kept))
     )
     in_slot = rows.sum(axis=0)
     work = LayerWork(
         attention_s=attention,
-        expert_s=compute.expert_seconds(model, gpu, in_slot + computed, parts.placement.gpu_of, n) if timed else idle,
-        other_s=compute.shared_seconds(model, gpu, per_gpu) if timed else idle,
+        expert_s=parts.timing.experts(in_slot + computed, placement.gpu_of, n),
+        other_s=parts.timing.shared(per_gpu),
         dispatch=dispatch,
         combine=combine,
     )
-    return work, count_layer(
-        chosen, kept, parts.placement, in_slot, travelling, computed, n_experts=model.n_experts, n_gpus=n,
+    served = measure(slots, kept.source, placement, parts.room.slots_of, cluster.node_of)
+    counts = count_layer(
+        chosen, kept, placement, in_slot, travelling, computed, n_experts=model.n_experts, n_gpus=n,
         row_bytes=model.dispatch_token_bytes + model.combine_token_bytes,
         renormalised=rule.renormalise and chosen.ids.shape[1] > 1,
     )  # fmt: skip
+    return work, counts, served
 
 
 def _counted_layer(
     parts: _Parts, layer: int, counts: Ints, attention: Floats, per_gpu: Ints
 ) -> tuple[LayerWork, LayerCounts]:
     """As `_layer`, where only counts [gpus, experts] are known: their rows travel as padding does, without any token."""
-    model, cluster, placement = parts.run.model, parts.cluster, parts.placement
-    n, gpu = cluster.n_gpus, cluster.gpu
-    timed = parts.run.config["compute"]["name"] == "roofline"
+    model, cluster, placement = parts.run.model, parts.cluster, parts.placements[layer - parts.run.model.n_dense_layers]
+    n = cluster.n_gpus
     rows = counts[:, placement.expert_of]                   # [gpus, slots]: every expert has one
     nobody = np.zeros((0, model.top_k), np.int64)
     routing = Routing(
@@ -340,8 +359,8 @@ def _counted_layer(
     in_slot = rows.sum(axis=0)
     work = LayerWork(
         attention_s=attention,
-        expert_s=compute.expert_seconds(model, gpu, in_slot, placement.gpu_of, n) if timed else np.zeros(n),
-        other_s=compute.shared_seconds(model, gpu, per_gpu) if timed else np.zeros(n),
+        expert_s=parts.timing.experts(in_slot, placement.gpu_of, n),
+        other_s=parts.timing.shared(per_gpu),
         dispatch=dispatch,
         combine=combine,
     )
@@ -356,8 +375,9 @@ def _routings(parts: _Parts, rule: capacities.Rule, layer: int, chosen: Choices)
     )
     computing = None
     if rule.per == "gpu" and rule.factor is not None:
-        slots = chosen_slots(asked, parts.placement, parts.cluster)
-        computing = np.where(slots < 0, -1, parts.placement.gpu_of[slots])
+        placement = parts.placements[layer - model.n_dense_layers]
+        slots = chosen_slots(asked, placement, parts.cluster)
+        computing = np.where(slots < 0, -1, placement.gpu_of[slots])
     limited = capacities.limit(
         capacities.stream(parts.run.seed, layer), rule, chosen, source=tokens.source, index=tokens.index, n_gpus=n,
         n_experts=model.n_experts, top_k=min(parts.top_k, chosen.ids.shape[1]), gpu_of_choice=computing,
@@ -384,9 +404,10 @@ def _settings(parts: _Parts) -> dict[str, Any]:
         "capacity_factor": run.capacity_factor,
         "capacity_rule": config["capacity"]["rule"],
         "drop": config["capacity"]["drop"],
+        "steps": len(parts.stream.steps),
         "placement": config["placement"]["name"],
-        "slots": parts.placement.n_slots,
-        "replica": parts.placement.replica,
+        "slots": parts.room.n_slots,
+        "replica": config["placement"]["replica"],
         "exchange": config["exchange"]["name"],
         "network": config["network"]["name"],
         "compute": config["compute"]["name"],
@@ -408,10 +429,10 @@ def _leaf(config: Mapping[str, Any], key: str) -> Any:
 
 def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     """What a reader of the result has to know about how it came about."""
-    notes = list(parts.workload.notes)
+    notes = [*parts.stream.notes, *parts.plan.notes]
     if parts.run.config["trace"]["name"] in ("tiny", "file") and numbers["drop_rate"] + numbers["rerouted_rate"] > 0:
         notes.append("the trace is open loop: a dropped token would have changed the choices of later layers")
-    replicated = parts.placement.n_slots > parts.run.model.n_experts and parts.placement.replica == "token_hash"
+    replicated = parts.room.n_slots > parts.run.model.n_experts and parts.run.config["placement"]["replica"] == "token_hash"
     if parts.run.config["trace"]["name"] == "balanced" and replicated:
         notes.append("balanced choices and token_hash both repeat with the token's index: replicas are not used evenly")
     if parts.run.config["network"]["name"] == "bound":
@@ -431,7 +452,10 @@ def _provenance(parts: _Parts, notes: Sequence[str]) -> tuple[str, dict[str, Any
         "config": {**config, "topology": {"name": run.topology, **config["topology"]}},
         "trace_sha256": parts.trace_sha256,
         "physics": PHYSICS,
+        "compute_constants": load_kernel(constants).digest if (constants := run.config["compute"].get("constants")) else None,
     }
+    if run.config["decide"]["name"] == "load_file":
+        depends["load_sha256"] = contents(Path(str(run.config["decide"]["path"])))
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
     return digest[:12], {
         **depends,

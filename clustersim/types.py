@@ -102,6 +102,7 @@ class Placement:
     gpu_of: Ints                                # [slots] GPU that holds the slot
     expert_of: Ints                             # [slots] logical expert in the slot
     replica: str = "token_hash"                 # the rule that picks one of an expert's slots: placement.replicas
+    notes: tuple[str, ...] = ()                 # what a reader of the result has to know about how it was found
 
     @property
     def n_slots(self) -> int:
@@ -159,3 +160,4 @@ class TransferResult:
     link_bytes: Floats                          # [links], in the order of cluster.links
     solves: int                                 # how many times rates were recomputed; of `packet`: packets sent over links
     bound: float                                # release-date makespan of the busiest link: no schedule is faster
+    upper_bound: float                          # max-min sharing is not slower: the most that the loads along one route add up to

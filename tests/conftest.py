@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hypothesis import settings
 
-settings.register_profile("same", derandomize=True)
-settings.register_profile("new", max_examples=1000)
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("new", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 if "NUMBA_BOUNDSCHECK" not in os.environ:       # read when numba is imported; numba's cache on disk does not look at it

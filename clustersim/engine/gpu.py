@@ -42,6 +42,7 @@ class Played:
     step_s: float                       # when the last GPU ended
     solves: int                         # rate computations of the network
     events: int                         # events of the loop
+    background_s: float = 0.0           # when the last byte of what travelled beside the pass was there
 
 
 def play(
@@ -50,6 +51,7 @@ def play(
     n_layers: int,
     work_of: Callable[[int], LayerWork],
     progress: Callable[[int], None] = lambda layer: None,
+    background: Transfers | None = None,
     watch: Callable[[int, Exchange, Exchange], None] = lambda layer, dispatch, combine: None,
 ) -> Played:
     """Run one forward pass on all GPUs.
@@ -58,10 +60,12 @@ def play(
         network: `network(env, cluster)` gives the network.
         work_of: the work of a layer; asked once per layer, when the first GPU gets there.
         progress: told the number of each layer that the last GPU has left.
+        background: what travels beside it from the beginning on; nobody waits for it, and it takes its share of the links.
         watch: shown the layer's exchanges before they are forgotten, with all times in them.
     """
     env = simpy.Environment()
     stage = _Stage(env, cluster, network(env, cluster), n_layers, work_of, progress, watch)
+    beside = _set_off(cluster, stage.network, background)
     for me in range(cluster.n_gpus):
         env.process(_forward(env, stage, me))
     events = 0
@@ -77,7 +81,33 @@ def play(
         step_s=float(marks[-1, ENDED].max()),
         solves=stage.network.solves,
         events=events,
+        background_s=_last_finish(beside),
     )
+
+
+def time_alone(cluster: Cluster, network: Callable[..., Fluid | Bound], transfers: Transfers) -> float:
+    """Seconds that transfers take when nothing else is on the links and all GPUs are in from the beginning."""
+    env = simpy.Environment()
+    exchange = _set_off(cluster, network(env, cluster), transfers)
+    env.run()
+    return _last_finish(exchange)
+
+
+def _set_off(cluster: Cluster, network: Fluid | Bound, transfers: Transfers | None) -> Exchange | None:
+    """All GPUs send what they have of these transfers, now."""
+    if transfers is None or not transfers.n:
+        return None
+    exchange = network.exchange(transfers)
+    for me in range(cluster.n_gpus):
+        exchange.enter(me)
+    return exchange
+
+
+def _last_finish(exchange: Exchange | None) -> float:
+    if exchange is None:
+        return 0.0
+    assert np.isfinite(exchange.finish).all(), "something that was sent never arrived"
+    return float(exchange.finish.max())
 
 
 def _forward(env: simpy.Environment, stage: _Stage, me: int) -> Generator[simpy.Event, Any, None]:

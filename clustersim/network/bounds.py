@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from clustersim.network.changes import Changes, earliest_end
 from clustersim.types import Floats, Routes, Transfers
 
 
 def busiest_link_end(
-    capacity: Floats, routes: Routes, nbytes: Floats, release: Floats, hop_latency: Floats | None = None
-) -> tuple[float, int]:
+    capacity: Floats, routes: Routes, nbytes: Floats, release: Floats, hop_latency: Floats | None = None,
+    changes: Changes | None = None,
+) -> tuple[float, int]:  # fmt: skip
     """The latest time at which some link has, at best, carried its bytes; and that link.
 
     Each link alone is a single machine with release dates: flow i of `nbytes[i]` bytes may start at `release[i]`, so
@@ -22,19 +24,34 @@ def busiest_link_end(
         routes: of the flows.
         nbytes, release: bytes and seconds [flows].
         hop_latency: seconds [links] where latency passes hop by hop; None where all of it passes at the end.
+        changes: capacities to come; of a link that has some, what it can carry is the integral over them.
 
     Returns:
         Seconds and a link id; (0, -1) without flows.
     """
     if not nbytes.size:
         return 0.0, -1
-    hops = np.diff(routes.start)
     if (release == release[0]).all():                       # nothing to sort: what counts is the sum
         load = link_bytes(routes, nbytes, capacity.size)
         load = np.divide(load, capacity, out=np.zeros(capacity.size), where=load > 0)
-        together = np.where(load > 0, release[0] + load + _least_latency(routes, hop_latency, capacity.size), -np.inf)
-        return float(together.max()), int(together.argmax())
-    flow = np.repeat(np.arange(nbytes.size), hops)
+        ends = np.where(load > 0, release[0] + load, -np.inf)
+    else:
+        ends = _ends_of_staggered(capacity, routes, nbytes, release)
+    if changes is not None:
+        flow = np.repeat(np.arange(nbytes.size), np.diff(routes.start))
+        for link in np.unique(changes.link):
+            if (crossing := np.flatnonzero(routes.links == link)).size:
+                of, sizes = flow[crossing], nbytes[flow[crossing]] * routes.weights[crossing]
+                ends[link] = earliest_end(float(capacity[link]), changes, link, release[of], sizes)
+    used = ends > -np.inf
+    ends[used] += _least_latency(routes, hop_latency, capacity.size)[used]
+    busiest = int(ends.argmax())
+    return float(ends[busiest]), busiest
+
+
+def _ends_of_staggered(capacity: Floats, routes: Routes, nbytes: Floats, release: Floats) -> Floats:
+    """When each link could be through without latency, [links]; -inf where nothing crosses."""
+    flow = np.repeat(np.arange(nbytes.size), np.diff(routes.start))
     order = np.lexsort((release[flow], routes.links))
     link, flow = routes.links[order], flow[order]
     seconds = nbytes[flow] * routes.weights[order] / capacity[link]
@@ -42,10 +59,24 @@ def busiest_link_end(
     first = np.concatenate(([0], last[:-1] + 1))
     from_here = np.cumsum(seconds[::-1])[::-1]
     beyond = np.append(from_here, 0.0)[np.repeat(last + 1, last - first + 1)]
-    ends = np.maximum.reduceat(release[flow] + from_here - beyond, first)
-    ends += _least_latency(routes, hop_latency, capacity.size)[link[first]]
-    busiest = int(ends.argmax())
-    return float(ends[busiest]), int(link[first[busiest]])
+    ends: Floats = np.full(capacity.size, -np.inf)
+    ends[link[first]] = np.maximum.reduceat(release[flow] + from_here - beyond, first)
+    return ends
+
+
+def latest_end(capacity: Floats, routes: Routes, load: Floats, release: Floats) -> float:
+    """The time by which max-min sharing has surely ended all flows, none of which follows another.
+
+    While a flow lives, some link of its way is full, and a link is full for no longer than its bytes take; so a flow ends no
+    later than its release, the loads of all links on its way, and its latency, one after the other.
+
+    Args:
+        load: bytes that each link carries, [links].
+    """
+    if not release.size:
+        return 0.0
+    along = np.add.reduceat((load / capacity)[routes.links], routes.start[:-1])
+    return float((release + along + routes.latency).max())
 
 
 def _least_latency(routes: Routes, hop_latency: Floats | None, n_links: int) -> Floats:

@@ -7,6 +7,7 @@ byte has arrived, and its last outbound byte has left too.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ import simpy
 from clustersim.cluster import Cluster
 from clustersim.network import packets, sharing
 from clustersim.network.bounds import busiest_link_end, chained, link_bytes
+from clustersim.network.changes import Changes, read_changes
 from clustersim.network.sharing import check_resolution
 from clustersim.types import Floats, Ints, Routes, Transfers
 
@@ -85,7 +87,9 @@ class Exchange:
         """When the busiest link could have been through at the earliest, given who entered when; and that link."""
         released = self.entered[self.transfers.src] + self.transfers.release
         _, earliest = chained(self.transfers, self.routes.latency, released)
-        return busiest_link_end(self.fabric.capacity, self.routes, self.transfers.nbytes, earliest, self.fabric.hop_latency)
+        return busiest_link_end(
+            self.fabric.capacity, self.routes, self.transfers.nbytes, earliest, self.fabric.hop_latency, self.fabric.changes
+        )
 
     @cached_property
     def least(self) -> float:
@@ -118,11 +122,10 @@ class Bound:
     """All GPUs leave together, when the busiest link could be through. Exchanges in progress do not contend."""
 
     hop_latency: Floats | None = None
-
     resolution = 0.0
 
-    def __init__(self, env: simpy.Environment, cluster: Cluster) -> None:
-        self.env, self.cluster, self.capacity, self.solves = env, cluster, cluster.capacity, 0
+    def __init__(self, env: simpy.Environment, cluster: Cluster, changes: Changes | None = None) -> None:
+        self.env, self.cluster, self.capacity, self.solves, self.changes = env, cluster, cluster.capacity, 0, changes
 
     def exchange(self, transfers: Transfers) -> Exchange:
         return _open(self, transfers, self.cluster)
@@ -154,10 +157,11 @@ class Fluid:
 
     def __init__(
         self, env: simpy.Environment, cluster: Cluster, solver: Solver = sharing, state: Any = None, resolution: float = 0.0,
+        changes: Changes | None = None,
     ) -> None:
         self.env, self.cluster, self.capacity, self.solves = env, cluster, cluster.capacity, 0
-        self.resolution = resolution
-        self._solver, self._state = solver, sharing.empty(self.capacity) if state is None else state
+        self.resolution, self.changes = resolution, changes
+        self._solver, self._state = solver, sharing.empty(self.capacity, changes) if state is None else state
         self._exchanges: list[Exchange] = []            # those in the solver, in the order of their counters
         self._of = np.zeros(0, np.int64)                # [flows] place in that list of each flow of the solver
         self._row = np.zeros(0, np.int64)               # [flows] its row in that exchange
@@ -263,22 +267,29 @@ class Fluid:
         self.solves = self._solver.solves(self._state)
 
 
-def bound(env: simpy.Environment, cluster: Cluster) -> Bound:
-    """The release-date bound of the busiest link; every GPU leaves then, and exchanges do not contend. For wide sweeps."""
-    return Bound(env, cluster)
+def bound(env: simpy.Environment, cluster: Cluster, *, changes: Sequence[Mapping[str, Any]] = ()) -> Bound:
+    """The release-date bound of the busiest link; every GPU leaves then, and exchanges do not contend. For wide sweeps.
+
+    Args:
+        changes: see `changes.read_changes`.
+    """
+    return Bound(env, cluster, read_changes(cluster, changes))
 
 
-def fluid(env: simpy.Environment, cluster: Cluster, *, resolution: float = 0.0) -> Fluid:
+def fluid(
+    env: simpy.Environment, cluster: Cluster, *, resolution: float = 0.0, changes: Sequence[Mapping[str, Any]] = ()
+) -> Fluid:
     """Max-min fair sharing with per-GPU finish times.
 
     Args:
         resolution: 0 is exact; else rates are agreed on at most once in `resolution` x the least time of the exchange.
+        changes: see `changes.read_changes`.
 
     Raises:
-        InputError: a resolution that is not from 0 to 1.
+        InputError: a resolution that is not from 0 to 1, a change that cannot be.
     """
     check_resolution(resolution)
-    return Fluid(env, cluster, resolution=resolution)
+    return Fluid(env, cluster, resolution=resolution, changes=read_changes(cluster, changes))
 
 
 def packet(

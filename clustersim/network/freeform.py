@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from clustersim.network import sharing
 from clustersim.network.bounds import busiest_link_end
+from clustersim.network.changes import Changes
 from clustersim.types import Floats, InputError, Ints, Routes
 
 
@@ -42,7 +45,9 @@ def flow_times(
             flows that never end because a link stays down.
     """
     sharing.check_resolution(resolution)
-    caps, sizes = np.asarray(capacity, np.float64), np.asarray(nbytes, np.float64)
+    caps, sizes = _numbers("capacity", capacity), _numbers("nbytes", nbytes)
+    if caps.ndim != 1:
+        raise InputError(f"flow_times: capacity of shape {caps.shape}: must be one number per link")
     length = np.fromiter((len(route) for route in routes), np.int64, len(routes))
     if sizes.shape != (len(routes),):
         raise InputError(f"flow_times: {len(routes)} routes for nbytes of shape {sizes.shape}")
@@ -53,7 +58,7 @@ def flow_times(
             raise InputError(f"flow_times: {name} must be finite and not negative")
     if not (limits > 0).all():
         raise InputError("flow_times: rate_cap must be above 0 (inf: none)")
-    links = np.fromiter((link for route in routes for link in route), np.int64)
+    links = _whole_numbers("routes", [link for route in routes for link in route])
     shares = np.ones(links.size)
     if weights is not None:
         if [len(row) for row in weights] != length.tolist():
@@ -66,11 +71,15 @@ def flow_times(
     of_moving = np.repeat((sizes > 0) & (length > 0), length)
     start = np.concatenate(([0], np.cumsum(length[moving]))).astype(np.int64)
     routed = Routes(start=start, links=links[of_moving], weights=shares[of_moving], latency=np.zeros(moving.size))
+    to_come = _changes(changes, caps)
     caps, routed = private_links(caps, routed, limits[moving])
     ends = released
     if moving.size:
-        least = busiest_link_end(caps, routed, sizes[moving], released[moving])[0] - released[moving].min()
-        to_come = _changes(changes, caps)
+        with np.errstate(over="ignore"):
+            end, link = busiest_link_end(caps, routed, sizes[moving], released[moving])
+        if not np.isfinite(end):
+            raise InputError(f"flow_times: link {link} would take longer for its bytes than a number can say")
+        least = end - released[moving].min()
         ends[moving], _ = sharing.drain_times(caps, routed, sizes[moving], released[moving], resolution, least, to_come)
     return ends
 
@@ -92,10 +101,24 @@ def private_links(capacity: Floats, routes: Routes, rate_cap: Floats) -> tuple[F
 
 def _per_flow(name: str, values: float | Sequence[float] | Floats, n: int) -> Floats:
     """One number for all, or one each, as an array of its own."""
-    given = np.asarray(values, np.float64)
+    given = _numbers(name, values)
     if given.shape not in ((), (n,)):
         raise InputError(f"flow_times: {name} of shape {given.shape} for {n} flows")
     return np.broadcast_to(given, (n,)).copy()
+
+
+def _numbers(name: str, values: ArrayLike) -> Floats:
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"flow_times: {name}: must be numbers ({error})") from error
+
+
+def _whole_numbers(name: str, values: Sequence[int]) -> Ints:
+    try:
+        return np.fromiter(map(operator.index, values), np.int64, len(values))
+    except TypeError as error:
+        raise InputError(f"flow_times: {name}: must be the numbers of links ({error})") from error
 
 
 def _check_links(capacity: Floats, links: Ints) -> None:
@@ -107,7 +130,7 @@ def _check_links(capacity: Floats, links: Ints) -> None:
         )
 
 
-def _changes(given: Sequence[tuple[float, int, float]], capacity: Floats) -> sharing.Changes | None:
+def _changes(given: Sequence[tuple[float, int, float]], capacity: Floats) -> Changes | None:
     if not len(given):
         return None
     if wrong := [change for change in given if len(change) != 3]:
@@ -118,7 +141,7 @@ def _changes(given: Sequence[tuple[float, int, float]], capacity: Floats) -> sha
         if not (np.isfinite(time) and time >= 0 and np.isfinite(value) and value >= 0):
             raise InputError(f"flow_times: changes: ({time}, {link}, {value}): both numbers must be finite and not negative")
     rows = sorted(given, key=lambda row: row[0])
-    return sharing.Changes(
+    return Changes(
         time=np.array([row[0] for row in rows]), link=np.array([row[1] for row in rows], np.int64),
         capacity=np.array([row[2] for row in rows], np.float64),
     )  # fmt: skip

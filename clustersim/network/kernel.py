@@ -88,11 +88,17 @@ FLOW = np.dtype(
         ("inbox", "i4"), ("outbox", "i4"),              # counters of its destination and its source
     ]
 )  # fmt: skip
-HOP = np.dtype([("weight", "f8"), ("link", "i4"), ("flow", "i4")])  # share of the flow's bytes; link; whose
+HOP = np.dtype(
+    [
+        ("weight", "f8"),           # share of the flow's bytes
+        ("rate", "f8"),             # bytes/s of the flow as booked on its links
+        ("link", "i4"), ("flow", "i4"),
+        ("limit", "i4"), ("live", "i4"),                # of its flow; a link reads one record per crossing
+    ]
+)  # fmt: skip
 OWNED = np.dtype(
     [
         ("key", "f8"),              # as in FLOW
-        ("rate", "f8"),             # bytes/s as booked on its links
         ("kappa", "f8"),            # its rate over the level: 1, or for a held flow its size over that of the first of its chain
         ("flow", "i4"), ("hop", "i4"),                  # and the hop by which it crosses this link, -1 when it does not
         ("hop_start", "i4"), ("hop_end", "i4"),
@@ -303,8 +309,8 @@ def _served(links, link, t):
 
 
 @inlined
-def _rate(flows, owned, f):
-    return owned[flows[f].own_at].rate
+def _rate(flows, hops, f):
+    return hops[flows[f].hop_start].rate
 
 
 @lean
@@ -331,8 +337,8 @@ def _leave(links, flows, hops, owned, f):
     hop = owned[at].hop
     if hop >= 0:
         links[link].own -= owned[at].kappa * hops[hop].weight
-        links[link].other += owned[at].rate * hops[hop].weight
-        links[link].top = max(links[link].top, owned[at].rate)
+        links[link].other += hops[hop].rate * hops[hop].weight
+        links[link].top = max(links[link].top, hops[hop].rate)
     links[link].own_size -= 1
     last = links[link].own_start + links[link].own_size
     if at != last:
@@ -357,7 +363,7 @@ def _relimit(s, f, link, hop, kappa, hold, t):
     if former >= 0:
         _advance(links, former, t)
         left = (flows[f].key - links[former].served) * owned[flows[f].own_at].kappa
-        rate = _rate(flows, owned, f)
+        rate = _rate(flows, hops, f)
         _leave(links, flows, hops, owned, f)
         _mark(links, order, tally, former)
     _advance(links, link, t)
@@ -370,7 +376,6 @@ def _relimit(s, f, link, hop, kappa, hold, t):
     links[link].own_size += 1
     links[link].stale = 1
     owned[at].key = flows[f].key = links[link].served + left / kappa
-    owned[at].rate = rate
     owned[at].kappa = kappa
     owned[at].flow = f
     owned[at].hop = hop
@@ -379,6 +384,8 @@ def _relimit(s, f, link, hop, kappa, hold, t):
     owned[at].watch = flows[f].watch
     owned[at].held = hold >= 0
     flows[f].limit = link
+    for h in range(flows[f].hop_start, flows[f].hop_end):
+        hops[h].limit = link
     flows[f].own_at = at
     tally[N_HELD] += (hold >= 0) - (flows[f].hold >= 0)
     flows[f].hold = hold
@@ -439,8 +446,8 @@ def _hold(s, f, p, t):
 @lean
 def _roomiest(s, f):
     """The hop of flow f whose link would leave it least, and how much, had it no rate now."""
-    links, flows, hops, owned = s.links, s.flows, s.hops, s.owned
-    rate = _rate(flows, owned, f) if flows[f].limit >= 0 else 0.0
+    links, flows, hops = s.links, s.flows, s.hops
+    rate = _rate(flows, hops, f) if flows[f].limit >= 0 else 0.0
     least = np.inf
     at = flows[f].hop_start
     for h in range(flows[f].hop_start, flows[f].hop_end):
@@ -472,7 +479,7 @@ def _fraction(s, f, t):
 @lean
 def _first_chunk_at(s, f, t):
     """When every flow that f follows has drained the first chunk; inf when that cannot be said yet."""
-    flows, owned, after = s.flows, s.owned, s.after
+    flows, hops, after = s.flows, s.hops, s.after
     at = t
     for i in range(flows[f].after_start, flows[f].after_end):
         p = after[i]
@@ -480,7 +487,7 @@ def _first_chunk_at(s, f, t):
             continue
         if flows[p].status != LIVE or flows[p].limit < 0 or flows[f].piece >= 1.0:
             return np.inf
-        rate = _rate(flows, owned, p)
+        rate = _rate(flows, hops, p)
         missing = flows[f].piece - _fraction(s, p, t)
         if missing > max(CLOSE, 1e-15 * t * rate / flows[p].nbytes):
             if rate <= 0.0:
@@ -492,14 +499,14 @@ def _first_chunk_at(s, f, t):
 @lean
 def _slowest_met(s, f, t):
     """Of the flows that f follows and has caught up with, the one that leaves it least; (-1, inf) when there is none."""
-    flows, owned, after = s.flows, s.owned, s.after
+    flows, hops, after = s.flows, s.hops, s.after
     cap = np.inf
     who = -1
     x = _fraction(s, f, t)
     for i in range(flows[f].after_start, flows[f].after_end):
         p = after[i]
         if flows[p].status == LIVE and flows[p].limit >= 0:
-            pace = _rate(flows, owned, p) / flows[p].nbytes
+            pace = _rate(flows, hops, p) / flows[p].nbytes
             met = p == flows[f].hold
             if not met:
                 met = _fraction(s, p, t) - flows[f].piece <= x + max(CLOSE, 1e-15 * t * pace)
@@ -512,14 +519,14 @@ def _slowest_met(s, f, t):
 @lean
 def _next_meeting(s, f, t):
     """When f will have caught up with one more of the flows that it follows; inf when it will not at these rates."""
-    flows, owned, after = s.flows, s.owned, s.after
+    flows, hops, after = s.flows, s.hops, s.after
     at = np.inf
-    pace = _rate(flows, owned, f) / flows[f].nbytes
+    pace = _rate(flows, hops, f) / flows[f].nbytes
     x = _fraction(s, f, t)
     for i in range(flows[f].after_start, flows[f].after_end):
         p = after[i]
         if flows[p].status == LIVE and flows[p].limit >= 0 and p != flows[f].hold:
-            theirs = _rate(flows, owned, p) / flows[p].nbytes
+            theirs = _rate(flows, hops, p) / flows[p].nbytes
             closing = pace - theirs
             if closing > SAME_LEVEL * pace:
                 gap = _fraction(s, p, t) - flows[f].piece - x
@@ -540,12 +547,12 @@ def _touch(flows, touched, tally, f):
 @lean
 def _check(s, f, t):
     """Hold live follower f where it has caught up with a slower flow. Note which flows' rates matter to it."""
-    flows, owned, after, tally, touched = s.flows, s.owned, s.after, s.tally, s.touched
+    flows, hops, owned, after, tally, touched = s.flows, s.hops, s.owned, s.after, s.tally, s.touched
     who, cap = _slowest_met(s, f, t)
     if who >= 0 and who != flows[f].hold:
-        now = _rate(flows, owned, f)
+        now = _rate(flows, hops, f)
         if flows[f].hold >= 0:
-            now = min(now, _rate(flows, owned, flows[f].hold) / flows[flows[f].hold].nbytes * flows[f].nbytes)
+            now = min(now, _rate(flows, hops, flows[f].hold) / flows[flows[f].hold].nbytes * flows[f].nbytes)
         if cap < now * (1 - SAME_LEVEL):
             _hold(s, f, who, t)
     for i in range(flows[f].after_start, flows[f].after_end):
@@ -597,7 +604,7 @@ def _find_next_events(s, t):
 @inlined
 def _take_faster(s, link, new, t):
     """Limit by this link the flows of others that are faster than its level, the fastest first. Returns the level then."""
-    links, flows, hops, lists, moves, owned = s.links, s.flows, s.hops, s.lists, s.moves, s.owned
+    links, flows, hops, lists, moves = s.links, s.flows, s.hops, s.lists, s.moves
     start = links[link].list_start
     other = 0.0
     top = 0.0
@@ -606,18 +613,17 @@ def _take_faster(s, link, new, t):
     s.tally[FLOW_VISITS] += links[link].list_size
     for at in range(start, start + links[link].list_size):
         hop = lists[at]
-        f = hops[hop].flow
-        if flows[f].status != LIVE:
+        if hops[hop].live == 0:
             continue
         lists[start + alive] = hop
         alive += 1
-        if flows[f].limit == link:
+        if hops[hop].limit == link:
             continue
-        rate = _rate(flows, owned, f)
+        rate = hops[hop].rate
         other += hops[hop].weight * rate
         if rate > new:
             moves[n].key = -rate
-            moves[n].flow = f
+            moves[n].flow = hops[hop].flow
             moves[n].hop = hop
             n += 1
         else:
@@ -660,12 +666,12 @@ def _push_rates(s, link, new):
     n = 0
     for at in range(start, start + size):
         rate = owned[at].kappa * new
-        change = rate - owned[at].rate
-        owned[at].rate = rate
+        change = rate - hops[owned[at].hop_start].rate
         first = min(first, owned[at].key)
         lowest = np.inf
         for h in range(owned[at].hop_start, owned[at].hop_end):
             m = hops[h].link
+            hops[h].rate = rate
             if m != link:
                 links[m].other += hops[h].weight * change
                 if rate > links[m].top:
@@ -745,15 +751,14 @@ def _freeze(s, link, level, t):
     first = np.inf
     tally[FLOW_VISITS] += links[link].list_size
     for i in range(links[link].list_start, links[link].list_start + links[link].list_size):
-        f = hops[lists[i]].flow
-        if flows[f].limit >= 0:
+        if hops[lists[i]].limit >= 0:
             continue
+        f = hops[lists[i]].flow
         at = links[link].own_start + size
         size += 1
         flows[f].limit = link
         flows[f].own_at = at
         owned[at].key = flows[f].key
-        owned[at].rate = level
         owned[at].kappa = 1.0
         owned[at].flow = f
         owned[at].hop = lists[i]
@@ -765,6 +770,8 @@ def _freeze(s, link, level, t):
         own += hops[lists[i]].weight
         for h in range(flows[f].hop_start, flows[f].hop_end):
             m = hops[h].link
+            hops[h].rate = level
+            hops[h].limit = link
             if m != link:
                 use = hops[h].weight * level
                 links[m].room -= use
@@ -804,11 +811,12 @@ def _fill(s, t):
         weight = 0.0
         for at in range(start, start + links[link].list_size):
             hop = lists[at]
-            f = hops[hop].flow
-            if flows[f].status == LIVE:
+            if hops[hop].live:
+                f = hops[hop].flow
                 lists[start + alive] = hop
                 alive += 1
                 weight += hops[hop].weight
+                hops[hop].limit = -1
                 if flows[f].limit >= 0:             # bytes left, until it is limited again
                     flows[f].key = (flows[f].key - links[flows[f].limit].served) * owned[flows[f].own_at].kappa
                     flows[f].limit = -1
@@ -863,6 +871,9 @@ def _begin(s, t):
         flows[f].limit = flows[f].hold = -1
         for h in range(flows[f].hop_start, flows[f].hop_end):
             link = hops[h].link
+            hops[h].rate = 0.0
+            hops[h].limit = -1
+            hops[h].live = 1
             lists[links[link].list_start + links[link].list_size] = h
             links[link].list_size += 1
     if n > 0 and 8 * n >= tally[N_LIVE] and tally[N_HELD] == 0:
@@ -956,11 +967,12 @@ def _settle_end(s, f, limit, rate, drain):
 def _end(s, f, drain):
     """The last byte of flow f has left."""
     links, flows, hops, owned, tally, order = s.links, s.flows, s.hops, s.owned, s.tally, s.order
-    rate = _rate(flows, owned, f)
+    rate = _rate(flows, hops, f)
     link = flows[f].limit
     _leave(links, flows, hops, owned, f)
     for h in range(flows[f].hop_start, flows[f].hop_end):
         links[hops[h].link].other -= hops[h].weight * rate
+        hops[h].live = 0
         _mark(links, order, tally, hops[h].link)
     if s.clock[QUANTUM] > 0.0:
         drain = _settle_end(s, f, link, rate, drain)

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from clustersim.cluster import Cluster
 from clustersim.network import packets, sharing
-from clustersim.network.bounds import busiest_link_end, link_bytes
+from clustersim.network.bounds import busiest_link_end, latest_end, link_bytes
 from clustersim.types import InputError, TransferResult, independent
 
 
@@ -65,10 +65,12 @@ def transfer(
         drain, solves = sharing.drain_times(cluster.capacity, routes, transfers.nbytes, starts[src], resolution, least)
         finish[src, dst] = drain + routes.latency
     sent = finish[np.isfinite(finish)]
+    carried = link_bytes(routes, transfers.nbytes, len(cluster.links))
     return TransferResult(
         finish=finish,
         makespan=float(sent.max()) if sent.size else 0.0,
-        link_bytes=link_bytes(routes, transfers.nbytes, len(cluster.links)),
+        link_bytes=carried,
         solves=solves,
         bound=bound,
+        upper_bound=latest_end(cluster.capacity, routes, carried, starts[src]),
     )

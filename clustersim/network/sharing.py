@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clustersim.network.changes import Changes
 from clustersim.types import Floats, InputError, Ints, Routes, Transfers, independent
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Changes:
-    """Capacities that links will have."""
-
-    time: Floats                # seconds, rising
-    link: Ints
-    capacity: Floats            # bytes/s from then on; 0 while a link is down
-
 
 if TYPE_CHECKING:
     from clustersim.network.kernel import Records, State
@@ -35,7 +25,7 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
     """A state without flows over links of `capacity` bytes/s.
 
     Args:
-        changes: times (seconds, rising), links and capacities (bytes/s) from then on.
+        changes: capacities to come.
     """
     from clustersim.network import kernel
 
@@ -239,7 +229,7 @@ def rates(state: State) -> Floats:
     from clustersim.network import kernel
 
     live = state.flows["status"] == kernel.LIVE
-    return np.where(live, state.owned["rate"][np.where(live, state.flows["own_at"], 0)], 0.0)
+    return np.where(live, state.hops["rate"][np.where(live, state.flows["hop_start"], 0)], 0.0)
 
 
 def sent(state: State, now: float) -> Floats:

@@ -19,9 +19,9 @@ from typing import Protocol
 import numpy as np
 
 from clustersim.pick import pick
-from clustersim.types import InputError, Ints, Placement, Routing
+from clustersim.types import Floats, InputError, Ints, Placement, Routing
 
-__all__ = ["nearest", "token_hash"]
+__all__ = ["by_source", "least_load", "lp_split", "nearest", "token_hash"]
 
 _KNUTH = np.uint64(2654435769)          # vLLM fused_moe/router/base_router.py; 2^32 over the golden ratio
 
@@ -69,6 +69,87 @@ def nearest(asked: Ints, index: Ints, source: Ints, placement: Placement, node_o
     order = np.concatenate([here[2], near[2], far[2]])
     where = source[:, None] * n_experts + asked
     return _hashed(asked, where, _hash(index), start.ravel(), count.ravel(), order)
+
+
+def by_source(asked: Ints, index: Ints, source: Ints, placement: Placement, node_of: Ints) -> Ints:
+    """All tokens of a GPU go to one replica: its own (the first), else the GPUs without one take the replicas in turn.
+
+    SGLang's static dispatch, which deals the GPUs out at random; here in their order, expert e beginning with replica e mod
+    replicas. Source: SGLang, python/sglang/srt/eplb/expert_location.py (`compute_logical_to_rank_dispatch_physical_map`).
+    """
+    start, count, order = _listed(placement.expert_of, int(placement.expert_of.max()) + 1)
+    _check_held(asked, count)
+    n_gpus = node_of.size
+    table = np.full((n_gpus, count.size), -1, np.int64)
+    backwards = np.arange(placement.n_slots)[::-1]          # of several on one GPU the first slot is written last
+    table[placement.gpu_of[backwards], placement.expert_of[backwards]] = backwards
+    without = table < 0
+    turn = np.cumsum(without, axis=0) - 1 + np.arange(count.size)
+    table = np.where(without, order[start + turn % np.maximum(count, 1)], table) if placement.n_slots else table
+    return np.where(asked < 0, -1, table[source[:, None], asked])
+
+
+def least_load(asked: Ints, index: Ints, source: Ints, placement: Placement, node_of: Ints) -> Ints:
+    """Token after token, by place in the batch, then by GPU: the replica whose GPU has been given the fewest choices so far.
+
+    Choices of experts with one slot are counted first: they are known once the router has spoken. Of equals the first slot.
+    A GPU cannot know what the others send, so this is a limit to measure other rules by.
+    """
+    from clustersim.placement.kernel import to_least_loaded
+
+    start, count, order = _listed(placement.expert_of, int(placement.expert_of.max()) + 1)
+    _check_held(asked, count)
+    only = (count == 1)[asked] & (asked >= 0)
+    slot = np.where(only, order[start[asked]], -1)
+    load = np.bincount(placement.gpu_of[slot[only]], minlength=node_of.size)
+    turns = np.lexsort((source, index))
+    to_least_loaded(turns, asked, slot, start, count, order, placement.gpu_of, load)
+    return slot
+
+
+def lp_split(asked: Ints, index: Ints, source: Ints, placement: Placement, node_of: Ints) -> Ints:
+    """Replicas share an expert's tokens so that the busiest GPU has the least: a linear program per layer and step.
+
+    Its shares are the probabilities with which a token takes each replica; the token's hash (with its GPU's number) stands
+    for the draw. Source: DeepSeek LPLB and SGLang's `lp` dispatch; the program there is the same, solved by an interior
+    point method. All GPUs must know all counts first: the all-reduce and the solver take no time here.
+    """
+    start, count, order = _listed(placement.expert_of, int(placement.expert_of.max()) + 1)
+    _check_held(asked, count)
+    load = np.bincount(asked[asked >= 0], minlength=count.size).astype(np.float64)
+    tokens, _ = split_evenly(load, placement, node_of.size)
+    share = (tokens / np.maximum(load, 1.0)[placement.expert_of])[order]
+    upto = np.cumsum(share)
+    before = np.append(0.0, upto)[start]                    # [experts]
+    draw = (_hash(index + 40_503 * source) / 2.0**32)[:, None]
+    place = np.searchsorted(upto, before[asked] + draw, side="right")
+    place = np.clip(place, start[asked], start[asked] + count[asked] - 1)       # shares sum to 1 but for rounding
+    return np.where(asked < 0, -1, order[place])
+
+
+def split_evenly(load: Floats, placement: Placement, n_gpus: int) -> tuple[Floats, float]:
+    """Tokens of each slot, float [slots], so that the busiest GPU has the least, and what it has.
+
+    min M such that the slots of every expert take its load, those of every GPU at most M, none less than nothing.
+
+    Args:
+        load: float [experts].
+    """
+    from scipy.optimize import linprog
+    from scipy.sparse import coo_array
+
+    n_slots, scale = placement.n_slots, max(float(load.max()), 1.0)
+    at = np.arange(n_slots)
+    experts = coo_array((np.ones(n_slots), (placement.expert_of, at)), shape=(load.size, n_slots + 1))
+    value = np.append(np.ones(n_slots), np.full(n_gpus, -1.0))
+    rows, columns = np.append(placement.gpu_of, np.arange(n_gpus)), np.append(at, np.full(n_gpus, n_slots))
+    gpus = coo_array((value, (rows, columns)), shape=(n_gpus, n_slots + 1))
+    found = linprog(
+        np.append(np.zeros(n_slots), 1.0), A_ub=gpus.tocsr(), b_ub=np.zeros(n_gpus), A_eq=experts.tocsr(), b_eq=load / scale,
+        bounds=(0, None), method="highs",
+    )  # fmt: skip
+    assert found.x is not None, "every expert has a slot, so that a split exists"
+    return np.maximum(0.0, found.x[:n_slots]) * scale, float(found.x[n_slots] * scale)
 
 
 def _hash(index: Ints) -> Ints:

@@ -60,7 +60,7 @@ def _sentences(run: RunData, share: float) -> list[str]:
 
 
 def _of_the_link(run: RunData) -> str:
-    links = by_link(run.tables["links"], run.summary["step_s"])
+    links = by_link(run)
     first = links.row(0, named=True)
     peers = links.filter(pl.col("kind") == first["kind"])
     even = first["busy_s"] / float(peers["busy_s"].to_numpy().mean())

@@ -26,7 +26,8 @@ class RunData:
     folder: Path
     told: Row  # run.json
     summary: Row
-    tables: Mapping[str, pl.DataFrame]  # by name; a table that an older version did not write is empty
+    tables: Mapping[str, pl.DataFrame]  # of the first step, by name; a table that an older version did not write is empty
+    steps: int
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -90,7 +91,14 @@ def _run(folder: Path) -> RunData:
         told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
         raise InputError(f"report {folder}: cannot be read as a run ({str(error).splitlines()[0]})") from error
-    return RunData(folder=folder, told=told, summary=finite(summary), tables=tables)
+    steps = tables["layers"]["step"].n_unique() if "step" in tables["layers"].columns else 1
+    first = {name: _first_step(each) for name, each in tables.items()}
+    return RunData(folder=folder, told=told, summary=finite(summary), tables=first, steps=steps)
+
+
+def _first_step(table: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the first step, of a run of several."""
+    return table.filter(pl.col("step") == pl.col("step").min()) if "step" in table.columns else table
 
 
 def _sweep(folder: Path) -> SweepData:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -132,17 +133,18 @@ def finish_times(gpus: pl.DataFrame) -> NDArray[np.float64]:
 # ---- links
 
 
-def by_link(links: pl.DataFrame, step_s: float | None) -> pl.DataFrame:
-    """Every link over the whole step, the busiest first: kind, name, busy_s, bytes and `used`, the share of the step."""
-    whole = links.group_by("link", maintain_order=True).agg(
+def by_link(run: RunData) -> pl.DataFrame:
+    """Every link over the first step, the busiest first: kind, name, busy_s, bytes and `used`, the share of the step."""
+    step_s = float(finish_times(run.tables["gpus"])[-1].max())
+    whole = run.tables["links"].group_by("link", maintain_order=True).agg(
         pl.first("kind", "name", "capacity_bytes_per_s"), pl.sum("busy_s"),
         (pl.col("dispatch_bytes") + pl.col("combine_bytes")).sum().alias("bytes"),
     )  # fmt: skip
-    return whole.with_columns(used=pl.col("busy_s") / (step_s or float("inf"))).sort("busy_s", "link", descending=[True, False])
+    return whole.with_columns(used=pl.col("busy_s") / (step_s or math.inf)).sort("busy_s", "link", descending=[True, False])
 
 
 def _link_classes(run: RunData) -> Figure:
-    links = by_link(run.tables["links"], run.summary["step_s"])
+    links = by_link(run)
     kinds = links.group_by("kind").agg(
         pl.len(), pl.mean("used").alias("mean"), pl.max("used").alias("most"), pl.first("name").alias("busiest")
     ).sort("most", "kind", descending=[True, False])  # fmt: skip

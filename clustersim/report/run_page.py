@@ -26,7 +26,7 @@ def page_of_run(run: RunData, figures: Sequence[Figure]) -> str:
         f"tokens per GPU · placement {row['placement']} · exchange {row['exchange']} · "
         f"network {row['network']} · {_capacity(run)}"
     )
-    parts = [html.head(kind, findings_of_run(run), run.told.get("notes", ())), html.figure(by_name["layers"])]
+    parts = [html.head(kind, findings_of_run(run), _notes(run)), html.figure(by_name["layers"])]
     if run.tables["links"].height and "links" in by_name:
         parts += [html.pair(html.figure(by_name["links"], half=True), _hottest(run))]
     for names in (("finish", "bytes"), ("loads",), ("load_experts", "load_gpus")):
@@ -35,13 +35,18 @@ def page_of_run(run: RunData, figures: Sequence[Figure]) -> str:
     return html.page(f"{row['model']} on {row['gpus']} × {row['topology']}: {seconds(row['step_s'])}", parts)
 
 
+def _notes(run: RunData) -> list[str]:
+    several = [f"numbers are means over {run.steps} steps, pictures and tables show the first"] if run.steps > 1 else []
+    return [*several, *run.told.get("notes", ())]
+
+
 def _capacity(run: RunData) -> str:
     row = run.summary
     return f"capacity {row['capacity_factor']:g}, {row['drop']}" if known(row["capacity_factor"]) else "dropless"
 
 
 def _hottest(run: RunData) -> str:
-    links = by_link(run.tables["links"], run.summary["step_s"]).filter(pl.col("busy_s") > 0).head(HOTTEST)
+    links = by_link(run).filter(pl.col("busy_s") > 0).head(HOTTEST)
     rows = [
         (
             link["name"],

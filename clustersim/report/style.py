@@ -14,8 +14,9 @@ STYLE = (
     f":root{{color-scheme:light dark;{_LIGHT}}}\n"
     f"@media (prefers-color-scheme:dark){{:root{{{_DARK}}}}}\n"
     f"@media print{{:root{{color-scheme:light;{_LIGHT}--page:#fff}}}}\n"
-    f"body{{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 {FONT};-webkit-text-size-adjust:100%;overflow-wrap:anywhere}}\n"
+    f"body{{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 {FONT};overflow-wrap:anywhere}}\n"
     """
+body{-webkit-text-size-adjust:100%}
 main{max-width:1120px;margin:0 auto;padding:28px 20px 60px}
 header p.kind{margin:0;color:var(--muted);font-size:14px;overflow-wrap:anywhere}
 h1{font-size:30px;line-height:1.2;letter-spacing:-.015em;margin:6px 0 12px;text-wrap:balance;overflow-wrap:anywhere}

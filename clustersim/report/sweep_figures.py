@@ -182,7 +182,7 @@ def _effect(effect: Effect, number: int) -> Figure:
 def _curve(
     width: float, values: Sequence[str], groups: Sequence[Sequence[float | None]], middle: Sequence[float | None], high: float
 ) -> Picture:
-    frame = Frame(left=44, right=width - 10, top=12, bottom=200, x_high=len(values), y_low=1.0, y_high=1 + (high - 1) * 1.08)
+    frame = Frame(left=56, right=width - 10, top=12, bottom=200, x_high=len(values), y_low=1.0, y_high=1 + (high - 1) * 1.08)
     shapes = y_grid(frame, suffix=" ×")
     for group in groups[:LINES]:
         shapes.append(Line([(frame.x(i + 0.5), _y(frame, value)) for i, value in enumerate(group)], "faint", 1.2))

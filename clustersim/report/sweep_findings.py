@@ -139,6 +139,7 @@ def _headline(sweep: SweepData, timed: Sequence[Job]) -> str:
     if gain < 1.005:
         return f"It makes no difference: all {len(timed):,} jobs take {seconds(best.summary['step_s'])}"
     name = named(best, sweep.swept) if len(sweep.swept) <= 3 else best.folder.name
+    name = name if len(name) <= 90 else best.folder.name
     return f"Fastest: {name}, {times(gain)} faster than the slowest"
 
 

@@ -19,12 +19,12 @@ class PairBytes:
         for total, transfers in ((self._dispatch, dispatch.transfers), (self._combine, combine.transfers)):
             np.add.at(total, (transfers.src, transfers.dst), transfers.nbytes)
 
-    def table(self) -> pl.DataFrame:
+    def table(self, step: int = 0) -> pl.DataFrame:
         """A row per pair of GPUs that something went between. What a GPU forwards counts for each of its hops."""
         src, dst = np.nonzero(self._dispatch + self._combine)
         return pl.DataFrame(
             {
-                "step": np.zeros(src.size, np.uint32),
+                "step": np.full(src.size, step, np.uint32),
                 "src": src.astype(np.uint32),
                 "dst": dst.astype(np.uint32),
                 "dispatch_bytes": self._dispatch[src, dst],

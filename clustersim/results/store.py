@@ -12,7 +12,7 @@ import polars as pl
 from clustersim.types import InputError
 from clustersim.writing import replacing
 
-TABLES = ("summary", "layers", "gpus", "links", "experts", "pairs")
+TABLES = ("summary", "layers", "gpus", "links", "experts", "pairs", "placements")
 SCHEMA_VERSION = 1
 
 

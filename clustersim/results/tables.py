@@ -17,7 +17,7 @@ from clustersim.types import Floats
 PARTS = ("attention_s", "dispatch_s", "expert_s", "combine_s", "other_s", "idle_s")     # of a GPU's time; they sum to the step
 
 
-def gpus_table(played: Played, counts: Sequence[LayerCounts | None]) -> pl.DataFrame:
+def gpus_table(played: Played, counts: Sequence[LayerCounts | None], step: int = 0) -> pl.DataFrame:
     """Per layer and GPU: the parts of the compute stream's time, and what the communication stream did beside it."""
     n_layers, _, n = played.marks.shape
     marks = played.marks
@@ -40,7 +40,7 @@ def gpus_table(played: Played, counts: Sequence[LayerCounts | None]) -> pl.DataF
 
     return pl.DataFrame(
         {
-            "step": np.zeros(n_layers * n, np.uint32),
+            "step": np.full(n_layers * n, step, np.uint32),
             "layer": np.repeat(np.arange(n_layers, dtype=np.uint16), n),
             "gpu": np.tile(np.arange(n, dtype=np.uint32), n_layers),
             **{name: part.ravel() for name, part in parts.items()},
@@ -53,7 +53,7 @@ def gpus_table(played: Played, counts: Sequence[LayerCounts | None]) -> pl.DataF
     )
 
 
-def links_table(played: Played, cluster: Cluster) -> pl.DataFrame:
+def links_table(played: Played, cluster: Cluster, step: int = 0) -> pl.DataFrame:
     """Per MoE layer and link: bytes of dispatch and combine, and the seconds they take the link by itself."""
     layers = [layer for layer, both in enumerate(played.exchanges) if both is not None]
     n = len(cluster.links)
@@ -62,7 +62,7 @@ def links_table(played: Played, cluster: Cluster) -> pl.DataFrame:
     combine = np.array([pair[1].link_bytes for pair in both]).reshape(-1, n)
     return pl.DataFrame(
         {
-            "step": np.zeros(len(layers) * n, np.uint32),
+            "step": np.full(len(layers) * n, step, np.uint32),
             "layer": np.repeat(np.array(layers, np.uint16), n),
             "link": np.tile(np.arange(n, dtype=np.uint32), len(layers)),
             "kind": [link.kind for link in cluster.links] * len(layers),
@@ -75,13 +75,13 @@ def links_table(played: Played, cluster: Cluster) -> pl.DataFrame:
     )
 
 
-def experts_table(counts: Sequence[LayerCounts | None]) -> pl.DataFrame:
+def experts_table(counts: Sequence[LayerCounts | None], step: int = 0) -> pl.DataFrame:
     """Per MoE layer and logical expert: choices asked, kept, dropped and rerouted, and rows of padding."""
     layers = [(layer, c) for layer, c in enumerate(counts) if c is not None]
     return pl.concat(
         pl.DataFrame(
             {
-                "step": np.zeros(c.asked.size, np.uint32),
+                "step": np.full(c.asked.size, step, np.uint32),
                 "layer": np.full(c.asked.size, layer, np.uint16),
                 "expert": np.arange(c.asked.size, dtype=np.uint32),
                 "asked": c.asked,
@@ -159,25 +159,36 @@ def collision(links: pl.DataFrame, cluster: Cluster) -> tuple[float, str] | None
 
 
 def summary_row(
-    played: Played, tables: Mapping[str, pl.DataFrame], counts: Sequence[LayerCounts | None], n_tokens: int, n_gpus: int
+    steps: Sequence[Played], tables: Mapping[str, pl.DataFrame], counts: Sequence[LayerCounts | None], n_tokens: int, n_gpus: int,
+    held_s: float = 0.0,
 ) -> dict[str, Any]:
-    """The run in one row of numbers; without `seconds_saved_by_dropping`, which needs a second run."""
-    gpus, layers, links = tables["gpus"], tables["layers"], tables["links"]
+    """The run in one row of numbers; without `seconds_saved_by_dropping`, which needs a second run.
+
+    Args:
+        counts: of all layers of all steps.
+        n_tokens: of one step.
+        held_s: mean over steps of what a step waits before it begins.
+
+    Returns:
+        Seconds and bytes of one step, means over the steps; ratios and the bottleneck over all of them together.
+    """
+    gpus, layers, links, n_steps = tables["gpus"], tables["layers"], tables["links"], len(steps)
     real = [c for c in counts if c is not None]
     asked, kept = sum(int(c.asked.sum()) for c in real), sum(int(c.kept.sum()) for c in real)
-    compute = float(gpus.select(pl.sum("attention_s") + pl.sum("expert_s") + pl.sum("other_s")).item()) / n_gpus
-    busy = links.group_by("link", "name", maintain_order=True).agg(pl.sum("busy_s"))
+    compute = float(gpus.select(pl.sum("attention_s") + pl.sum("expert_s") + pl.sum("other_s")).item()) / n_gpus / n_steps
+    busy = links.group_by("link", "name", maintain_order=True).agg(pl.sum("busy_s") / n_steps)
     busy = busy.sort("busy_s", "link", descending=[True, False])
-    exchanges = [one for pair in played.exchanges if pair is not None for one in pair]
+    exchanges = [one for played in steps for pair in played.exchanges if pair is not None for one in pair]
     bound = sum(one.bound_s for one in exchanges)
+    step_s = sum(played.step_s for played in steps) / n_steps + held_s
     return {
-        "step_s": played.step_s,
+        "step_s": step_s,
         "compute_s": compute,
-        "exposed_comm_s": played.step_s - compute,
-        "wait_s": float(gpus["wait_s"].sum()) / n_gpus,
+        "exposed_comm_s": step_s - compute,
+        "wait_s": float(gpus["wait_s"].sum()) / n_gpus / n_steps,
         "tokens": n_tokens,
-        "tokens_per_s": n_tokens / played.step_s if played.step_s else None,
-        "tokens_per_s_per_gpu": n_tokens / played.step_s / n_gpus if played.step_s else None,
+        "tokens_per_s": n_tokens / step_s if step_s else None,
+        "tokens_per_s_per_gpu": n_tokens / step_s / n_gpus if step_s else None,
         "drop_rate": (asked - kept) / asked if asked else 0.0,
         "fully_dropped": sum(c.fully_dropped for c in real) / (n_tokens * len(real)),
         **_trade(real, n_tokens),
@@ -187,10 +198,10 @@ def summary_row(
         "over_bound": sum(one.span_s for one in exchanges) / bound if bound > 0 else None,
         "bottleneck": busy["name"][0] if bound > 0 else None,
         "bottleneck_busy_s": float(busy["busy_s"][0]) if bound > 0 else 0.0,
-        "nvlink_bytes": float(layers["nvlink_bytes"].sum()),
-        "nic_bytes": float(layers["nic_bytes"].sum()),
-        "solves": played.solves,
-        "events": played.events,
+        "nvlink_bytes": float(layers["nvlink_bytes"].sum()) / n_steps,
+        "nic_bytes": float(layers["nic_bytes"].sum()) / n_steps,
+        "solves": sum(played.solves for played in steps),
+        "events": sum(played.events for played in steps),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -69,6 +69,18 @@ def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
     for name, share in (("rerouted", "rerouted_rate"), ("padding", "padding_share")):
         if not row[share]:
             del lines[name]
+    if row["steps"] > 1:
+        lines["steps"] = f"{row['steps']} played; times and bytes are means over them"
+    if row.get("rebalances"):
+        even = row["break_even_steps"]
+        lines["placements moved"] = (
+            f"{row['rebalances']} times, {row['moved_experts']:,} experts, {format_bytes(row['migration_bytes'])}; "
+            f"steps wait {format_seconds(row['migration_s'])} each"
+        )
+        lines["moving gains"] = (
+            f"{_percent(row['net_gain'])} of the time, {_percent(row['gross_gain'])} in steps that no move disturbs; "
+            + ("no break-even" if even is None else f"a move pays after {even:,.1f} steps")
+        )
     for name, text in lines.items():
         table.add_row(name, text)
     return Group(Text(), table, *(Text(f" note: {note}", style="dim") for note in notes))
@@ -80,22 +92,54 @@ def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table
     best = min(row["step_s"] for _, row in jobs)
     table = Table(
         box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
-        caption="exposed: communication a GPU waits for",
+        caption=_caption(swept, [row for _, row in jobs]),
     )  # fmt: skip
     for heading in swept:
         table.add_column(heading, justify="right", overflow="fold")
-    for heading in ("step", "exposed", "dropped", "tokens/s"):
+    more = _about_placements(swept, [row for _, row in jobs])
+    for heading in ("step", "exposed", "dropped", "tokens/s") if not more else ("step", *more):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("bottleneck", no_wrap=True)
     table.add_column("to best", justify="right", no_wrap=True)
     for job, (_, row) in zip(keys, jobs, strict=True):
         fastest = row["step_s"] == best
+        usual = (format_seconds(row["exposed_comm_s"]), _percent(row["drop_rate"]), _number(row["tokens_per_s"], 0))
         table.add_row(
-            *(job.get(key, "") for key in swept), format_seconds(row["step_s"]), format_seconds(row["exposed_comm_s"]),
-            _percent(row["drop_rate"]), _number(row["tokens_per_s"], 0), row["bottleneck"] or "none",
+            *(job.get(key, "") for key in swept), format_seconds(row["step_s"]),
+            *([show(row) for show in more.values()] or usual), row["bottleneck"] or "none",
             f"{row['step_s'] / best:.2f}" if best else "", style="bold" if fastest else None,
         )  # fmt: skip
     return table
+
+
+def _about_placements(swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
+    """The columns that tell placements apart, or what moving experts brings, where that is what a sweep is about."""
+    if any(row.get("rebalances") for row in rows):
+        return {
+            "moved": lambda row: f"{row.get('moved_experts', 0):,}",
+            "migration": lambda row: format_seconds(row.get("migration_s", 0.0)),
+            "gain": lambda row: _percent(row.get("gross_gain")),
+            "net": lambda row: _percent(row.get("net_gain")),
+            "pays after": lambda row: "never" if row.get("break_even_steps") is None else f"{row['break_even_steps']:,.1f}",
+        }
+    if "placement" in swept:
+        return {
+            "MoE layer": lambda row: format_seconds(row["moe_layer_s"]),
+            "max/mean": lambda row: _number(row["imbalance"], 2),
+            "balanced": lambda row: _number(row["balancedness"], 3),
+            "gap": lambda row: _percent(row["gap_to_least"]),
+            "nodes": lambda row: _number(row["distinct_nodes"], 2),
+        }
+    return {}
+
+
+def _caption(swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    headings = _about_placements(swept, rows)
+    if "gain" in headings:
+        return "gain: step time saved against the first placements kept, without the moves; net: with them; pays after: steps"
+    if headings:
+        return "balanced: mean / busiest GPU's load (vLLM); gap: busiest GPU over the least there can be; nodes: per token"
+    return "exposed: communication a GPU waits for"
 
 
 def trade(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table | None:

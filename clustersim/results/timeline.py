@@ -17,6 +17,7 @@ import numpy as np
 from clustersim.cluster import Cluster
 from clustersim.engine.gpu import ATTENDED, BEGUN, COMBINED, COMPUTED, DISPATCHED, ENDED, Played
 from clustersim.network.fabric import Exchange
+from clustersim.results.pairs import PairBytes
 from clustersim.types import Floats, Ints
 from clustersim.writing import replacing
 
@@ -119,6 +120,18 @@ class Recorder:
         if self._full:
             what += f", as many as make {self.most:,} events (export.events); export.first_layer moves the window"
         return what + ("; only the last arrow to each GPU, as all are too many" if self.thinned else "")
+
+
+class Watch:
+    """Shown every layer of a step as it ends: adds up bytes of pairs, and hands the layer on to a recorder, if there is one."""
+
+    def __init__(self, n_gpus: int, recorder: Recorder | None) -> None:
+        self.pairs, self._recorder = PairBytes(n_gpus), recorder
+
+    def __call__(self, layer: int, dispatch: Exchange, combine: Exchange) -> None:
+        self.pairs.watch(layer, dispatch, combine)
+        if self._recorder:
+            self._recorder.watch(layer, dispatch, combine)
 
 
 def write_timeline(path: Path, recorder: Recorder, played: Played, told: Mapping[str, Any]) -> None:

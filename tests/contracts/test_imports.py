@@ -13,12 +13,12 @@ import clustersim
 
 PACKAGE = Path(clustersim.__file__).parent
 GROUND = (
-    "types", "pick", "places", "writing", "units", "jit", "gpuspec", "model", "wiring", "handmade", "fabrics", "ways", "routes",
-    "route_table", "cluster",
+    "types", "pick", "places", "writing", "units", "jit", "kernels", "gpuspec", "model", "wiring", "handmade", "fabrics", "ways",
+    "routes", "route_table", "cluster",
 )  # fmt: skip
 ROOMS = (
-    *GROUND, "workload", "placement", "exchange", "network", "engine", "results", "report", "config", "simulation", "validation",
-    "cli",
+    *GROUND, "workload", "placement", "exchange", "network", "engine", "results", "report", "config", "deciding", "inputs",
+    "simulation", "validation", "cli",
 )  # fmt: skip
 HEAVY = {
     "numba", "polars", "hydra", "numpy", "simpy", "networkx", "scipy", "pyarrow", "omegaconf", "rich", "torch", "yaml",

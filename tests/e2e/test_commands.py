@@ -184,6 +184,23 @@ def test_a_key_on_the_command_line_wins_over_the_studys(empty_folder, capsys):
     assert len(runs(empty_folder, "capacity_factor")) == 4 + 2
 
 
+def test_the_study_of_placements_tells_how_even_and_how_near_they_are(empty_folder, capsys):
+    assert main(["+experiment=placement", *SMALL, "placement=contiguous,eplb,local_search", "placement.spare=2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heading = "placement step MoE layer max/mean balanced gap nodes bottleneck to best"
+    assert " ".join(lines[0].split()) == heading
+    assert [line.split()[0] for line in lines[1:4]] == ["contiguous", "eplb", "local_search"]
+
+
+def test_the_study_of_rebalancing_tells_when_a_move_has_paid(empty_folder, capsys):
+    keys = ["workload.steps=8", "workload.domain_steps=4", "decide.warmup=2", "decide.window=1", "decide.period=2,4"]
+    assert main(["+experiment=rebalance", *SMALL, *keys]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heading = "placement.spare decide.period step moved migration gain net pays after bottleneck to best"
+    assert " ".join(lines[0].split()) == heading
+    assert [tuple(line.split()[:2]) for line in lines[1:5]] == [("0", "2"), ("0", "4"), ("1", "2"), ("1", "4")]
+
+
 def test_every_study_names_the_command_that_runs_it():
     for path in group_folder("experiment").glob("*.yaml"):
         assert f"# clustersim +experiment={path.stem}\n" in path.read_text()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clustersim import exchange, placement
+from clustersim import exchange
 from clustersim.exchange.copies import destinations, distinct
 from clustersim.types import Choices, Routing
 from clustersim.workload import capacity_policies
@@ -16,6 +16,7 @@ from clustersim.workload.routers import random
 from clustersim.workload.sampler import Batch, balanced
 from clustersim.workload.sampler_parameters import changed, load_parameters
 from clustersim.workload.sampler_process import Process
+from tests import placed
 from tests.contests import assigned, rule
 
 
@@ -60,7 +61,7 @@ def test_a_uniform_router_loads_every_gpu_alike_with_and_without_replicas(rule, 
     """Top-1: GPU loads are multinomial given that the replicas of an expert are hit alike; the hash only splits by index."""
     tokens = 64_000
     r = uniform(5, tokens, n_experts, 1)
-    p = getattr(placement, rule)(n_experts, max(n_experts, n_gpus), n_gpus)
+    p = getattr(placed, rule)(n_experts, max(n_experts, n_gpus), n_gpus)
     loads = np.bincount(destinations(r, p, cluster(n_gpus // 8)).ravel(), minlength=n_gpus)
     statistic = ((loads - tokens / n_gpus) ** 2 / (tokens / n_gpus)).sum()
     assert stats.chi2.ppf(1e-4, n_gpus - 1) < statistic < stats.chi2.ppf(1 - 1e-4, n_gpus - 1)
@@ -70,7 +71,7 @@ def test_a_uniform_router_loads_every_gpu_alike_with_and_without_replicas(rule, 
 def test_balanced_routing_loads_every_gpu_exactly_alike(rule):
     n_experts, n_gpus, tokens = 64, 16, 32
     ids, _ = balanced(np.tile(np.arange(tokens), n_gpus), n_experts=n_experts, top_k=4)
-    p = getattr(placement, rule)(n_experts, n_experts, n_gpus)
+    p = getattr(placed, rule)(n_experts, n_experts, n_gpus)
     r = Routing(
         asked=ids, assigned=ids, weights=None, source=np.repeat(np.arange(n_gpus), tokens),
         index=np.tile(np.arange(tokens), n_gpus), capacity=None,
@@ -83,7 +84,7 @@ def test_a_token_visits_a_gpu_with_the_hypergeometric_probability(n_gpus, n_expe
     """P(visit) = 1 − C(E − E/G, k)/C(E, k): the k distinct experts all miss the E/G that the GPU holds."""
     tokens = 20_000
     r = uniform(11, tokens, n_experts, top_k)
-    gpus = distinct(destinations(r, placement.contiguous(n_experts, n_experts, n_gpus), cluster(n_gpus // 8)))
+    gpus = distinct(destinations(r, placed.contiguous(n_experts, n_experts, n_gpus), cluster(n_gpus // 8)))
     expected = 1 - math.comb(n_experts - n_experts // n_gpus, top_k) / math.comb(n_experts, top_k)
     visits = np.bincount(gpus[gpus >= 0], minlength=n_gpus) / tokens
     assert (np.abs(visits - expected) <= 5 * math.sqrt(expected * (1 - expected) / tokens)).all()
@@ -96,7 +97,7 @@ def test_distinct_nodes_per_token_are_the_nodes_times_the_probability_of_a_visit
     expected = n_nodes * (1 - math.comb(n_experts - n_experts // n_nodes, top_k) / math.comb(n_experts, top_k))
     assert abs(expected - published) < 5e-5
     r = uniform(7, 40_000, n_experts, top_k, c.n_gpus)
-    gpus = destinations(r, placement.contiguous(n_experts, n_experts, c.n_gpus), c)
+    gpus = destinations(r, placed.contiguous(n_experts, n_experts, c.n_gpus), c)
     nodes = distinct(c.node_of[gpus])
     within((nodes >= 0).sum(axis=0), expected, 3)
 
@@ -107,7 +108,7 @@ def test_node_dedup_sends_over_the_nic_one_copy_per_other_node_that_is_visited()
     model = SimpleNamespace(top_k=top_k, dispatch_token_bytes=1.0, combine_token_bytes=1.0)
     r = uniform(13, 32_000, n_experts, top_k, c.n_gpus)
     t = exchange.node_dedup(
-        "dispatch", r, placement.contiguous(n_experts, n_experts, c.n_gpus), c, model, metadata_bytes=0
+        "dispatch", r, placed.contiguous(n_experts, n_experts, c.n_gpus), c, model, metadata_bytes=0
     )
     nic = c.node_of[t.src] != c.node_of[t.dst]
     visit = 1 - math.comb(n_experts - n_experts // 4, top_k) / math.comb(n_experts, top_k)

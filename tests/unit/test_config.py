@@ -19,10 +19,10 @@ def test_the_default_run_is_the_one_of_the_main_job():
     assert (run.seed, run.output) == (0, Path("results"))
     assert (run.tokens_per_gpu, run.capacity_factor, run.overrides) == (384, None, ())
     assert run.options("trace") == ("tiny", {})
-    assert run.options("placement") == ("contiguous", {"slots": None, "replica": "token_hash"})
+    assert run.options("placement") == ("contiguous", {"slots": None, "spare": 0, "replica": "token_hash"})
     assert run.options("exchange") == ("node_dedup", {"chunk_tokens": 16, "metadata_bytes": None})
-    assert run.options("network") == ("fluid", {"resolution": 0.0})
-    assert run.options("compute") == ("roofline", {})
+    assert run.options("network") == ("fluid", {"resolution": 0.0, "changes": []})
+    assert run.options("compute") == ("kernels", {"tiles": "deepgemm_2025_07", "constants": "gemm", "sms_taken": 0})
     assert run.config["topology"]["nodes"] * run.config["topology"]["gpus_per_node"] == 64
 
 
@@ -133,10 +133,10 @@ def test_values_are_shown_as_they_are_written():
 
 
 def test_what_is_on_offer_is_what_the_module_lists():
-    assert offered(placement) == ["contiguous", "round_robin"]
+    assert {"contiguous", "eplb", "local_search"} <= set(offered(placement))
     for group, module in {"placement": placement, "exchange": exchange, "network": network}.items():
         assert sorted(options(group_folder(group))) == offered(module), f"conf/{group} and its module differ"
-    assert pick(placement, "contiguous")(4, 4, 2).n_slots == 4
+    assert pick(network, "fluid", resolution=0.0)
 
 
 def test_the_nearest_name_is_offered_when_one_is_near():

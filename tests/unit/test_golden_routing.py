@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clustersim import exchange, placement
+from clustersim import exchange
 from clustersim.exchange.copies import count_copies, destinations, distinct
 from clustersim.placement.replicas import token_hash
 from clustersim.types import Placement, Routing
+from tests import placed
 from tests.traffic import traffic_matrix
 
 
@@ -30,7 +31,7 @@ TOKENS = np.array([[0, 1, 4], [2, 4, 6], [2, 3, 5], [0, 6, 7], [4, 5, 6], [1, 2,
 ROUTING = Routing(
     asked=TOKENS, assigned=TOKENS, weights=None, source=np.repeat(np.arange(4), 2), index=np.tile([0, 1], 4), capacity=None
 )
-PLACED = placement.contiguous(8, 8, 4)
+PLACED = placed.contiguous(8, 8, 4)
 UNIT = SimpleNamespace(top_k=3, dispatch_token_bytes=1.0, combine_token_bytes=1.0)
 
 

@@ -129,7 +129,7 @@ REFUSED = [
     ({"weight_bytes": float("nan")}, "model.weight_bytes = nan"),
     ({"combine_bytes": "2"}, "model.combine_bytes = '2'"),
     ({"tied_embeddings": "no"}, "model.tied_embeddings = 'no'"),
-    ({"gemm": "fp16"}, "model.gemm = 'fp16': must be bf16 or fp8"),
+    ({"gemm": "fp16"}, "model.gemm = 'fp16': must be bf16, fp8 or fp4"),
     ({"topk": 2}, "model.topk: there is no such key"),
     ({"attention": "gqa"}, "model.attention = 'gqa'"),
     ({"attention": GQA | {"kind": "gqaa"}}, "did you mean gqa?"),

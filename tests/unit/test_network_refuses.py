@@ -7,7 +7,6 @@ from clustersim import InputError, flow_times, load_cluster, transfer
 
 RAIL = load_cluster("ideal_rail", nodes=2)
 NAN, INF = float("nan"), float("inf")
-LATER = pytest.mark.xfail(strict=True, reason="to be refused in one line")
 
 
 def refused(call, *named):
@@ -57,12 +56,11 @@ def test_a_bandwidth_that_overflows(bandwidth):
     refused(lambda: load_cluster("ideal_rail", nodes=2, nic={"bandwidth": bandwidth}), "topology.nic.bandwidth")
 
 
-@pytest.mark.xfail(run=False, reason="to be refused in one line; runs for ever")
 def test_a_port_whose_links_together_overflow():
-    refused(lambda: load_cluster("ideal_rail", nodes=2, nic={"bandwidth": "1e299 GB/s", "per_gpu": 100_000_000}), "topology.nic")
+    nic = {"bandwidth": "1e299 GB/s", "per_gpu": 100_000_000}
+    refused(lambda: load_cluster("ideal_rail", nodes=2, nic=nic), "topology", "nic_up 0")
 
 
-@LATER
 @pytest.mark.parametrize(("capacity", "nbytes"), [(1e-308, 1e308), (5e-324, 1.0), (1.0, 1.7e308)])
 def test_a_time_that_overflows(capacity, nbytes):
     refused(lambda: flow_times([capacity], [[0]] * 3, [nbytes] * 3, 0.0), "link 0")
@@ -94,7 +92,6 @@ def test_a_network_that_is_not_there(network):
     refused(lambda: transfer(RAIL, np.ones((16, 16)), network=network), "network=")
 
 
-@LATER
 @pytest.mark.parametrize(
     "wrong", [{"capacity": ["fast"]}, {"nbytes": ["much"]}, {"release": "soon"}, {"capacity": [[1.0]]}, {"routes": [[0.5]]}],
     ids=lambda wrong: next(iter(wrong)),
@@ -128,7 +125,6 @@ def test_a_weight_that_cannot_be(weights):
     refused(lambda: flow_times([1.0], [[0]], [1.0], 0.0, weights=weights), "weights")
 
 
-@LATER
 def test_a_change_of_a_link_that_only_a_rate_cap_brings():
     """Caps are links of the flows' own inside; they have no numbers outside."""
     refused(lambda: flow_times([1.0], [[0]], [2.0], 0.0, rate_cap=[0.5], changes=[(1.0, 1, 1.0)]), "link 1", "there are 1")

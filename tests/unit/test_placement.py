@@ -5,49 +5,88 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clustersim import placement
 from clustersim.placement import replicas
-from clustersim.placement.static import default_slots
+from clustersim.placement.past import load_alone, room_for
 from clustersim.types import InputError, Placement, Routing
+from tests.placed import contiguous, place, round_robin
 
 TWO_NODES_OF_TWO = np.array([0, 0, 1, 1])
 
 
-def test_slots_default_to_the_next_multiple_of_the_gpus():
-    assert default_slots(32, 64) == 64
-    assert default_slots(256, 64) == 256
-    assert default_slots(60, 8) == 64
+# ---- the room
+
+
+@pytest.mark.parametrize(
+    ("n_experts", "n_gpus", "spare", "slots"), [(32, 64, 0, 64), (256, 64, 0, 256), (60, 8, 0, 64), (60, 8, 2, 80)]
+)
+def test_slots_default_to_the_next_multiple_of_the_gpus_and_spare_ones_are_counted_per_gpu(n_experts, n_gpus, spare, slots):
+    room = room_for(None, spare, n_experts, np.zeros(n_gpus, int))
+    assert room.n_slots == slots
+    assert (room.slots_of == slots // n_gpus).all()
+
+
+def test_a_list_gives_each_gpu_its_own_number_of_slots():
+    room = room_for([3, 1, 2, 2], 0, 8, TWO_NODES_OF_TWO)
+    assert room.gpu_of.tolist() == [0, 0, 0, 1, 2, 2, 3, 3]
+    assert room.n_nodes == 2
+
+
+@pytest.mark.parametrize(
+    ("slots", "spare", "said"),
+    [
+        (16, 0, r"placement\.slots=16: fewer slots than the 32 experts.*at least 32 on 8 GPUs"),
+        (44, 0, r"placement\.slots=44: the 8 GPUs cannot share them evenly; 40 or 48 would do"),
+        (33, 0, r"placement\.slots=33: the 8 GPUs cannot share them evenly; 32 or 40 would do"),
+        ([4] * 7, 0, r"placement\.slots: a list of 7 numbers for 8 GPUs"),
+        ([4] * 7 + [3], 0, r"placement\.slots=\[4,4,4,4,4,4,4,3\] in all 31: fewer slots than the 32 experts"),
+        ([4] * 7 + [-1], 0, r"placement\.slots: -1 in the list"),
+        ("many", 0, r"placement\.slots=many: must be a whole number, a list .* or null"),
+        (32, 1, r"placement\.spare=1: .* placement\.slots=32 is set"),
+        (None, -1, r"placement\.spare=-1: must be a whole number from 0 up"),
+    ],
+)  # fmt: skip
+def test_slots_that_cannot_be_are_refused_with_those_that_would_do(slots, spare, said):
+    with pytest.raises(InputError, match=said):
+        room_for(slots, spare, 32, np.zeros(8, int))
+
+
+def test_a_load_that_is_no_load_is_refused():
+    for load in ([1.0, -1.0], [1.0, np.nan]):
+        with pytest.raises(InputError, match="finite and not negative"):
+            load_alone(load)
+
+
+# ---- placements that do not look at the load
 
 
 def test_contiguous_puts_neighbouring_slots_on_one_gpu():
-    p = placement.contiguous(8, 8, 4)
+    p = contiguous(8, 8, 4)
     assert p.gpu_of.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert p.expert_of.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    p = contiguous(4, [3, 1, 2], 3)
+    assert (p.gpu_of.tolist(), p.expert_of.tolist()) == ([0, 0, 0, 1, 2, 2], [0, 1, 2, 3, 0, 1])
 
 
 def test_round_robin_puts_neighbouring_slots_on_neighbouring_gpus():
-    p = placement.round_robin(8, 8, 4)
+    p = round_robin(8, 8, 4)
     assert p.gpu_of.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
     assert p.expert_of.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    p = round_robin(4, [3, 1, 2], 3)           # a full GPU is passed over
+    assert (p.gpu_of.tolist(), p.expert_of.tolist()) == ([0, 1, 2, 0, 2, 0], [0, 1, 2, 3, 0, 1])
 
 
 def test_slots_beyond_the_experts_hold_the_first_experts_again():
-    assert placement.contiguous(3, 4, 2).expert_of.tolist() == [0, 1, 2, 0]
-    assert placement.round_robin(3, 4, 2).expert_of.tolist() == [0, 1, 2, 0]
+    assert contiguous(3, 4, 2).expert_of.tolist() == [0, 1, 2, 0]
+    assert round_robin(3, 4, 2).expert_of.tolist() == [0, 1, 2, 0]
 
 
-@pytest.mark.parametrize("name", placement.__all__)
-def test_too_few_slots_are_refused_with_the_key_the_value_and_what_would_do(name):
-    with pytest.raises(InputError, match=r"placement\.slots=16: fewer slots than the 32 experts.*at least 32 on 8 GPUs"):
-        getattr(placement, name)(32, 16, 8)
+def test_random_is_a_permutation_that_the_seed_decides():
+    one, two = (place("random", 64, 64, 8, seed=seed).expert_of for seed in (1, 2))
+    assert sorted(one.tolist()) == sorted(two.tolist()) == list(range(64))
+    assert (one != two).any()
 
 
-@pytest.mark.parametrize("name", placement.__all__)
-def test_slots_that_the_gpus_cannot_share_are_refused_with_those_that_would_do(name):
-    with pytest.raises(InputError, match=r"placement\.slots=44: the 8 GPUs cannot share them evenly; 40 or 48 would do"):
-        getattr(placement, name)(32, 44, 8)
-    with pytest.raises(InputError, match=r"placement\.slots=34: the 8 GPUs .*; 40 would do"):     # 32 would not hold 33 experts
-        getattr(placement, name)(33, 34, 8)
+# ---- which replica
 
 
 def four_slots(replica):
@@ -116,3 +155,37 @@ def test_dropped_choices_get_no_slot_and_the_placement_names_the_rule():
     assert replicas.chosen_slots(routing, four_slots("nearest"), cluster).tolist() == [[2, -1]]
     with pytest.raises(InputError, match=r"nearst.*did you mean nearest"):
         replicas.chosen_slots(routing, four_slots("nearst"), cluster)
+
+
+def test_by_source_sends_all_tokens_of_a_gpu_to_one_replica_its_own_first():
+    p = Placement(gpu_of=np.array([0, 2, 1]), expert_of=np.array([0, 0, 1]))
+    slots = replicas.by_source(np.array([[0, 1]] * 8), np.arange(8), np.arange(8) % 4, p, TWO_NODES_OF_TWO)
+    # GPUs 0 and 2 have expert 0 themselves; 1 and 3 take slots 0 and 1 in turn
+    assert slots.tolist() == [[0, 2], [0, 2], [1, 2], [1, 2]] * 2
+
+
+def test_least_load_evens_out_what_the_single_copies_leave_uneven():
+    """GPU 0 has 4 choices of expert 1, that has one slot; expert 0 has slots on both, so its 4 choices go to GPU 1."""
+    p = Placement(gpu_of=np.array([0, 1, 0]), expert_of=np.array([0, 0, 1]))
+    slots = replicas.least_load(np.array([[0, 1]] * 4), np.arange(4), np.zeros(4, int), p, np.zeros(2, int))
+    assert slots.tolist() == [[1, 2]] * 4
+
+
+def test_lp_split_realises_the_shares_of_the_linear_program():
+    """DeepSeek's example placement under the load of LPLB's vector: 220 on the busiest GPU with even shares, 218 at best."""
+    expert_of = np.array([5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1])
+    load = np.array([90, 260, 40, 61, 104, 20, 39, 4, 73, 56, 183, 86])
+    p = Placement(gpu_of=np.arange(16) // 2, expert_of=expert_of)
+    even = np.bincount(p.gpu_of, (load / np.bincount(expert_of))[expert_of])
+    assert even.tolist() == [49.0, 14.0, 125.0, 113.0, 147.5, 131.5, 220.0, 216.0]
+    shares, most = replicas.split_evenly(load.astype(float), p, 8)
+    assert most == pytest.approx(218.0)
+    assert np.bincount(expert_of, shares).tolist() == pytest.approx(load.tolist())
+
+    times = 50              # as many tokens of one choice each; the hash is equidistributed to about one in a sequence
+    asked = np.repeat(np.arange(12), load * times)[:, None]
+    tokens = asked.size
+    index = np.concatenate([np.arange(n) for n in load * times])
+    slots = replicas.lp_split(asked, index, np.zeros(tokens, int), p, np.zeros(8, int)).ravel()
+    got = np.bincount(p.gpu_of[slots], minlength=8)
+    assert got.max() <= 218 * times * 1.01

@@ -1,0 +1,158 @@
+"""From a run's config to what is played: the tokens of every step, their router, and the placements that serve them. No clock."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clustersim import placement as placements
+from clustersim.cluster import Cluster
+from clustersim.config import Run
+from clustersim.deciding import (
+    Place,
+    Plan,
+    Setting,
+    decided,
+    loads_seen,
+    looks_at_load,
+    nothing_seen,
+    periodic_keys,
+    plan_once,
+    plan_periodic,
+    steps_seen,
+    with_replica,
+)
+from clustersim.pick import bind, did_you_mean, find, pick
+from clustersim.placement.past import room_for
+from clustersim.places import PACKAGE
+from clustersim.types import InputError, Transfers, Workload
+from clustersim.units import format_bytes
+from clustersim.workload import source
+from clustersim.workload.loads import read_loads
+from clustersim.workload.routing import Router, rerouted
+from clustersim.workload.sampler_parameters import parameters_file
+from clustersim.workload.streams import Stream, passes_of, rerouted_stream, stream_of
+from clustersim.workload.trace import read_trace
+
+
+def setting_of(run: Run, cluster: Cluster, exchange: Callable[..., Transfers]) -> tuple[Setting, Place]:
+    """What the placement may know of the machine, and the placement.
+
+    Raises:
+        InputError: no such placement or replica rule, slots that cannot be, an expert that no GPU can hold.
+    """
+    model = run.model
+    name, options = run.options("placement")
+    replica, slots, spare = (options.pop(key) for key in ("replica", "slots", "spare"))
+    find(placements.replicas, replica, "placement.replica")        # a misspelt rule is found now, not in the first layer
+    room = room_for(slots, spare, model.n_experts, cluster.node_of)
+    if (weights := model.expert_params * model.expert_weight_bytes) > cluster.gpu.memory:
+        raise InputError(
+            f"model={model.name}: no GPU of {run.topology} can hold an expert: its weights are {format_bytes(weights)}, "
+            f"the memory of a GPU is {format_bytes(cluster.gpu.memory)}"
+        )
+    setting = Setting(
+        model=model, cluster=cluster, room=room, exchange=exchange, timed=run.config["compute"]["name"] != "none",
+        replica=replica, seed=run.seed,
+    )
+    return setting, with_replica(pick(placements, name, **options), replica)
+
+
+def stream_from(run: Run, setting: Setting, place: Place, router: Router) -> tuple[Stream, str | None]:
+    """The steps, their past and what the router says of them, and the hash of the trace they come from.
+
+    Raises:
+        InputError: a trace that does not fit, or a router that minds a placement that minds the router.
+    """
+    stream, digest = _recorded(run, setting.cluster.n_gpus, router.extra, looks_at_load(place))
+    near = _near(setting, place) if "near" in router.wants else _nobody_near
+    label = f"trace={run.config['trace']['name']}"
+    return rerouted_stream(stream, lambda i, step: rerouted(step, router, run.model, run.seed + i, name=label, near=near)), digest
+
+
+def plan_from(run: Run, setting: Setting, place: Place, stream: Stream) -> tuple[Plan, Stream]:
+    """The placements of the steps that are played, and the stream without those that are not.
+
+    Raises:
+        InputError: keys of `decide` that cannot be, a load file of another model, or what the placement raises.
+    """
+    name, options = run.options("decide")
+    if name == "periodic":
+        keys = periodic_keys(options, len(stream.steps))
+        first = find(placements, str(keys["first"]), "decide.first")
+        if looks_at_load(first):
+            raise InputError(f"decide.first={keys['first']}: there is no past yet; contiguous, round_robin or random would do")
+        plan = plan_periodic(setting, place, stream.steps, **{**keys, "first": first})
+        return plan, replace(stream, steps=stream.steps[keys["warmup"] :])
+    if not looks_at_load(place):
+        seen = nothing_seen(setting)
+    elif name == "load_file":
+        seen = loads_seen(read_loads(str(options["path"]), run.model))
+    else:
+        seen = steps_seen(setting, stream.past)
+    return plan_once(setting, place, seen, len(stream.steps)), stream
+
+
+def contents(path: Path) -> str:
+    """sha256 of a file, or of the Parquet files of a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> tuple[Stream, str | None]:
+    """The steps as they are recorded or drawn; `extra` columns of scores beside the experts', `looks_back`: a past is needed."""
+    name, options = run.options("trace")
+    decide, workload = run.config["decide"], run.config["workload"]
+    apart = decide["name"] == "once" and (looks_back or decide["apart"])
+    keys = {key: workload[key] for key in ("steps", "deal", "domain_steps")}
+    if name in ("tiny", "file"):
+        path = PACKAGE / "workload" / "data" / "tiny" if name == "tiny" else Path(str(options["path"]))
+        label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
+        stream = stream_of(read_trace(path), run.model, n_gpus, run.tokens_per_gpu, apart=apart, name=label, **keys)
+        return stream, contents(path)
+    if name == "sampled":
+        draw = bind("trace", name, source.from_sampler, options)
+
+        def make(seed: int) -> Workload:
+            made: Workload = draw(run.model, n_gpus, run.tokens_per_gpu, seed, extra)
+            return made
+
+        stream = passes_of(make, run.model, run.seed, apart=apart, **keys)
+        return stream, contents(parameters_file(options["preset"], options["parameters"]))
+    if name == "balanced":
+        even = bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu)
+        return passes_of(lambda seed: even, run.model, run.seed, apart=apart, **keys), None
+    known = ("tiny", "file", "sampled", "balanced")
+    raise InputError(f"trace.name={name}: there is no such trace{did_you_mean(str(name), known)} (known: {', '.join(known)})")
+
+
+def _near(setting: Setting, place: Place) -> Callable[[int], NDArray[np.bool_]]:
+    """GPU -> bool [experts], those of which its node holds a copy, for a router that minds it."""
+    if looks_at_load(place):
+        raise InputError(
+            f"placement: is decided on where tokens of {setting.model.name} go, and the router decides that by where experts "
+            "are; take placement=contiguous or round_robin"
+        )
+    placed = decided(setting, place, nothing_seen(setting), None)
+    if any((one.expert_of != placed[0].expert_of).any() for one in placed):
+        raise InputError("placement: differs between layers, and the router minds one; take placement=contiguous or round_robin")
+
+    def near(gpu: int) -> NDArray[np.bool_]:
+        held = np.zeros(setting.model.n_experts, bool)
+        held[placed[0].expert_of[setting.cluster.node_of[placed[0].gpu_of] == setting.cluster.node_of[gpu]]] = True
+        return held
+
+    return near
+
+
+def _nobody_near(gpu: int) -> Any:
+    raise AssertionError("asked for by a router that does not mind where experts are")

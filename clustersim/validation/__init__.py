@@ -1,0 +1,1 @@
+"""How true the simulator is: published measurements, simulated and scored. Fits nothing."""
