@@ -35,6 +35,8 @@ def figures_of_run(run: RunData) -> list[Figure]:
     late = late - late.min(axis=1, keepdims=True)
     if late.any():
         figures.append(_finish_times(run, late))
+    if run.summary["moe_s"]:
+        figures.append(_causes(run))
     if _has_bytes(run.tables["links"]):
         figures += [_link_classes(run), _byte_matrix(run)] if run.tables["pairs"].height else [_link_classes(run)]
     if run.tables["experts"].height and run.tables["gpus"]["expert_tokens"].sum():
@@ -130,6 +132,46 @@ def finish_times(gpus: pl.DataFrame) -> NDArray[np.float64]:
     return np.cumsum(_floats(took).reshape(-1, n), axis=0)
 
 
+CAUSES = {
+    "ideal_s": "without any cause",
+    "popularity_s": "popularity of experts",
+    "source_s": "uneven sources",
+    "placement_s": "placement",
+    "exchange_s": "exchange: copies, software",
+    "topology_s": "contention on links",
+    "joint_s": "only together",
+}
+
+
+def _causes(run: RunData) -> Figure:
+    """What the MoE layers of a step would save without each cause, where the run was asked (`causes=true`)."""
+    row, whole = run.summary, float(run.summary["moe_s"])
+    parts = [(name, text, float(row[name])) for name, text in CAUSES.items() if row[name] is not None]
+
+    def draw(width: float) -> Picture:
+        low, high = min(0.0, *(value for _, _, value in parts)), max(value for _, _, value in parts)
+        unit, name = seconds_unit(high)
+        frame = Frame(left=178, right=width - 62, top=8, bottom=14 + 26 * len(parts), x_low=low, x_high=high)
+        shapes = x_ticks(frame, [(tick * unit, plain(tick)) for tick in nice_ticks(low / unit, high / unit, 4)], grid=True)
+        for i, (key, text, value) in enumerate(parts):
+            y = frame.top + 5 + 26 * i
+            left, right = sorted((frame.x(0.0), frame.x(value)))
+            shapes += [
+                Label(170, y + 12, text, "end", SMALL + 0.5, "ink"),
+                Box(left, y, max(1.0, right - left), 15, "compute" if key == "ideal_s" else "plain"),
+                Label(right + 6, y + 12, seconds(value), size=SMALL, ink="ink"),
+            ]
+        shapes.append(Label(frame.right, frame.bottom + 32, f"of the MoE layers of a step, {name}", "end", SMALL))
+        return Picture(width=width, height=frame.bottom + 38, shapes=shapes, says="What each cause adds to the MoE layers")
+
+    _, text, value = max(parts[1:], key=lambda part: part[2])
+    return Figure(
+        name="causes", title="Why the layers take as long as they do", draw=draw,
+        caption=f"The step played again without each cause. The largest is {text}: {seconds(value)} of {seconds(whole)}, "
+        f"{percent(value / whole)}. What only goes when several go is in the last bar; below zero, they cure the same.",
+    )  # fmt: skip
+
+
 # ---- links
 
 
@@ -201,7 +243,7 @@ def _byte_matrix(run: RunData) -> Figure:
     return Figure(
         name="bytes", title="Who sends how much to whom", draw=draw,
         caption=f"Dispatch and combine of all layers, forwarded bytes counted on each hop. Most: {nbytes(high)} from "
-        f"GPU {src} to GPU {dst}; the mean of the pairs that send is {nbytes(float(sent.mean()))}. Lines part the nodes.",
+        f"GPU {src} to GPU {dst}; the mean of the pairs that send is {nbytes(float(sent.mean()))}.",
     )  # fmt: skip
 
 

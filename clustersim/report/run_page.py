@@ -27,6 +27,8 @@ def page_of_run(run: RunData, figures: Sequence[Figure]) -> str:
         f"network {row['network']} · {_capacity(run)}"
     )
     parts = [html.head(kind, findings_of_run(run), _notes(run)), html.figure(by_name["layers"])]
+    if "causes" in by_name:
+        parts.append(html.figure(by_name["causes"]))
     if run.tables["links"].height and "links" in by_name:
         parts += [html.pair(html.figure(by_name["links"], half=True), _hottest(run))]
     for names in (("finish", "bytes"), ("loads",), ("load_experts", "load_gpus")):

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -143,6 +144,17 @@ def test_a_run_of_an_older_version_without_a_table_has_a_page_without_its_figure
     assert 'id="links"' in page
     assert 'id="bytes"' not in page
     assert 'id="load_experts"' not in page
+
+
+def test_causes_are_shown_where_the_run_was_asked_for_them(folders):
+    causes = {"moe_s": 1e-3, "ideal_s": 6e-4, "popularity_s": 1e-4, "source_s": 0.0, "placement_s": 2e-4, "exchange_s": 5e-5,
+              "topology_s": 1e-4, "joint_s": -5e-5}  # fmt: skip
+    like = read_results(folders["default"])
+    run = replace(like, summary=Known({**like.summary, **causes}))
+    page = page_of_run(run, figures_of_run(run))
+    check_page(page)
+    assert "The largest is placement: 200 µs of 1.00 ms, 20.0 %" in pages_text(page)
+    assert 'id="causes"' not in page_of_run(like, figures_of_run(like))
 
 
 # ---- a sweep
