@@ -7,16 +7,18 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clustersim.places import GROUPS, group_folder, options
 
 if TYPE_CHECKING:
-    from clustersim.simulation import Result
+    from rich.console import Console
 
-NOT_BUILT = ("compare", "convert", "calibrate")
+    from clustersim.simulation import Result
+    from clustersim.sweeps.run import Standing, Swept
+
+NOT_BUILT = ("convert", "calibrate")
 USAGE = """\
 clustersim: a cluster that runs a mixture-of-experts model, simulated from router decisions to seconds
 
@@ -27,6 +29,7 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
   clustersim list [GROUP]           all options, one line each
   clustersim inspect PATH           what a topology, a trace or the folder of a run is
                                     (--plot draws a topology; -o FILE.png says where)
+  clustersim compare A B [--json]   two runs (their folders) side by side: how they differ, and what came of it
   clustersim fit TRACE [-o FILE]    what the sampler has to be told to look like a trace; for trace.parameters=FILE
   clustersim fit PATH --score       how well that works, on sequences held out; PATH a trace, or a folder of them
   clustersim report [DIR]           one page with pictures of a run or a whole sweep (the newest
@@ -77,7 +80,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(__version__)
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
-        "list": _list, "inspect": _inspect, "fit": _fit, "capture": _capture, "report": _report, "run": _run,
+        "list": _list, "compare": _compare, "inspect": _inspect, "fit": _fit, "capture": _capture, "report": _report, "run": _run,
         "validate": _validate,
     }  # fmt: skip
     first = arguments[0] if arguments else ""
@@ -125,45 +128,92 @@ def _run(arguments: list[str]) -> int:
 
 
 def _sweep(overrides: list[str]) -> int:
-    """Every job of a sweep, one after the other. A job that fails is reported at the end; the others go on."""
+    """Every job of a sweep that is not there yet. One that fails is reported at the end; the others go on."""
+    from clustersim.sweeps.plugins import is_hydras, run_by_hydra
+    from clustersim.sweeps.run import run_sweep
+
+    if any(is_hydras(text) for text in overrides):
+        return _tell_sweep(run_by_hydra(overrides))
+    with _sweep_progress() as progress:
+        swept = run_sweep(overrides, progress)
+    return _tell_sweep(swept)
+
+
+def _tell_sweep(swept: Swept) -> int:
+    """The tables of a sweep, and the jobs that failed; the exit code: 0, 1 when a job broke, 2 when one was given bad input."""
     from rich.console import Console
 
-    from clustersim.config import sweep
     from clustersim.results import terminal
     from clustersim.types import InputError
 
-    jobs = list(sweep(overrides))
-    done: list[tuple[list[str], dict[str, Any]]] = []
-    failed: list[tuple[list[str], str]] = []
-    folder = None
-    with _progress() as progress:
-        for number, job in enumerate(jobs):
-            try:
-                result = _simulate(job, partial(_tell_job, progress, number, len(jobs)))
-            except InputError as error:
-                failed.append((job, str(error)))
-                continue
-            folder = result.save().parent
-            done.append((job, result.summary))
+    rows, failed = swept.rows(), swept.failed()
     console = Console(highlight=False)
-    if done:
+    if rows:
         if not console.is_terminal:
             console.width = 200         # a file or a pipe has no edge to fold at
-        console.print(terminal.comparison(done))
-        for more in (terminal.choosing(done), terminal.trade(done)):
-            if more is not None:
-                console.print(more)
-        console.print(f"{len(done)} runs in {folder}", soft_wrap=True)
-    if not done and len({reason for _, reason in failed}) == 1:
-        raise InputError(failed[0][1])          # what is wrong is in what the jobs share
-    for job, reason in failed:
-        print(f"clustersim: failed: {' '.join(job)}: {reason}", file=sys.stderr)
-    return 2 if failed else 0
+        for table in (terminal.comparison(rows), terminal.choosing(rows), terminal.trade(rows)):
+            if table is not None:
+                console.print(table)
+        reused = sum(outcome.state == "reused" for outcome in swept.outcomes)
+        note = f" ({reused} of them were there already)" if reused else ""
+        console.print(f"{len(rows)} runs in {swept.folder()}{note}", soft_wrap=True)
+    if not rows and not swept.left and len({outcome.reason for _, outcome in failed}) == 1:
+        raise InputError(failed[0][1].reason)           # what is wrong is in what the jobs share
+    shared = set.intersection(*map(set, swept.jobs)) if len(swept.jobs) > 1 else set()
+    for job, outcome in failed:
+        own = " ".join(text for text in job if text not in shared)
+        print(f"clustersim: failed: {own}: {outcome.reason}", file=sys.stderr)
+    if swept.left:
+        print(f"clustersim: stopped: {swept.left} jobs not begun; the same command goes on with them", file=sys.stderr)
+    if not failed:
+        return 0
+    return 1 if any(outcome.fault == "crash" for _, outcome in failed) else 2
 
 
-def _tell_job(progress: Callable[[float, str], None], number: int, jobs: int, fraction: float, what: str) -> None:
-    """Pass on the progress of one job (from 0) of a sweep as that of the whole."""
-    progress((number + fraction) / jobs, f"job {number + 1} of {jobs}: {what}")
+@contextmanager
+def _sweep_progress() -> Iterator[Callable[[Standing, str], None]]:
+    """One bar for a sweep on a terminal's stderr: jobs done and failed, and the time left. Elsewhere a line a minute."""
+    import time
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[failures]}"), TimeRemainingColumn(),
+        console=console, transient=True,
+    )  # fmt: skip
+    task = bar.add_task("", total=1.0, failures="")
+    told: set[str] = set()
+    last = began = time.monotonic()
+
+    def tell(standing: Standing, what: str) -> None:
+        nonlocal last
+        count = f"{standing.done + standing.failed} of {standing.jobs} jobs"
+        failures = f"[red]{standing.failed} failed[/red]" if standing.failed else ""
+        bar.update(task, completed=standing.fraction, description=count, failures=failures)
+        _tell_compiling(console, told, what)
+        now = time.monotonic()
+        if console.is_terminal:
+            if not bar.live.is_started and now - began > 2:
+                bar.start()
+        elif now - last > 60:
+            last = now
+            left = (now - began) * (1 / standing.fraction - 1) if standing.fraction else 0.0
+            console.print(f"{count}, {standing.failed} failed, about {left / 60:.0f} min left", soft_wrap=True)
+
+    try:
+        yield tell
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def _tell_compiling(console: Console, told: set[str], what: str) -> None:
+    """Say once that it compiles, to any stderr."""
+    if "compiling" in what and what not in told:
+        told.add(what)
+        console.print(f"{what.partition(': ')[2] or what} (about 15 s) ...", soft_wrap=True)
 
 
 def _simulate(overrides: list[str], progress: Callable[[float, str], None]) -> Result:
@@ -188,9 +238,7 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
 
     def tell(fraction: float, what: str) -> None:
         bar.update(task, completed=fraction, description=what)
-        if "compiling" in what and what not in told:
-            told.add(what)
-            console.print(f"{what.partition(': ')[2] or what} (about 15 s) ...", soft_wrap=True)
+        _tell_compiling(console, told, what)
         if console.is_terminal and not bar.live.is_started and time.monotonic() - began > 2:
             bar.start()
 
@@ -212,6 +260,28 @@ def _list(arguments: list[str]) -> int:
         print(f"{group}: {GROUPS[group]}")
         for name, line in options(group_folder(group)).items():
             print(f"  {name:<18} {line}")
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    from clustersim.types import InputError
+
+    folders = [text for text in arguments if not text.startswith("-")]
+    if unknown := [text for text in arguments if text.startswith("-") and text != "--json"]:
+        raise InputError(f"compare {unknown[0]}: there is no such flag (--json prints values for a script)")
+    if len(folders) != 2:
+        raise InputError(f"{' '.join(['compare', *arguments])}: takes the folders of two runs")
+    from clustersim.results.comparing import compare, comparison_table
+
+    compared = compare(*folders)
+    if "--json" in arguments:
+        import json
+
+        print(json.dumps(compared.plain(), indent=2))
+        return 0
+    from rich.console import Console
+
+    Console(highlight=False).print(comparison_table(compared))
     return 0
 
 

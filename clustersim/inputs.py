@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,14 @@ from clustersim.deciding import (
     steps_seen,
     with_replica,
 )
+from clustersim.identity import trace_digest, trace_path
 from clustersim.pick import bind, did_you_mean, find, pick
 from clustersim.placement.past import room_for
-from clustersim.places import PACKAGE
-from clustersim.types import InputError, Transfers, Workload
+from clustersim.types import InputError, Trace, Transfers, Workload
 from clustersim.units import format_bytes
 from clustersim.workload import source
 from clustersim.workload.loads import read_loads
 from clustersim.workload.routing import Router, rerouted
-from clustersim.workload.sampler_parameters import parameters_file
 from clustersim.workload.streams import Stream, passes_of, rerouted_stream, stream_of
 from clustersim.workload.trace import read_trace
 
@@ -64,16 +63,16 @@ def setting_of(run: Run, cluster: Cluster, exchange: Callable[..., Transfers]) -
     return setting, with_replica(pick(placements, name, **options), replica)
 
 
-def stream_from(run: Run, setting: Setting, place: Place, router: Router) -> tuple[Stream, str | None]:
-    """The steps, their past and what the router says of them, and the hash of the trace they come from.
+def stream_from(run: Run, setting: Setting, place: Place, router: Router) -> Stream:
+    """The steps, their past and what the router says of them.
 
     Raises:
         InputError: a trace that does not fit, or a router that minds a placement that minds the router.
     """
-    stream, digest = _recorded(run, setting.cluster.n_gpus, router.extra, looks_at_load(place))
+    stream = _recorded(run, setting.cluster.n_gpus, router.extra, looks_at_load(place))
     near = _near(setting, place) if "near" in router.wants else _nobody_near
     label = f"trace={run.config['trace']['name']}"
-    return rerouted_stream(stream, lambda i, step: rerouted(step, router, run.model, run.seed + i, name=label, near=near)), digest
+    return rerouted_stream(stream, lambda i, step: rerouted(step, router, run.model, run.seed + i, name=label, near=near))
 
 
 def plan_from(run: Run, setting: Setting, place: Place, stream: Stream) -> tuple[Plan, Stream]:
@@ -99,26 +98,24 @@ def plan_from(run: Run, setting: Setting, place: Place, stream: Stream) -> tuple
     return plan_once(setting, place, seen, len(stream.steps)), stream
 
 
-def contents(path: Path) -> str:
-    """sha256 of a file, or of the Parquet files of a folder."""
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+@lru_cache(maxsize=2)
+def _trace(path: Path, digest: str | None) -> Trace:
+    """The trace at `path`, read once for as long as it holds the same; the jobs of a sweep share it."""
+    return read_trace(path)
 
 
-def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> tuple[Stream, str | None]:
+def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> Stream:
     """The steps as they are recorded or drawn; `extra` columns of scores beside the experts', `looks_back`: a past is needed."""
     name, options = run.options("trace")
     decide, workload = run.config["decide"], run.config["workload"]
     apart = decide["name"] == "once" and (looks_back or decide["apart"])
     keys = {key: workload[key] for key in ("steps", "deal", "domain_steps")}
     if name in ("tiny", "file"):
-        path = PACKAGE / "workload" / "data" / "tiny" if name == "tiny" else Path(str(options["path"]))
+        path = trace_path(run.config["trace"])
+        assert path is not None
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
-        stream = stream_of(read_trace(path), run.model, n_gpus, run.tokens_per_gpu, apart=apart, name=label, **keys)
-        return stream, contents(path)
+        recorded = _trace(path, trace_digest(run.config["trace"]))
+        return stream_of(recorded, run.model, n_gpus, run.tokens_per_gpu, apart=apart, name=label, **keys)
     if name == "sampled":
         draw = bind("trace", name, source.from_sampler, options)
 
@@ -126,11 +123,10 @@ def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> tuple[Stre
             made: Workload = draw(run.model, n_gpus, run.tokens_per_gpu, seed, extra)
             return made
 
-        stream = passes_of(make, run.model, run.seed, apart=apart, **keys)
-        return stream, contents(parameters_file(options["preset"], options["parameters"]))
+        return passes_of(make, run.model, run.seed, apart=apart, **keys)
     if name == "balanced":
         even = bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu)
-        return passes_of(lambda seed: even, run.model, run.seed, apart=apart, **keys), None
+        return passes_of(lambda seed: even, run.model, run.seed, apart=apart, **keys)
     known = ("tiny", "file", "sampled", "balanced")
     raise InputError(f"trace.name={name}: there is no such trace{did_you_mean(str(name), known)} (known: {', '.join(known)})")
 

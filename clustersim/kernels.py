@@ -80,11 +80,21 @@ def load_kernel(name: str) -> Kernel:
     Raises:
         InputError: no such kernel, or a file that is not one; names the key.
     """
+    path = kernel_file(name)
+    return _read(name, path, path.stat().st_mtime_ns)
+
+
+def kernel_file(name: str) -> Path:
+    """The file of a kernel generation.
+
+    Raises:
+        InputError: no such kernel.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         known = [file.stem for file in FOLDER.glob("*.yaml")]
         raise InputError(f"kernel={name}: there is no such file{did_you_mean(name, known)} (known: {', '.join(sorted(known))})")
-    return _read(name, path, path.stat().st_mtime_ns)
+    return path
 
 
 @lru_cache(maxsize=64)

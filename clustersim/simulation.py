@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,23 @@ import polars as pl
 import clustersim
 from clustersim import exchange as exchanges
 from clustersim import network as networks
+from clustersim.causes import (
+    CAUSES,
+    causes_of,
+    even_placement,
+    even_popularity,
+    even_sources,
+    least_exchange,
+    moe_seconds,
+    ports_alone,
+)
 from clustersim.cluster import Cluster, build_cluster
-from clustersim.config import Run, compose, whole
+from clustersim.config import HOW, Run, compose, whole
 from clustersim.deciding import Plan
 from clustersim.engine import compute, timing
 from clustersim.engine.gpu import LayerWork, Played, play, time_alone
-from clustersim.inputs import contents, plan_from, setting_of, stream_from
-from clustersim.kernels import load_kernel
+from clustersim.identity import Identity, identify
+from clustersim.inputs import plan_from, setting_of, stream_from
 from clustersim.network import packets
 from clustersim.pick import bind, find, pick
 from clustersim.placement.measures import Measured, measure
@@ -39,14 +49,18 @@ from clustersim.results.placements import (
     placements_table,
     rebalance_summary,
 )
+from clustersim.results.replicates import INTERVALS, combined
 from clustersim.results.store import write_run
 from clustersim.results.tables import (
+    CAUSE_COLUMNS,
+    causes_table,
     collision,
     experts_table,
     gpus_table,
     layers_table,
     links_table,
     summary_row,
+    summary_table,
 )
 from clustersim.results.timeline import Recorder, Watch, write_timeline
 from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routing, Transfers, Workload
@@ -55,8 +69,11 @@ from clustersim.workload.capacity_padding import padding_rows, rows_by_source
 from clustersim.workload.routing import Router, router_from
 from clustersim.workload.streams import Stream
 
-PHYSICS = 3             # raised whenever the same config gives other numbers; part of every run_id
-
+EXTRA = ("replicates", *(f"{name}_ci95" for name in INTERVALS))         # columns that several seeds together have
+REPLICATE_COLUMNS = (
+    "seed", "step_s", "compute_s", "exposed_comm_s", "wait_s", "tokens_per_s", "drop_rate", "fully_dropped", "imbalance",
+    "over_bound", "bottleneck", "nvlink_bytes", "nic_bytes", "seconds_saved_by_dropping",
+)  # fmt: skip
 VERSIONS = ("numpy", "numba", "polars", "simpy")        # packages whose versions run.json tells
 
 Progress = Callable[[float, str], None]
@@ -113,7 +130,6 @@ class _Parts:
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
     recorder: Recorder | None               # of the first step, when a time line is asked for
-    trace_sha256: str | None
 
 
 def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda fraction, what: None) -> Result:
@@ -125,13 +141,45 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     Raises:
         InputError: an override that is wrong, a trace that does not fit, a cluster that cannot be.
     """
-    began = time.perf_counter()
     run = overrides if isinstance(overrides, Run) else compose(overrides)
+    return _simulate_once(run, progress) if run.replicates == 1 else _simulate_seeds(run, progress)
+
+
+def _simulate_seeds(run: Run, progress: Progress) -> Result:
+    """The run with `replicates` seeds from its own on: the summary is their mean, the other tables are of the first."""
+    n, results = run.replicates, []
+    for i in range(n):
+        alone = {**run.config, "seed": run.seed + i, "replicates": 1}
+        results.append(_simulate_once(replace(run, seed=run.seed + i, replicates=1, config=alone), _part(progress, i, n)))
+    identity = identify(run)
+    rows = [{k: v for k, v in result.summary.items() if "." not in k and k not in EXTRA} for result in results]
+    summary = {**combined(rows), **_keys(run)}
+    notes = tuple(dict.fromkeys(note for result in results for note in result.notes))
+    tables = {
+        **results[0].tables,
+        "summary": summary_table({"run_id": identity.run_id, **summary}),
+        "replicates": pl.concat([result.tables["summary"].select(REPLICATE_COLUMNS) for result in results]),
+    }
+    wall = sum(result.provenance["wall_s"] for result in results)
+    provenance = {**_provenance(run, identity, notes), "wall_s": wall}
+    return Result(
+        run=run, run_id=identity.run_id, summary=summary, tables=tables, notes=notes, provenance=provenance,
+        timeline=results[0].timeline,
+    )  # fmt: skip
+
+
+def _simulate_once(run: Run, progress: Progress) -> Result:
+    """The run with one seed."""
+    began = time.perf_counter()
+    identity = identify(run)
     parts = _assemble(run)
-    rounds = 1 + parts.rule.limits + (parts.plan.rebalances > 0)        # of playing everything, at most
+    others = len(CAUSES) + 1 if run.causes else 0
+    rounds = 1 + others + parts.rule.limits + (parts.plan.rebalances > 0)       # of playing everything, at most
     steps = _play_all(parts, parts.plan, parts.rule, _part(progress, 0, rounds))
     tables, recorder = _tables(parts, steps), parts.recorder
     parts = replace(parts, recorder=None)           # what else is played is for comparison
+    causes = _causes(parts, steps, lambda i, what: progress((1 + i) / rounds, what)) if run.causes else {}
+    tables["layers"] = tables["layers"].hstack(causes_table(causes, len(steps), run.model))
     held = sum(step.held_s for step in steps) / len(steps)
     numbers = summary_row(
         [step.played for step in steps], tables, [c for step in steps for c in step.counts], parts.workload.source.size,
@@ -139,9 +187,10 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     )
     collided = collision(tables["links"], parts.cluster)
     numbers["ecmp_collision"] = collided[0] if collided else None
+    numbers |= {name: float(tables["layers"][name].sum()) / len(steps) if causes else None for name in CAUSE_COLUMNS}
     saved = 0.0
     if parts.rule.limits and any(numbers[name] > 0 for name in ("drop_rate", "rerouted_rate", "padding_computed_rows")):
-        again = _part(progress, 1, rounds, "the same without dropping")
+        again = _part(progress, 1 + others, rounds, "the same without dropping")
         dropless = _play_all(parts, parts.plan, parts.rule.without_limit(), again)
         saved = mean_step_s(dropless) - mean_step_s(steps)
     numbers |= {"seconds_saved_by_dropping": saved, "moe_layer_s": moe_layer_s(steps)}
@@ -155,12 +204,13 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
     notes = _notes(parts, numbers)
     if collided and collided[0] > 1.01:
         notes += (f"routes pile up: the busiest {collided[1]} takes {collided[0]:.2f} times what an even spread would leave it",)
-    run_id, provenance = _provenance(parts, notes)
-    summary = {**_settings(parts), **numbers}
-    tables["summary"] = pl.DataFrame([{"run_id": run_id, **summary}])
-    provenance["wall_s"] = time.perf_counter() - began
+    summary = {**combined([{**_settings(parts), **numbers}]), **_keys(run)}
+    tables["summary"] = summary_table({"run_id": identity.run_id, **summary})
+    if identify(run).run_id != identity.run_id:
+        raise InputError(f"trace={run.config['trace']['name']}: its files were changed during the run; run it again")
+    provenance = {**_provenance(run, identity, notes), "wall_s": time.perf_counter() - began}
     return Result(
-        run=run, run_id=run_id, summary=summary, tables=tables, provenance=provenance,
+        run=run, run_id=identity.run_id, summary=summary, tables=tables, provenance=provenance,
         notes=(*notes, recorder.note(run.model.n_layers)) if recorder else notes,
         timeline=(recorder, steps[0].played) if recorder else None,
     )  # fmt: skip
@@ -180,7 +230,7 @@ def _recorder(run: Run, cluster: Cluster) -> Recorder | None:
 
 def _assemble(run: Run) -> _Parts:
     config, model = run.config, run.model
-    cluster = build_cluster(run.topology, config["topology"])
+    cluster = _cluster(run.topology, json.dumps(config["topology"]))
     exchange_name, exchange_options = run.options("exchange")
     exchange = pick(exchanges, exchange_name, **exchange_options)
     setting, place = setting_of(run, cluster, exchange)
@@ -190,8 +240,8 @@ def _assemble(run: Run) -> _Parts:
     router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
     rule = capacities.rule_from(config["capacity"])
     if config["trace"].get("counts"):
-        _check_counts(router, rule, exchange_name, setting.room.n_slots, model.n_experts)
-    stream, digest = stream_from(run, setting, place, router)
+        _check_counts(router, rule, exchange_name, setting.room.n_slots, model.n_experts, run.causes)
+    stream = stream_from(run, setting, place, router)
     plan, stream = plan_from(run, setting, place, stream)
     network_name, network_options = run.options("network")
     if rule.sends_padding and ":" not in exchange_name and exchange_name not in exchanges.PADDING:
@@ -216,13 +266,22 @@ def _assemble(run: Run) -> _Parts:
         protected=capacities.protected_tokens(capacities.stream(run.seed), rule, stream.steps[0].context),
         recorder=_recorder(run, cluster),
         timing=timed,
-        trace_sha256=digest,
     )
 
 
-def _check_counts(router: Router, rule: capacities.Rule, exchange: str, n_slots: int, n_experts: int) -> None:
+@lru_cache(maxsize=4)
+def _cluster(name: str, fields: str) -> Cluster:
+    """The machine that this JSON describes; the jobs of a sweep share it."""
+    return build_cluster(name, json.loads(fields))
+
+
+def _check_counts(
+    router: Router, rule: capacities.Rule, exchange: str, n_slots: int, n_experts: int, causes: bool
+) -> None:
     """InputError where something asks for single tokens, which counts do not have."""
     need = "single tokens, and trace.counts=true has only how many of a GPU choose each expert"
+    if causes:
+        raise InputError(f"causes=true: needs {need}; use trace.counts=false")
     if router.name != "recorded":
         raise InputError(f"router={router.name}: needs {need}; use trace.counts=false")
     if rule.limits or rule.pad_multiple > 1:
@@ -282,9 +341,17 @@ def _play(
     model = parts.run.model
     counts: list[LayerCounts | None] = [None] * model.n_layers
     measured: list[Measured] = []
+    same = _same_layers(parts, rule)
+    made: dict[int, tuple[LayerWork, LayerCounts | None, Measured | None]] = {}      # of the layers that stand for others
 
     def work_of(layer: int) -> LayerWork:
-        work, counts[layer], served = _layer(parts, layer, rule)
+        if same[layer] in made:
+            work, counts[layer], served = made[same[layer]]
+            work = replace(work, attention_s=_attention_s(parts, layer))
+        else:
+            work, counts[layer], served = _layer(parts, layer, rule)
+            if same[layer] != layer or same.count(layer) > 1:
+                made[layer] = work, counts[layer], served
         measured.extend([] if served is None else [served])
         if layer == model.n_dense_layers and parts.run.config["network"]["name"] == "packet":
             both = [transfers for transfers in (work.dispatch, work.combine) if transfers is not None]
@@ -303,6 +370,66 @@ def _play(
     return played, counts, measured
 
 
+def _same_layers(parts: _Parts, rule: capacities.Rule) -> list[int]:
+    """For every layer the first that has the same choices under the same placement: a trace with few layers repeats."""
+    model, period = parts.run.model, parts.workload.period
+    same = list(range(model.n_layers))
+    if period is None or rule.limits:           # what is dropped may be drawn for each layer
+        return same
+    for moe_layer in range(period, model.n_moe_layers):
+        one, other = parts.placements[moe_layer % period], parts.placements[moe_layer]
+        if np.array_equal(one.gpu_of, other.gpu_of) and np.array_equal(one.expert_of, other.expert_of):
+            same[model.n_dense_layers + moe_layer] = model.n_dense_layers + moe_layer % period
+    return same
+
+
+def _attention_s(parts: _Parts, layer: int) -> Floats:
+    """Seconds of attention and router on every GPU, [gpus]."""
+    tokens, n = parts.workload, parts.cluster.n_gpus
+    context = compute.context_sums(parts.run.model, layer, tokens.context, tokens.source, n)
+    return parts.timing.attention(layer, np.bincount(tokens.source, minlength=n), context)
+
+
+def _causes(parts: _Parts, steps: Sequence[Step], progress: Callable[[int, str], None]) -> dict[str, Floats]:
+    """The columns of `CAUSE_COLUMNS`: the run played again without each cause, and without all."""
+    seed, n, model, rule = parts.run.seed, parts.cluster.n_gpus, parts.run.model, parts.rule
+    tokens, plan = parts.stream.steps, parts.plan
+
+    def computed(step: int, layer: int) -> Ints:
+        placed = plan.placements[step]
+        protected = capacities.protected_tokens(capacities.stream(seed), rule, tokens[step].context)
+        now = replace(parts, workload=tokens[step], placements=placed, protected=protected)
+        kept = _routings(now, rule, model.n_dense_layers + layer, tokens[step].choose(layer))[2]
+        return chosen_slots(kept, placed[layer], parts.cluster)
+
+    def without(names: Sequence[str]) -> Floats:
+        changed, chosen, placements, limit = parts, tokens, plan.placements, rule
+        if "popularity" in names:
+            chosen = tuple(even_popularity(one, seed + 1000 * i, model.n_experts) for i, one in enumerate(chosen))
+        if "placement" in names:                # what is computed is known by then: nothing more is dropped
+            run = replace(parts.run, model=replace(model, n_experts=parts.room.n_slots))
+            both = [even_placement(one, partial(computed, i), seed, plan.placements[i]) for i, one in enumerate(tokens)]
+            chosen, placements = tuple(one for one, _ in both), tuple(placed for _, placed in both)
+            changed, limit = replace(changed, run=run), rule.without_limit()
+        if "source" in names:
+            chosen = tuple(even_sources(one, n) for one in chosen)
+        if "exchange" in names:
+            changed = replace(changed, exchange=least_exchange)
+        if "topology" in names:
+            changed = replace(changed, cluster=ports_alone(parts.cluster), network=networks.bound)
+        changed = replace(changed, stream=replace(parts.stream, steps=chosen))
+        return moe_seconds([step.played for step in _play_all(
+            changed, replace(plan, placements=placements), limit, lambda fraction, what: None
+        )])  # fmt: skip
+
+    actual, times = moe_seconds([step.played for step in steps]), {}
+    even = all(np.ptp(np.bincount(one.source, minlength=n)) == 0 for one in tokens)
+    for i, cause in enumerate(CAUSES):
+        progress(i, f"the same without {cause}")
+        times[cause] = actual if cause == "source" and even else without([cause])
+    return causes_of(actual, times, without(CAUSES))
+
+
 def _layer(
     parts: _Parts, layer: int, rule: capacities.Rule
 ) -> tuple[LayerWork, LayerCounts | None, Measured | None]:
@@ -310,8 +437,7 @@ def _layer(
     model, cluster, tokens = parts.run.model, parts.cluster, parts.workload
     n, idle = cluster.n_gpus, np.zeros(cluster.n_gpus)
     per_gpu = np.bincount(tokens.source, minlength=n)
-    context = compute.context_sums(model, layer, tokens.context, tokens.source, n)
-    attention = parts.timing.attention(layer, per_gpu, context)
+    attention = _attention_s(parts, layer)
     moe_layer = layer - model.n_dense_layers
     if moe_layer < 0:
         dense = parts.timing.dense(per_gpu)
@@ -391,9 +517,9 @@ def _routings(parts: _Parts, rule: capacities.Rule, layer: int, chosen: Choices)
 
 
 def _settings(parts: _Parts) -> dict[str, Any]:
-    """The columns that say what was run: the choices, and every key that was set."""
+    """The columns that say in short what was run."""
     run, config = parts.run, parts.run.config
-    settings = {
+    return {
         "model": run.model.name,
         "topology": run.topology,
         "nodes": parts.cluster.n_nodes,
@@ -413,18 +539,20 @@ def _settings(parts: _Parts) -> dict[str, Any]:
         "compute": config["compute"]["name"],
         "seed": run.seed,
     }
-    for override in run.overrides:
-        key = override.partition("=")[0].lstrip("+~")
-        if "." in key and not key.startswith("export."):
-            settings[key] = _leaf(config, key)
-    return settings
 
 
-def _leaf(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value if isinstance(value, str | int | float | bool) or value is None else json.dumps(value)
+def _keys(run: Run) -> dict[str, Any]:
+    """Every key of the config under its dotted name, so that what a sweep varies is a column, however it was asked for."""
+    return {key: value for key, value in _leaves(run.config) if "." in key and not key.startswith("export.")}
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            if key != "sources":
+                yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str | int | float | bool) or value is None else json.dumps(value)
 
 
 def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
@@ -444,24 +572,14 @@ def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _provenance(parts: _Parts, notes: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """The run_id, and what run.json says: everything the run depends on."""
-    run = parts.run
-    config = {key: value for key, value in run.config.items() if key not in ("output", "export")}
-    depends = {
-        "config": {**config, "topology": {"name": run.topology, **config["topology"]}},
-        "trace_sha256": parts.trace_sha256,
-        "physics": PHYSICS,
-        "compute_constants": load_kernel(constants).digest if (constants := run.config["compute"].get("constants")) else None,
-    }
-    if run.config["decide"]["name"] == "load_file":
-        depends["load_sha256"] = contents(Path(str(run.config["decide"]["path"])))
-    digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
-    return digest[:12], {
-        **depends,
-        "run_id": digest[:12],
+def _provenance(run: Run, identity: Identity, notes: Sequence[str]) -> dict[str, Any]:
+    """What run.json says: everything the run depends on, and how it was asked for."""
+    return {
+        **identity.depends,
+        "config": identity.config,
+        "run_id": identity.run_id,
         "study": run.study,
-        "overrides": list(run.overrides),
+        "overrides": [text for text in run.overrides if text.lstrip("+").partition("=")[0].partition(".")[0] not in HOW],
         "seed": run.seed,
         "version": clustersim.__version__,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},

@@ -79,6 +79,7 @@ class Workload:
     token_ids: Callable[[], Ints] | None = None     # -> [tokens] the word that each token is; None when unknown
     count: Callable[[int], Ints] | None = None  # in place of `choose`: [gpus, experts] choices of each expert by a GPU's tokens
     notes: tuple[str, ...] = ()                 # what a reader of the result has to know about the input
+    period: int | None = None                   # choose(i + period) is choose(i); None: no two layers are the same
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

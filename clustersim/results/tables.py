@@ -10,11 +10,17 @@ import polars as pl
 
 from clustersim.cluster import Cluster
 from clustersim.engine.gpu import ATTENDED, BEGUN, COMBINED, COMPUTED, DISPATCHED, ENDED, Played
+from clustersim.model import Model
 from clustersim.network.measures import collisions
 from clustersim.results.counting import LayerCounts
+from clustersim.results.replicates import INTERVALS
 from clustersim.types import Floats
 
 PARTS = ("attention_s", "dispatch_s", "expert_s", "combine_s", "other_s", "idle_s")     # of a GPU's time; they sum to the step
+
+CAUSE_COLUMNS = (           # of a layer: the first is the sum of the others
+    "moe_s", "ideal_s", "popularity_s", "source_s", "placement_s", "exchange_s", "topology_s", "joint_s",
+)  # fmt: skip
 
 
 def gpus_table(played: Played, counts: Sequence[LayerCounts | None], step: int = 0) -> pl.DataFrame:
@@ -117,6 +123,32 @@ _LAYER_COLUMNS = {
     "partly_dropped_tokens": pl.Int64, "fully_dropped_tokens": pl.Int64, "rerouted": pl.Int64, "gate_mass_dropped": pl.Float64,
     "gate_mass_lost": pl.Float64, "padding_sent_bytes": pl.Float64, "padding_computed_rows": pl.Int64,
 }  # fmt: skip
+
+
+def causes_table(causes: Mapping[str, Floats], n_steps: int, model: Model) -> pl.DataFrame:
+    """What each cause makes a layer longer by, `CAUSE_COLUMNS`; null in dense layers, and everywhere where nobody asked.
+
+    The parts sum to the layer's time (asserted).
+    """
+    columns = {}
+    for name in CAUSE_COLUMNS:
+        seconds = causes[name].tolist() if causes else [None] * n_steps * model.n_layers
+        columns[name] = [None if i % model.n_layers < model.n_dense_layers else value for i, value in enumerate(seconds)]
+    if causes:
+        parts = np.sum([causes[name] for name in CAUSE_COLUMNS if name != "moe_s"], axis=0)
+        assert np.allclose(parts, causes["moe_s"], rtol=1e-9, atol=1e-15), "the causes of a layer do not sum to its time"
+    return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.Float64))
+
+
+def summary_table(row: Mapping[str, Any]) -> pl.DataFrame:
+    """The row of summary.parquet; numbers that may be null are floats all the same."""
+    return pl.DataFrame([row], schema_overrides={name: pl.Float64 for name in _MAY_BE_NULL if name in row})
+
+
+_MAY_BE_NULL = (
+    "capacity_factor", "tokens_per_s", "tokens_per_s_per_gpu", "gate_mass_dropped", "gate_mass_lost", "capacity_used",
+    "imbalance", "over_bound", "ecmp_collision", *CAUSE_COLUMNS, *(f"{name}_ci95" for name in INTERVALS),
+)  # fmt: skip
 
 
 def _layer_row(pair: Any, counts: LayerCounts | None, cluster: Cluster) -> dict[str, Any]:

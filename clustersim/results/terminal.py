@@ -52,6 +52,7 @@ def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
         f"network {row['network']}, capacity {capacity}",
         "step": f"{format_seconds(step)}: {_number(row['tokens_per_s'], 0)} tokens/s, "
         f"{_number(row['tokens_per_s_per_gpu'], 0)} per GPU",
+        "seeds": _seeds(row),
         "compute": f"{format_seconds(row['compute_s'])} per GPU",
         "exposed communication": f"{format_seconds(row['exposed_comm_s'])} per GPU, {share}",
         "of it waiting for others": f"{format_seconds(row['wait_s'])} per GPU",
@@ -66,6 +67,8 @@ def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
     }
     if not row["drop_rate"]:
         lines["dropped"] = "nothing"
+    if row["replicates"] == 1:
+        del lines["seeds"]
     for name, share in (("rerouted", "rerouted_rate"), ("padding", "padding_share")):
         if not row[share]:
             del lines[name]
@@ -84,6 +87,13 @@ def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
     for name, text in lines.items():
         table.add_row(name, text)
     return Group(Text(), table, *(Text(f" note: {note}", style="dim") for note in notes))
+
+
+def _seeds(row: Mapping[str, Any]) -> str:
+    """How sure the mean over the seeds is."""
+    width = row["step_s_ci95"]
+    sure = "" if width is None else f"; the mean step is sure to {format_seconds(width)} (95 % confidence)"
+    return f"mean of {row['replicates']} seeds from {row['seed']} on{sure}"
 
 
 def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table:

@@ -183,7 +183,7 @@ def rerouted(
         scores = None if workload.scores is None else partial(experts_alone, process, layer, model.n_experts)
         return Choices(ids=ids, weights=weights, scores=scores)
 
-    return replace(workload, choose=choose, notes=(*workload.notes, *router.notes, *_notes(router)))
+    return replace(workload, choose=choose, period=None, notes=(*workload.notes, *router.notes, *_notes(router)))
 
 
 def _process(workload: Workload, router: Router, model: Model, name: str) -> ScoreProcess:

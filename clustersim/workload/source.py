@@ -49,7 +49,7 @@ def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, 
 
     return Workload(
         source=deal.source, index=deal.index, context=deal.context, choose=choose, scores=None if logged is None else scores,
-        notes=_notes(trace, model, deal),
+        notes=_notes(trace, model, deal), period=trace.n_layers,
     )
 
 

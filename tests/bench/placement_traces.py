@@ -11,7 +11,7 @@ import numpy as np
 
 import clustersim as cs
 from clustersim.config import compose
-from clustersim.simulation import PHYSICS
+from clustersim.identity import PHYSICS
 from clustersim.workload.trace import read_trace
 
 METHODS = (

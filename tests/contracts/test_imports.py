@@ -17,8 +17,8 @@ GROUND = (
     "routes", "route_table", "cluster",
 )  # fmt: skip
 ROOMS = (
-    *GROUND, "workload", "placement", "exchange", "network", "engine", "results", "report", "config", "deciding", "inputs",
-    "simulation", "validation", "cli",
+    *GROUND, "workload", "placement", "exchange", "network", "engine", "results", "report", "composition", "config", "identity",
+    "deciding", "inputs", "causes", "simulation", "sweeps", "validation", "cli",
 )  # fmt: skip
 HEAVY = {
     "numba", "polars", "hydra", "numpy", "simpy", "networkx", "scipy", "pyarrow", "omegaconf", "rich", "torch", "yaml",

@@ -17,9 +17,9 @@ import pytest
 import clustersim
 from clustersim.cli import GROUPS, NOT_BUILT, main
 from clustersim.places import PACKAGE, group_folder, options
-from clustersim.results.store import TABLES
+from clustersim.results.store import SCHEMA_VERSION, TABLES
 
-SMALL = ["topology.nodes=1", "workload.tokens_per_gpu=64", "model.n_layers=2"]
+SMALL = ["topology.nodes=1", "workload.tokens_per_gpu=64", "model.n_layers=2", "workers=0"]
 FILES = {"run.json", "status.json", *(f"{table}.parquet" for table in TABLES)}
 HOME = str(Path(clustersim.__file__).parents[1])
 ENVIRONMENT = {
@@ -67,14 +67,14 @@ def test_the_default_run_from_a_fresh_interpreter(empty_folder):
     (folder,) = runs(empty_folder)
     assert lines[-1] == f"results in {folder.relative_to(empty_folder)}"
     assert {file.name for file in folder.iterdir()} == FILES
-    assert json.loads((folder / "status.json").read_text()) == {"state": "done"}
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
     told = json.loads((folder / "run.json").read_text())
     assert told["run_id"] == folder.name
     assert told["config"]["topology"]["name"] == "h100_sxm"
     assert {"seed", "version", "versions", "wall_s", "overrides", "notes", "trace_sha256", "physics"} <= told.keys()
     for table in TABLES:
         footer = pl.read_parquet_metadata(folder / f"{table}.parquet")
-        assert footer["clustersim.schema"] == f"{table}/1"
+        assert footer["clustersim.schema"] == f"{table}/{SCHEMA_VERSION}"
         assert json.loads(footer["clustersim.config"]) == told["config"]
     row = tables(folder)["summary"].row(0, named=True)
     assert row["gpus"] == 64
@@ -131,7 +131,7 @@ def test_a_sweep_ends_with_one_row_per_job(empty_folder, capsys):
 def test_a_sweep_over_many_keys_is_not_folded_in_a_file(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lists = ["exchange=direct,node_dedup", "placement.replica=nearest", "network=bound,fluid", "capacity.factor=1.0,null"]
-    assert main(["-m", *SMALL[:2], "model.n_layers=1", *lists]) == 0
+    assert main(["-m", *SMALL[:2], "model.n_layers=1", "workers=0", *lists]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["exchange", "network", "capacity.factor"]      # what does not vary is left out
     assert lines[10].split()[:6] == ["exchange", "network", "capacity.factor", "step", "saved", "dropped"]
@@ -150,20 +150,29 @@ def test_a_job_of_a_sweep_is_the_run_it_says(empty_folder):
 def test_a_bad_job_of_a_sweep_is_reported_and_the_others_kept(empty_folder, capsys):
     assert main(["--multirun", *SMALL, "placement.slots=16,32,64"]) == 2
     out, err = capsys.readouterr()
-    assert len(runs(empty_folder)) == 2
     assert [line.split()[0] for line in out.splitlines()[1:3]] == ["32", "64"]
     assert "2 runs in results/runs" in out
     assert err.count("\n") == 1
     assert err.startswith("clustersim: failed: ")
     assert "placement.slots=16: fewer slots than the 32 experts" in err
+    states = {folder.name: json.loads((folder / "status.json").read_text()) for folder in runs(empty_folder)}
+    assert sorted(status["state"] for status in states.values()) == ["done", "done", "failed"]
+    (failed,) = (name for name, status in states.items() if status["state"] == "failed")
+    assert states[failed]["reason"] in err
+    assert "placement.slots=16" in states[failed]["overrides"]
+    assert [file.name for file in (empty_folder / "results" / "runs" / failed).iterdir()] == ["status.json"]
 
 
-def test_a_sweep_of_bad_jobs_only_writes_nothing(empty_folder, capsys):
+def test_a_sweep_of_bad_jobs_only_says_what_is_wrong_with_each(empty_folder, capsys):
     assert main(["-m", *SMALL, "capacity.factor=0,-1"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("clustersim: failed: ") == err.count("\n") == 2
-    assert not list(empty_folder.iterdir())
+
+
+def test_bad_input_that_all_jobs_share_is_said_once(capsys):
+    assert main(["-m", *SMALL, "capacity.factor=0", "seed=0,1"]) == 2
+    assert capsys.readouterr().err.startswith("clustersim: capacity.factor=0: ")
 
 
 def test_a_study_sweeps_by_itself(empty_folder, capsys):
@@ -230,7 +239,7 @@ def test_a_copy_of_the_shipped_trace_gives_the_same_tables(empty_folder, tmp_pat
     one, two = tables(shipped), tables(copied)
     for name in ("layers", "gpus", "links", "experts"):
         assert one[name].equals(two[name])
-    said = ["run_id", "trace"]
+    said = ["run_id", "trace", "trace.name"]
     assert one["summary"].drop(said).equals(two["summary"].drop([*said, "trace.path"]))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clustersim import exchange, network, placement
-from clustersim.config import compose, is_sweep, positive, shown, sweep, whole
+from clustersim.config import compose, is_sweep, positive, sweep, whole
 from clustersim.pick import bind, did_you_mean, offered, pick
 from clustersim.places import data_folder, group_folder, options
 from clustersim.types import InputError
@@ -123,10 +123,6 @@ def test_numbers_are_judged():
     for wrong in (True, "1", None, 0, -1, math.nan, math.inf):
         with pytest.raises(InputError, match=r"^k="):
             positive("k", wrong)
-
-
-def test_values_are_shown_as_they_are_written():
-    assert [shown(value) for value in (None, True, False, 1, 1.5, "x", 0)] == ["null", "true", "false", "1", "1.5", "x", "0"]
 
 
 # ---- plug-ins

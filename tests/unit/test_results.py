@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import defaultdict
 
 import numpy as np
@@ -13,10 +15,10 @@ from clustersim import InputError, load_cluster, read_trace, scan, simulate
 from clustersim.model import model_from
 from clustersim.places import PACKAGE
 from clustersim.results import terminal
-from clustersim.results.store import TABLES, write_run
+from clustersim.results.store import SCHEMA_VERSION, TABLES, is_done, write_failure, write_run
 from clustersim.results.tables import PARTS
 from clustersim.workload.source import from_trace
-from clustersim.writing import replacing
+from clustersim.writing import replacing, sweep_up
 
 SMALL = ["topology.nodes=2", "topology.gpus_per_node=4", "workload.tokens_per_gpu=32", "model.n_layers=3"]
 SHAPES = {
@@ -263,11 +265,11 @@ RUN = {"config": {"a": {"b": None}}, "version": "0", "wall_s": 1.0}
 def test_a_folder_holds_tables_that_describe_themselves(tmp_path):
     write_run(tmp_path / "r", small_tables(), RUN)
     assert {f.name for f in (tmp_path / "r").iterdir()} == {"run.json", "status.json", *(f"{t}.parquet" for t in TABLES)}
-    assert json.loads((tmp_path / "r" / "status.json").read_text()) == {"state": "done"}
+    assert json.loads((tmp_path / "r" / "status.json").read_text()) == {"state": "done", "schema": SCHEMA_VERSION}
     assert json.loads((tmp_path / "r" / "run.json").read_text()) == RUN
     for name in TABLES:
         footer = pl.read_parquet_metadata(tmp_path / "r" / f"{name}.parquet")
-        assert footer["clustersim.schema"] == f"{name}/1"
+        assert footer["clustersim.schema"] == f"{name}/{SCHEMA_VERSION}"
         assert json.loads(footer["clustersim.config"]) == RUN["config"]
         assert pl.read_parquet(tmp_path / "r" / f"{name}.parquet").equals(small_tables()[name])
 
@@ -303,7 +305,7 @@ def test_scan_takes_what_is_done(tmp_path):
 
 
 def test_scan_says_what_it_cannot_find(tmp_path):
-    with pytest.raises(InputError, match=r"table=gpu: there is no such table \(known: summary, layers"):
+    with pytest.raises(InputError, match=r"table=gpu: there is no such table; did you mean gpus\? \(known: summary, layers"):
         scan(tmp_path, "gpu")
     with pytest.raises(InputError, match="holds no finished run"):
         scan(tmp_path)
@@ -320,6 +322,52 @@ def test_json_and_tables_go_through_a_temporary_name(tmp_path):
     with pytest.raises(ZeroDivisionError):
         broken()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_was_writing_is_swept_up_and_what_a_living_one_writes_is_not(tmp_path):
+    script = (
+        "import os, signal, sys; from pathlib import Path; from clustersim.writing import replacing\n"
+        "with replacing(Path(sys.argv[1]) / 'gpus.parquet') as temporary:\n"
+        "    temporary.write_bytes(b'PAR1 and then'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False, cwd=PACKAGE.parent, timeout=60)
+    (left,) = tmp_path.iterdir()
+    strangers = [tmp_path / ".other.tmp", tmp_path / ".x.another-host.1.0.tmp", tmp_path / "gpus.parquet"]
+    for path in strangers:
+        path.write_text("not ours to remove")
+    with replacing(tmp_path / "x") as temporary:
+        temporary.write_text("being written")
+        sweep_up(tmp_path)
+        assert temporary.exists()
+    assert not left.exists()
+    assert {*tmp_path.iterdir()} == {*strangers, tmp_path / "x"}
+
+
+def test_a_run_is_done_when_all_of_it_is_there_as_this_version_writes_it(tmp_path):
+    folder = tmp_path / "r"
+    assert not is_done(folder)
+    write_run(folder, small_tables(), RUN)
+    assert is_done(folder)
+    (folder / "links.parquet").rename(tmp_path / "elsewhere")
+    assert not is_done(folder)
+    (tmp_path / "elsewhere").rename(folder / "links.parquet")
+    (folder / "status.json").write_text(json.dumps({"state": "done", "schema": SCHEMA_VERSION - 1}))
+    assert not is_done(folder)
+
+
+def test_a_failure_is_told_in_the_folder_until_the_run_succeeds(tmp_path):
+    folder = tmp_path / "r"
+    write_failure(folder, "it broke", "crash", ["seed=1"], "a long story")
+    told = {"state": "failed", "reason": "it broke", "fault": "crash", "overrides": ["seed=1"]}
+    assert json.loads((folder / "status.json").read_text()) == told
+    assert (folder / "error.txt").read_text() == "a long story"
+    write_run(folder, small_tables(), RUN)
+    assert is_done(folder)
+    assert not (folder / "error.txt").exists()
+    write_failure(folder, "too late", "crash", [])
+    assert is_done(folder)
+    (tmp_path / "file").write_text("")
+    write_failure(tmp_path / "file" / "r", "nowhere to say it", "crash", [])
 
 
 # ---- what a person reads

@@ -15,8 +15,9 @@ import polars as pl
 import pytest
 
 import clustersim as cs
-from clustersim import simulation
+from clustersim import identity, places, simulation
 from clustersim.config import compose
+from clustersim.identity import identify
 from clustersim.model import model_from
 from clustersim.places import PACKAGE
 from clustersim.types import InputError, Trace
@@ -69,7 +70,7 @@ def test_the_contract_of_a_result(tmp_path):
     assert cs.scan(tmp_path).collect()["step_s"].item() == result.summary["step_s"]
     told = json.loads((result.folder / "run.json").read_text())
     assert told["notes"] == list(result.notes)
-    assert told["overrides"] == [*SMALL, f"output={tmp_path}"]
+    assert told["overrides"] == SMALL
 
 
 def test_the_library_functions_of_the_contract():
@@ -125,7 +126,7 @@ def test_a_run_id_changes_with_everything_that_the_run_depends_on(monkeypatch):
             ["trace=sampled"], ["trace=sampled", "trace.alpha=3"], ["trace=balanced"], ["exchange.chunk_tokens=8"],
         )
     ]  # fmt: skip
-    monkeypatch.setattr(simulation, "PHYSICS", simulation.PHYSICS + 1)
+    monkeypatch.setattr(identity, "PHYSICS", identity.PHYSICS + 1)
     ids.append(run_id())
     assert len(set(ids)) == len(ids)
     assert all(len(one) == 12 and int(one, 16) >= 0 for one in ids)
@@ -149,17 +150,56 @@ def test_a_run_id_changes_with_the_contents_of_the_trace_and_not_with_its_age(tm
 
 
 def test_a_run_id_changes_with_the_contents_of_the_topology(tmp_path, monkeypatch):
-    from clustersim import places
-
     before = run_id("topology=ideal_rail")
     folder = tmp_path / "topologies"
     shutil.copytree(places.data_folder("topologies"), folder)
     real = places.group_folder
-    monkeypatch.setattr("clustersim.config.group_folder", lambda group: folder if group == "topology" else real(group))
+    monkeypatch.setattr("clustersim.composition.group_folder", lambda group: folder if group == "topology" else real(group))
     assert run_id("topology=ideal_rail") == before
     file = folder / "ideal_rail.yaml"
     file.write_text(file.read_text().replace("50 GB/s", "51 GB/s"))
     assert run_id("topology=ideal_rail") != before
+
+
+def test_a_run_id_does_not_change_with_comments_and_sources_nor_with_where_files_are(tmp_path):
+    for name in ("here", "there"):
+        shutil.copytree(TINY, tmp_path / name)
+        shutil.copy(places.data_folder("topologies") / "ideal_rail.yaml", tmp_path / name / "mine.yaml")
+        shutil.copy(PACKAGE / "workload" / "data" / "presets" / "moderate.yaml", tmp_path / name / "p.yaml")
+    mine = tmp_path / "there" / "mine.yaml"
+    mine.write_text("# another word\n" + mine.read_text().replace("sources:", "sources:\n  seen: nowhere"))
+    (tmp_path / "there" / "p.yaml").write_text("# another word\n" + (tmp_path / "there" / "p.yaml").read_text())
+    for overrides in (
+        ["trace=file", "trace.path={}"], ["topology={}/mine.yaml"], ["trace=sampled", "trace.parameters={}/p.yaml"],
+    ):  # fmt: skip
+        ids = {identify(compose([text.format(tmp_path / name) for text in overrides])).run_id for name in ("here", "there")}
+        assert len(ids) == 1, overrides
+    folder = tmp_path / "here"
+    ids = {identify(compose(["trace=file", f"trace.path={path}"])).run_id for path in (folder, folder / "tokens.parquet")}
+    assert len(ids) == 1
+
+
+def test_a_run_id_changes_with_a_plug_in_of_the_users(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    ids = []
+    for name in ("one", "two"):
+        (tmp_path / "my_exchange.py").write_text(f"def mine(phase, routing, placement, cluster, model): '{name}'")
+        ids.append(identify(compose(["exchange=direct", "exchange.name=my_exchange:mine"])).run_id)
+    assert ids[0] != ids[1]
+
+
+def test_a_trace_that_is_changed_during_the_run_is_noticed(tmp_path, monkeypatch):
+    shutil.copytree(TINY, tmp_path / "mine")
+    real = simulation.play
+
+    def changed_meanwhile(*arguments):
+        file = tmp_path / "mine" / "sequences.parquet"
+        file.write_bytes(file.read_bytes() + b"PAR1")
+        return real(*arguments)
+
+    monkeypatch.setattr(simulation, "play", changed_meanwhile)
+    with pytest.raises(InputError, match="changed during the run"):
+        cs.simulate([*SMALL, "trace=file", f"trace.path={tmp_path / 'mine'}"])
 
 
 # ---- laws of the record
