@@ -70,7 +70,9 @@ def _comparison(sweep: SweepData) -> str:
         cells: list[html.Cell] = [(value, as_number(value)) for value in (value_of(job, key) for key in sweep.swept)]
         for _, column, shown in (*_COLUMNS, *costs):
             value = job.summary.get(column)
-            cells.append((shown(value), float(value) if value is not None and known(value) else None))
+            spread = job.summary.get(f"{column}_ci95")         # of a job with replicates
+            text = f"{shown(value)} ± {shown(spread)}" if known(spread) and known(value) else shown(value)
+            cells.append((text, float(value) if value is not None and known(value) else None))
         own = cost(job)
         cells += [str(job.summary.get("bottleneck") or NONE), times(own / best) if own < math.inf else NONE]
         cells += ["●" if job.folder in unbeaten else ""] * bool(unbeaten)
@@ -80,6 +82,7 @@ def _comparison(sweep: SweepData) -> str:
     )
     caption += "exchanges / that of their busiest links."
     caption += " saved: against the same without a capacity." if any(name == "saved" for name, _, _ in costs) else ""
+    caption += " ±: 95 % confidence over the seeds." if any(known(job.summary.get("step_s_ci95")) for job in jobs) else ""
     caption += " unbeaten: no other job is better in both time and drops." if unbeaten else ""
     caption += f" On paper: the first {html.FAR}." if len(rows) > html.FAR else ""
     marked = [0] if best < math.inf else []

@@ -251,6 +251,13 @@ def test_the_best_job_is_the_fastest_per_token(folders, tmp_path):
     assert findings_of_sweep(sweep).headline.startswith("Fastest: workload.tokens_per_gpu=128, 2.00")
 
 
+def test_replicates_show_their_confidence_interval(folders, tmp_path):
+    jobs = [({"capacity.factor": str(i)}, {"step_s": 1e-3 * i, "step_s_ci95": 2e-5}) for i in (1, 2)]
+    page = write_report(made_sweep(tmp_path / "s", folders["default"], jobs))[1][0].read_text()
+    assert "1.00 ms ± 20.0 µs" in pages_text(page)
+    assert "95 % confidence over the seeds" in page
+
+
 # ---- files
 
 
