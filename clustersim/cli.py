@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clustersim.simulation import Result
     from clustersim.sweeps.run import Standing, Swept
 
-NOT_BUILT = ("convert", "calibrate")
+NOT_BUILT = ("calibrate",)
 USAGE = """\
 clustersim: a cluster that runs a mixture-of-experts model, simulated from router decisions to seconds
 
@@ -27,8 +27,10 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
   clustersim +experiment=NAME       a study
   clustersim --cfg [KEY=VALUE ...]  the whole config of a run, without running it
   clustersim list [GROUP]           all options, one line each
-  clustersim inspect PATH           what a topology, a trace or the folder of a run is
+  clustersim inspect PATH           what a topology, a model, a trace or the folder of a run is
                                     (--plot draws a topology; -o FILE.png says where)
+  clustersim convert CONFIG.json --from hf-config [-o MODEL.yaml]
+                                    a model from a Hugging Face configuration, for model=MODEL.yaml
   clustersim compare A B [--json]   two runs (their folders) side by side: how they differ, and what came of it
   clustersim fit TRACE [-o FILE]    what the sampler has to be told to look like a trace; for trace.parameters=FILE
   clustersim fit PATH --score       how well that works, on sequences held out; PATH a trace, or a folder of them
@@ -80,8 +82,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(__version__)
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
-        "list": _list, "compare": _compare, "inspect": _inspect, "fit": _fit, "capture": _capture, "report": _report, "run": _run,
-        "validate": _validate,
+        "list": _list, "compare": _compare, "inspect": _inspect, "convert": _convert, "fit": _fit, "capture": _capture,
+        "report": _report, "run": _run, "validate": _validate,
     }  # fmt: skip
     first = arguments[0] if arguments else ""
     if first in commands:
@@ -313,6 +315,33 @@ def _inspect(arguments: list[str]) -> int:
     Console(highlight=False).print(inspection.inspect_path(paths[0]))
     if picture is not None:
         print(f"drawn in {picture}")
+    return 0
+
+
+def _convert(arguments: list[str]) -> int:
+    from clustersim.types import InputError
+
+    if "hf-config" in arguments:
+        return _convert_model(arguments)
+    raise InputError(f"{' '.join(['convert', *arguments])}: write convert CONFIG.json --from hf-config [-o MODEL.yaml]")
+
+
+def _convert_model(arguments: list[str]) -> int:
+    """A model for `model=FILE` from the configuration of a Hugging Face checkpoint; without -o it is printed."""
+    from clustersim.hf_config import converted
+    from clustersim.types import InputError
+
+    rest = [a for a in arguments if a not in ("--from", "hf-config")]
+    out = rest.pop(rest.index("-o") + 1) if "-o" in rest[:-1] else None
+    rest = [a for a in rest if a != "-o"]
+    if len(rest) != 1:
+        raise InputError(f"{' '.join(['convert', *arguments])}: takes one CONFIG.json, and -o MODEL.yaml")
+    told, text = converted(Path(rest[0]))
+    if out is None:
+        print(text, end="")
+    else:
+        Path(out).write_text(text, encoding="utf-8")
+        print(f"{told}, in {out}")
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+from numpy.typing import NDArray
 
 from clustersim import fabrics, handmade, routes, units
 from clustersim.gpuspec import GpuSpec
@@ -51,6 +52,12 @@ class Cluster:
     wires: Wires
     routing: str                    # what the YAML says of `policy`: "ecmp, seed 3"
     policy: Callable[[Wires, Ints, Ints], Routes]
+    nominal: Mapping[str, float]    # bytes/s of one `nvlink` and one `nic` port as the data sheet has it; 0 without
+
+    @property
+    def n_wires(self) -> int:
+        """Links that are wires; what comes behind them are lanes (`clustersim.lanes`)."""
+        return int(self.wires.latency.size)
 
     @property
     def n_gpus(self) -> int:
@@ -64,13 +71,18 @@ class Cluster:
     def local_of(self) -> Ints:
         return np.arange(self.n_gpus) % self.gpus_per_node
 
-    def routes(self, src: Ints, dst: Ints) -> Routes:
+    def routes(self, src: Ints, dst: Ints, by_nic: NDArray[np.bool_] | None = None) -> Routes:
         """The links from `src` to `dst`, GPUs [transfers] each, as the machine's policy (`routing.name`) has it.
+
+        Args:
+            by_nic: [transfers] whether to take the NICs even where NVLink joins the two.
 
         Raises:
             InputError: there is no way from a source to its destination.
         """
-        return self.policy(self.wires, src, dst)
+        if by_nic is None or not by_nic.any():
+            return self.policy(self.wires, src, dst)
+        return routes.mixed(self.wires, src, dst, by_nic, self.policy)
 
 
 def load_cluster(name: str | Path, **overrides: Any) -> Cluster:
@@ -122,7 +134,9 @@ def build_cluster(name: str, fields: Mapping[str, Any]) -> Cluster:
             rail_of = rail_of // nics.shared_by % (nics.rails or nics.per_node)
         elif "fabric" in fields:
             raise InputError(f"topology.fabric: {name} has no NICs to join (nic.bandwidth is null)")
-    return _freeze(name, n_nodes, per_node, _gpu(fields["gpu"]), graph, rail_of, fields.get("routing"))
+    wired = fields.get("graph", fields)
+    nominal = {key: _nominal(key, wired.get(key)) for key in ("nvlink", "nic")}
+    return _freeze(name, n_nodes, per_node, _gpu(fields["gpu"]), graph, rail_of, fields.get("routing"), nominal)
 
 
 def _draw_nvlink(graph: nx.DiGraph, nvlink: Mapping[str, Any], n_nodes: int, per_node: int) -> None:
@@ -191,7 +205,8 @@ def _choose(module: ModuleType, key: str, section: Any) -> Callable[..., Any]:
 
 
 def _freeze(
-    name: str, n_nodes: int, per_node: int, gpu: GpuSpec, graph: nx.DiGraph, rail_of: Ints, routing: Any
+    name: str, n_nodes: int, per_node: int, gpu: GpuSpec, graph: nx.DiGraph, rail_of: Ints, routing: Any,
+    nominal: Mapping[str, float],
 ) -> Cluster:
     """Number the links, find the ways, choose the policy; check that every GPU reaches every other."""
     n = n_nodes * per_node
@@ -209,7 +224,7 @@ def _freeze(
     policy = _choose(routes, "topology.routing", routing)
     cluster = Cluster(
         name=name, n_nodes=n_nodes, gpus_per_node=per_node, gpu=gpu, links=links, graph=graph, wires=wires, policy=policy,
-        routing=_said(routing),
+        routing=_said(routing), nominal=nominal,
         capacity=np.array([link.capacity for link in links]), latency=wires.latency,
     )  # fmt: skip
     relayed = "pxn" in (routing["name"], routing.get("otherwise"))
@@ -280,6 +295,13 @@ def _rate(section: str, fields: Mapping[str, Any]) -> float:
     if fields[key] is None:
         return 0.0
     return units.parse_bandwidth(fields[key], f"topology.{section}.{key}")
+
+
+def _nominal(section: str, fields: Any) -> float:
+    """Bytes/s of a port as the data sheet has it; 0 for a machine without, or with links drawn by hand."""
+    if not isinstance(fields, Mapping) or fields.get("bandwidth") is None:
+        return 0.0
+    return units.parse_bandwidth(fields["bandwidth"], f"topology.{section}.bandwidth")
 
 
 def _gpu(fields: Mapping[str, Any]) -> GpuSpec:

@@ -17,7 +17,8 @@ from clustersim.pick import did_you_mean
 from clustersim.places import GROUPS, PACKAGE, group_folder
 from clustersim.types import InputError
 
-own_files: dict[str, str] = {}          # topologies given as files: name -> file as it was given
+FROM_FILES = {"topology": ("machine", "nodes"), "model": ("model", "hidden")}      # groups whose option may be one's own file
+own_files: dict[str, str] = {}          # options given as files: "group=name" -> file as it was given
 
 
 def parse(overrides: Sequence[str]) -> list[Any]:
@@ -71,7 +72,7 @@ def _check_group(override: Any) -> None:
     if not override.input_line.startswith(f"{plus}{group}"):
         raise InputError(f"{override.input_line}: write {plus}{override.input_line.lstrip('+')}")
     for value in override.sweep_iterator() if override.is_sweep_override() else [override.value()]:
-        if str(value) not in known and not (group == "topology" and _is_file(value)):
+        if str(value) not in known and not (group in FROM_FILES and _is_file(value)):
             raise InputError(f"{group}={shown(value)}: there is no such {group}{did_you_mean(str(value), known)} {offer}")
 
 
@@ -108,7 +109,7 @@ def _stamp(choosing: Sequence[str]) -> tuple[tuple[str, int], ...]:
     """Every file that a composition may read, and when it was written."""
     folders = [PACKAGE / "conf", *(group_folder(group) for group in GROUPS)]
     files = [entry for folder in folders for entry in os.scandir(folder) if entry.name.endswith(".yaml")]
-    own = [text.partition("=")[2] for text in choosing if text.startswith("topology=")]
+    own = [text.partition("=")[2] for text in choosing if text.partition("=")[0] in FROM_FILES]
     stamp = [(entry.path, entry.stat().st_mtime_ns) for entry in files]
     return tuple(sorted(stamp + [(path, Path(path).stat().st_mtime_ns) for path in own if _is_file(path)]))
 
@@ -177,12 +178,12 @@ def register() -> None:
 
 
 def _is_file(value: Any) -> bool:
-    """Whether a topology is given as the YAML file that describes it."""
+    """Whether a topology or model is given as the YAML file that describes it."""
     return str(value).endswith((".yaml", ".yml")) and Path(str(value)).is_file()
 
 
 def with_own_files(overrides: Sequence[str]) -> list[str]:
-    """The overrides with `topology=my/machine.yaml` as `topology=machine`, and that file among Hydra's options."""
+    """The overrides with `topology=my/machine.yaml` as `topology=machine`, and that file among Hydra's options; models alike."""
     from hydra.core.config_store import ConfigStore
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -191,16 +192,17 @@ def with_own_files(overrides: Sequence[str]) -> list[str]:
     for text in overrides:
         key, _, value = text.partition("=")
         path = Path(value)
-        if key == "topology" and _is_file(path):
+        if key in FROM_FILES and _is_file(path):
             try:
                 node = load_yaml(path)
             except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
                 raise InputError(f"{text}: not a YAML file: {_first_line(error)}") from error
-            if "nodes" not in node:
-                raise InputError(f"{text}: does not describe a machine (no key nodes)")
-            ConfigStore.instance().store(group="topology", name=path.stem, node=node, package="topology", provider=str(path))
-            own_files[path.stem] = value
-        known.append(f"topology={path.stem}" if key == "topology" and _is_file(path) else text)
+            what, needed = FROM_FILES[key]
+            if needed not in node:
+                raise InputError(f"{text}: does not describe a {what} (no key {needed})")
+            ConfigStore.instance().store(group=key, name=path.stem, node=node, package=key, provider=str(path))
+            own_files[f"{key}={path.stem}"] = value
+        known.append(f"{key}={path.stem}" if key in FROM_FILES and _is_file(path) else text)
     return known
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clustersim.config import HOW, Run
-from clustersim.kernels import kernel_file
+from clustersim.kernels import kernel_digest, kernel_file
 from clustersim.places import PACKAGE
 from clustersim.types import InputError
 from clustersim.workload.sampler_parameters import parameters_file
@@ -52,6 +52,9 @@ def identify(run: Run) -> Identity:
     if constants := config["compute"].get("constants"):
         files["compute.constants"] = _file_digest(*_stamp(kernel_file(str(constants))))
         said["compute"] = {**said["compute"], "constants": None}
+    if kernel := config["exchange"].get("kernel"):
+        files["exchange.kernel"] = kernel_digest(str(kernel))
+        said["exchange"] = {**said["exchange"], "kernel": None}
     if config["decide"]["name"] == "load_file":
         files["decide.path"] = trace_digest({"name": "file", "path": config["decide"]["path"]}) or ""
         said["decide"] = {**said["decide"], "path": None}

@@ -97,6 +97,16 @@ def kernel_file(name: str) -> Path:
     return path
 
 
+def kernel_digest(name: str) -> str:
+    """sha256 of the values of a kernel's constants, of those too that it takes over from others.
+
+    Raises:
+        InputError: no such kernel, or a file that is not one.
+    """
+    values = sorted((key, one.value) for key, one in load_kernel(name).constants.items())
+    return hashlib.sha256(repr(values).encode()).hexdigest()
+
+
 @lru_cache(maxsize=64)
 def _read(name: str, path: Path, _: int) -> Kernel:
     import yaml

@@ -75,6 +75,19 @@ def pxn(wires: Wires, src: Ints, dst: Ints, *, then: str = "shortest", seed: int
     return _routes(wires, concatenated([first, _leg(wires, relay, dst, choices[then])]))
 
 
+def mixed(
+    wires: Wires, src: Ints, dst: Ints, by_nic: Bools, policy: Callable[[Wires, Ints, Ints], Routes]
+) -> Routes:
+    """Those `by_nic` bool [transfers] out of one NIC and into the other even inside a node; the others as `policy` says."""
+    lost = np.flatnonzero(by_nic & ~wires.network.reaches(src, dst))
+    if lost.size:
+        raise InputError(f"topology {wires.name}: GPU {dst[lost[0]]} cannot be reached from GPU {src[lost[0]]} by NIC")
+    out = _first(wires.network, src[by_nic], dst[by_nic])
+    rest = policy(wires, src[~by_nic], dst[~by_nic])
+    inside = Ragged(length=np.diff(rest.start), links=rest.links, shares=rest.weights)
+    return _routes(wires, _sorted_out(by_nic, out, inside))
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Table:
     """Routes written out for some pairs."""

@@ -33,6 +33,7 @@ from clustersim.config import HOW, Run, compose, whole
 from clustersim.deciding import Plan
 from clustersim.engine import compute, timing
 from clustersim.engine.gpu import LayerWork, Played, play, time_alone
+from clustersim.exchange.software import beyond, equipped
 from clustersim.identity import Identity, identify
 from clustersim.inputs import plan_from, setting_of, stream_from
 from clustersim.network import packets
@@ -130,6 +131,7 @@ class _Parts:
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
     recorder: Recorder | None               # of the first step, when a time line is asked for
+    beyond: tuple[str, ...]                 # what is used outside the range that it was calibrated in
 
 
 def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda fraction, what: None) -> Result:
@@ -233,6 +235,9 @@ def _assemble(run: Run) -> _Parts:
     cluster = _cluster(run.topology, json.dumps(config["topology"]))
     exchange_name, exchange_options = run.options("exchange")
     exchange = pick(exchanges, exchange_name, **exchange_options)
+    cluster = equipped(exchange_name, exchange_options, cluster)
+    if config["network"]["name"] == "packet" and len(cluster.links) > cluster.n_wires:
+        raise InputError(f"network=packet: exchange={exchange_name} copies by SMs, no queues; use network=fluid or bound")
     setting, place = setting_of(run, cluster, exchange)
     name, options = run.options("compute")
     timed = bind("compute", name, find(timing, name, "compute"), options)(model, cluster.gpu)
@@ -260,6 +265,9 @@ def _assemble(run: Run) -> _Parts:
         workload=stream.steps[0],
         placements=plan.placements[0],
         exchange=exchange,
+        beyond=beyond(
+            exchange_name, exchange_options, cluster, tokens_per_gpu=stream.steps[0].source.size / cluster.n_gpus
+        ),
         network=pick(networks, network_name, **network_options),
         rule=rule,
         top_k=router.options.get("k") or run.model.top_k,
@@ -557,7 +565,7 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     """What a reader of the result has to know about how it came about."""
-    notes = [*parts.stream.notes, *parts.plan.notes]
+    notes = [*parts.stream.notes, *parts.plan.notes, *parts.beyond]
     if parts.run.config["trace"]["name"] in ("tiny", "file") and numbers["drop_rate"] + numbers["rerouted_rate"] > 0:
         notes.append("the trace is open loop: a dropped token would have changed the choices of later layers")
     replicated = parts.room.n_slots > parts.run.model.n_experts and parts.run.config["placement"]["replica"] == "token_hash"

@@ -111,6 +111,15 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Lanes:
+    """What transfers take of virtual links beside wires: the copying of SMs, the issuing of messages. Rows as in `Routes`."""
+
+    start: Ints                                 # [transfers + 1]
+    lanes: Ints                                 # kind of lane * n_gpus + GPU; kinds in the order in which `equip` adds them
+    weights: Floats                             # what a byte of the transfer takes of the lane
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Transfers:
     """What travels between GPUs in one exchange, one row per transfer; no clock and no routes yet.
 
@@ -128,6 +137,11 @@ class Transfers:
     chunk: Floats                               # [transfers] bytes of its own; only read where it follows others
     after_start: Ints                           # [transfers + 1] transfer i follows after[after_start[i]:after_start[i + 1]]
     after: Ints                                 # transfers, each with a smaller index than its follower
+    by_nic: NDArray[np.bool_] | None = None     # [transfers] over NICs even inside a node; None: none
+    lanes: Lanes | None = None                  # None: wires alone
+    least: Floats | None = None                 # [gpus] seconds after entering before which a GPU does not go on; None: 0
+    messages: Floats | None = None              # [transfers] messages it is sent in; None: nothing is known
+    logical_bytes: float | None = None          # as benchmarks count: payload of every copy, those that stay at home included
 
     @property
     def n(self) -> int:

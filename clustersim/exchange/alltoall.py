@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clustersim.exchange.copies import Gpus, TokenBytes, count_copies, destinations
+from clustersim.exchange.copies import Gpus, TokenBytes, choice_copies
 from clustersim.types import Placement, Routing, Transfers, independent
 
 
@@ -21,7 +21,7 @@ def direct(phase: str, routing: Routing, placement: Placement, cluster: Gpus, mo
     Returns:
         One transfer per pair of GPUs with something to send, by source of the token, then expert GPU.
     """
-    copies = count_copies(routing.source, destinations(routing, placement, cluster), cluster.n_gpus, cluster.n_gpus)
+    copies = choice_copies(routing, placement, cluster)
     if routing.padding is not None:
         np.add.at(copies.T, placement.gpu_of, routing.padding.T)
     np.fill_diagonal(copies, 0)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from clustersim.gpuspec import GpuSpec
 from clustersim.placement.replicas import chosen_slots
 from clustersim.types import Ints, Placement, Routing
 
@@ -23,6 +24,8 @@ class Gpus(Protocol):
     def node_of(self) -> Ints: ...          # [gpus]
     @property
     def local_of(self) -> Ints: ...         # [gpus] place inside the node
+    @property
+    def gpu(self) -> GpuSpec: ...
 
 
 class TokenBytes(Protocol):
@@ -30,6 +33,8 @@ class TokenBytes(Protocol):
 
     @property
     def top_k(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
     @property
     def dispatch_token_bytes(self) -> float: ...    # one token on its way to an expert, scales included
     @property
@@ -60,3 +65,73 @@ def count_copies(source: Ints, places: Ints, n_sources: int, n_places: int) -> I
     key = source * (n_places + 1) + (places + 1)    # column 0 takes those that go nowhere
     counts = np.bincount(key.ravel(), minlength=n_sources * (n_places + 1))
     return counts.reshape(n_sources, n_places + 1)[:, 1:]
+
+
+def choice_copies(routing: Routing, placement: Placement, cluster: Gpus) -> Ints:
+    """Copies of each GPU to each GPU, itself too, one per token and kept choice, int [gpus, gpus].
+
+    Raises:
+        InputError: a token asks for an expert without a slot.
+    """
+    from clustersim.exchange import copies_kernel as kernel
+
+    n = cluster.n_gpus
+    ids, table = _places(routing, placement, cluster)
+    if table.shape[0] > 1:
+        counts = np.zeros((n, n + 1), np.int64)
+        _known(kernel.count_places(ids, routing.source, routing.index, table, counts), routing, placement, cluster)
+        return counts[:, 1:]
+    by_id = np.zeros((n, table.shape[1]), np.int64)
+    _known(kernel.count_choices(ids, routing.source, by_id), routing, placement, cluster)
+    gpu_of, by_id = table[0, 1:], by_id[:, 1:]
+    if gpu_of.size == n and (gpu_of == np.arange(n)).all():
+        return by_id
+    order = np.argsort(gpu_of, kind="stable")
+    first = np.flatnonzero(np.append(True, np.diff(gpu_of[order]) > 0)) if gpu_of.size else np.zeros(0, np.int64)
+    copies = np.zeros((n, n), np.int64)
+    if gpu_of.size:
+        by_id = by_id if (order == np.arange(order.size)).all() else by_id[:, order]
+        copies[:, gpu_of[order[first]]] = by_id if first.size == order.size else np.add.reduceat(by_id, first, axis=1)
+    return copies
+
+
+def distinct_copies(routing: Routing, placement: Placement, cluster: Gpus) -> tuple[Ints, Ints]:
+    """Tokens of each GPU wanted on each GPU [gpus, gpus] and on each node [gpus, nodes], its own too.
+
+    Raises:
+        InputError: a token asks for an expert without a slot.
+    """
+    from clustersim.exchange import copies_kernel as kernel
+
+    ids, table = _places(routing, placement, cluster)
+    n, nodes = cluster.n_gpus, cluster.n_nodes
+    to_gpu, to_node = np.zeros((n, n), np.int64), np.zeros((n, nodes), np.int64)
+    known = kernel.count_distinct(
+        ids, routing.source, routing.index, table, np.ascontiguousarray(cluster.node_of), np.full(n, -1), np.full(nodes, -1),
+        to_gpu, to_node,
+    )
+    _known(known, routing, placement, cluster)
+    return to_gpu, to_node
+
+
+def _known(known: bool, routing: Routing, placement: Placement, cluster: Gpus) -> None:
+    if not known:
+        chosen_slots(routing, placement, cluster)       # says which expert has no slot
+        raise AssertionError("an expert is beyond the table and has a slot")
+
+
+def _places(routing: Routing, placement: Placement, cluster: Gpus) -> tuple[Ints, Ints]:
+    """What tokens are counted by, int [tokens, top_k], and the GPU of each of it, int [replicas, ids + 1]; column 0 is nowhere.
+
+    Experts, where each has as many slots as any other and a hash of the token's index picks one; else slots.
+    """
+    n_slots, n_experts = placement.n_slots, int(placement.expert_of.max(initial=-1)) + 1
+    each, rest = divmod(n_slots, max(1, n_experts))
+    order = np.argsort(placement.expert_of, kind="stable")
+    even = rest == 0 and (placement.expert_of[order] == np.repeat(np.arange(n_experts), each)).all()
+    if even and (each == 1 or placement.replica == "token_hash"):
+        ids, table = routing.assigned, placement.gpu_of[order].reshape(n_experts, each).T
+    else:
+        ids, table = chosen_slots(routing, placement, cluster), placement.gpu_of[None, :]
+    nowhere = np.full((table.shape[0], 1), -1)
+    return np.ascontiguousarray(ids), np.ascontiguousarray(np.concatenate((nowhere, table), axis=1))

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from clustersim.exchange.copies import Gpus, TokenBytes, count_copies, destinations, distinct
+from clustersim.exchange.copies import Gpus, TokenBytes, distinct_copies
 from clustersim.types import InputError, Ints, Placement, Routing, Transfers
 
 
@@ -41,15 +41,23 @@ def node_dedup(
     """
     if not chunk_tokens >= 1:
         raise InputError(f"exchange.chunk_tokens={chunk_tokens}: at least one token moves at a time")
-    copy_bytes = _copy_bytes(phase, model, metadata_bytes)
-    to_gpu, to_node = _copies(routing, placement, cluster)
+    copy_bytes = copy_bytes_of(phase, model, metadata_bytes)
+    to_gpu, to_node = distinct_copies(routing, placement, cluster)
+    to_node[np.arange(cluster.n_gpus), cluster.node_of] = 0
+    return transfers_of(phase, to_gpu, to_node, cluster, copy_bytes, chunk_tokens)
+
+
+def transfers_of(
+    phase: str, to_gpu: Ints, to_node: Ints, cluster: Gpus, copy_bytes: float, chunk_tokens: float
+) -> Transfers:
+    """The two hops of `node_dedup`, from the tokens of each GPU wanted on each GPU [gpus, gpus] and other node [gpus, nodes]."""
     nic_home, nic_node = np.nonzero(to_node)
     nic_row = np.full(to_node.shape, -1, dtype=np.int64)        # [gpus, nodes] which NIC hop it is, own node: none
     nic_row[nic_home, nic_node] = np.arange(nic_home.size)
 
     home, away = np.nonzero(to_gpu)
     node = cluster.node_of[away]
-    forwarders = _forwarders(cluster)                           # [gpus, nodes]; on its own node a GPU forwards for itself
+    forwarders = forwarders_of(cluster)                         # [gpus, nodes]; on its own node a GPU forwards for itself
     forwarder = forwarders[home, node]
     travels = forwarder != away
     home, away, forwarder, node = home[travels], away[travels], forwarder[travels], node[travels]
@@ -75,24 +83,14 @@ def node_dedup(
     )
 
 
-def _copies(routing: Routing, placement: Placement, cluster: Gpus) -> tuple[Ints, Ints]:
-    """Tokens of each GPU that are wanted on each GPU [gpus, gpus], and on each other node [gpus, nodes]."""
-    gpus = destinations(routing, placement, cluster)
-    nodes = np.append(cluster.node_of, -1)[gpus]
-    to_gpu = count_copies(routing.source, distinct(gpus), cluster.n_gpus, cluster.n_gpus)
-    to_node = count_copies(routing.source, distinct(nodes), cluster.n_gpus, cluster.n_nodes)
-    to_node[np.arange(cluster.n_gpus), cluster.node_of] = 0
-    return to_gpu, to_node
-
-
-def _forwarders(cluster: Gpus) -> Ints:
+def forwarders_of(cluster: Gpus) -> Ints:
     """The GPU on each node with the same place in its node as each GPU, int [gpus, nodes]."""
     at = np.zeros((cluster.n_nodes, cluster.gpus_per_node), dtype=np.int64)
     at[cluster.node_of, cluster.local_of] = np.arange(cluster.n_gpus)
     return at[:, cluster.local_of].T
 
 
-def _copy_bytes(phase: str, model: TokenBytes, metadata_bytes: float | None) -> float:
+def copy_bytes_of(phase: str, model: TokenBytes, metadata_bytes: float | None) -> float:
     """Bytes of one copy of a token on the wire."""
     token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
     if metadata_bytes is None:

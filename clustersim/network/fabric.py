@@ -16,6 +16,7 @@ import numpy as np
 import simpy
 
 from clustersim.cluster import Cluster
+from clustersim.lanes import routes_of
 from clustersim.network import packets, sharing
 from clustersim.network.bounds import busiest_link_end, chained, link_bytes
 from clustersim.network.changes import Changes, read_changes
@@ -78,6 +79,11 @@ class Exchange:
         self.fabric.arrive(self, me)
         return self.arrived[me]
 
+    def go_on(self, me: int) -> float:
+        """The earliest time at which GPU `me`, which is in, goes on whatever has arrived."""
+        least = self.transfers.least
+        return float(self.entered[me]) + (0.0 if least is None else float(least[me]))
+
     def rows_of(self, gpus: list[int]) -> Ints:
         """The transfers that these GPUs send, in rising order."""
         rows = np.concatenate([self.by_source[self.first_of[me] : self.first_of[me + 1]] for me in gpus])
@@ -103,7 +109,7 @@ class Exchange:
 
 
 def _open(fabric: Fluid | Bound, transfers: Transfers, cluster: Cluster) -> Exchange:
-    routes = cluster.routes(transfers.src, transfers.dst)
+    routes = routes_of(cluster, transfers)
     latency, _ = chained(transfers, routes.latency, transfers.release)
     n = cluster.n_gpus
     return Exchange(
@@ -135,6 +141,8 @@ class Bound:
             return
         end, _ = exchange.bound()
         end = max(end, self.env.now)
+        if exchange.transfers.least is not None:
+            end = max(end, float((exchange.entered + exchange.transfers.least).max()))
         exchange.start[:] = exchange.entered[exchange.transfers.src] + exchange.transfers.release
         exchange.finish[:] = end
         self.solves += 1
@@ -227,12 +235,13 @@ class Fluid:
         if np.isnan(exchange.entered[me]):
             return
         inbox, outbox = self._state.counters[exchange.base + me], self._state.counters[exchange.base + n + me]
+        earliest = max(now, exchange.go_on(me))
         if inbox["waiting"] == 0 and exchange.told[me] == 0:
             exchange.told[me] = 1
-            self._fire(exchange.arrived[me], max(now, float(inbox["last"])))
+            self._fire(exchange.arrived[me], max(earliest, float(inbox["last"])))
         if inbox["waiting"] == 0 and outbox["waiting"] == 0 and exchange.told[me] == 1:
             exchange.told[me] = 2
-            self._fire(exchange.done[me], max(now, float(inbox["last"]), float(outbox["last"])))
+            self._fire(exchange.done[me], max(earliest, float(inbox["last"]), float(outbox["last"])))
 
     def _add(self, exchange: Exchange) -> None:
         """Bring an exchange into the solver, and let go of what is through."""

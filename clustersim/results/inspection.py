@@ -15,6 +15,7 @@ from clustersim.cluster import Cluster, load_cluster
 from clustersim.network import measures
 from clustersim.places import data_folder
 from clustersim.results import terminal
+from clustersim.results.model_card import model_page
 from clustersim.types import InputError, Trace
 from clustersim.units import format_bandwidth, format_bytes, format_seconds
 from clustersim.workload import statistics
@@ -22,12 +23,14 @@ from clustersim.workload.trace import read_trace
 
 
 def inspect_path(path: str) -> RenderableType:
-    """What stands at `path`: a trace (folder or tokens.parquet), the folder of a run, or a topology (file, or name of ours).
+    """What stands at `path`: a trace (folder or tokens.parquet), a run's folder, a topology or a model (file, or name of ours).
 
     Raises:
         InputError: nothing there, or none of these.
     """
     place = Path(path)
+    if (page := model_page(path)) is not None:
+        return page
     if _is_topology(path):
         return topology(load_cluster(path))
     if (place / "summary.parquet").is_file():
@@ -37,7 +40,7 @@ def inspect_path(path: str) -> RenderableType:
     what = "there is no such file or folder"
     if place.exists():
         what = "holds neither a trace (tokens.parquet) nor a run (summary.parquet)"
-    raise InputError(f"{path}: {what}; inspect takes a trace, the folder of a run, or a topology")
+    raise InputError(f"{path}: {what}; inspect takes a trace, the folder of a run, a topology or a model")
 
 
 def plot(path: str, file: str | None) -> Path:

@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from clustersim.validation.exchanges import exchange
 from clustersim.validation.gemms import expert_compute, gemm
+from clustersim.validation.identities import closed_form, distinct_places, dropped, eplb, load, share_of_slots, sigmas, worst_part
 
-__all__: list[str] = ["expert_compute", "gemm"]
+distinct = distinct_places
+
+__all__ = ["closed_form", "distinct", "dropped", "eplb", "exchange", "expert_compute", "gemm", "load"]
 
 NOT_YET = {                     # kinds that rows of the table have and nothing simulates
-    "exchange": "exchanges are not simulated yet",
     "step": "whole steps are not simulated yet",
     "imbalance": "imbalance before and after a placement is not simulated yet",
-    "distinct": "distinct nodes and ranks are not counted yet",
-    "dropped": "drops are not counted yet",
-    "closed_form": "closed forms are not simulated yet",
-    "load": "recorded counts are not replayed yet",
-    "eplb": "DeepSeek's EPLB is not built yet",
 }
 
-ERRORS: dict[str, Callable[[Any, Any, Mapping[str, Any]], float]] = {}      # kinds whose error is not simulated / measured - 1
+ERRORS: dict[str, Callable[[Any, Any, Mapping[str, Any]], float]] = {       # kinds whose error is not simulated / measured - 1
+    "dropped": sigmas, "load": worst_part, "eplb": share_of_slots,
+}  # fmt: skip
 
 
 def forget() -> None:

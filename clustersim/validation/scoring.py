@@ -84,6 +84,8 @@ def _scored(row: Row, case: Mapping[str, Any], bar: float | None) -> Scored:
     error = own(simulated, row.value, case) if own else simulated / row.value - 1
     if not math.isfinite(error):
         return replace(unable, reason=f"the simulator gives {simulated}")
+    if isinstance(simulated, tuple):                # a sampled mean and its standard error
+        simulated = simulated[0]
     return replace(unable, simulated=simulated, error=float(error), notes=tuple(notes))
 
 

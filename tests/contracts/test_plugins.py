@@ -1,5 +1,6 @@
 """One contract for every placement and every exchange on offer, whoever wrote it."""
 
+import math
 from collections import Counter, defaultdict
 from types import SimpleNamespace
 
@@ -14,10 +15,15 @@ from clustersim.types import InputError, Routing
 from clustersim.workload import sampler_popularity
 from tests import placed
 
-MODEL = SimpleNamespace(top_k=4, dispatch_token_bytes=100.0, combine_token_bytes=200.0)
+MODEL = SimpleNamespace(top_k=4, hidden=50, dispatch_token_bytes=100.0, combine_token_bytes=200.0)
 CLUSTER = SimpleNamespace(
-    n_gpus=12, n_nodes=3, gpus_per_node=4, node_of=np.arange(12) // 4, local_of=np.arange(12) % 4
+    n_gpus=12, n_nodes=3, gpus_per_node=4, node_of=np.arange(12) // 4, local_of=np.arange(12) % 4,
+    gpu=SimpleNamespace(name="some GPU", sms=132, memory_bandwidth=3e12),
 )
+RACK = SimpleNamespace(
+    **{**vars(CLUSTER), "n_nodes": 1, "gpus_per_node": 12, "node_of": np.zeros(12, int), "local_of": np.arange(12)}
+)
+INSIDE = {"trtllm_one_sided"}       # work inside one NVLink domain
 N_EXPERTS = 20
 
 
@@ -51,7 +57,51 @@ def node_dedup_hops(home, gpus):
     return hops
 
 
-TOKEN_BY_TOKEN = {"direct": direct_hops, "node_dedup": node_dedup_hops}
+def rank_dedup_hops(home, gpus):
+    return [((home, gpu), None) for gpu in set(gpus) - {home}]
+
+
+def pxn_hops(home, gpus):
+    """Copies of one token to each expert, over the own node's GPU that has the destination's place."""
+    hops = []
+    for gpu in gpus:
+        relay = home // 4 * 4 + gpu % 4
+        if relay != home:
+            hops.append(((home, relay), None))
+        if gpu // 4 != home // 4:
+            hops.append(((relay, gpu), (home, relay) if relay != home else None))
+    return hops
+
+
+def allgather_hops(home, gpus):
+    return node_dedup_hops(home, range(12))
+
+
+def tensor_hops(home, gpus):
+    """Groups of 2: to the one of the own parity, which hands on to the other; coupling is tested with the golden figures."""
+    hops = []
+    for gpu in gpus:
+        first = gpu // 2 * 2 + home % 2
+        if first != home:
+            hops.append(((home, first), None))
+        hops.append(((first, first ^ 1), None))
+    return hops
+
+
+ALIGNED = {"dispatch": 16 * math.ceil((100 + 8 + 32) / 16), "combine": 16 * math.ceil((200 + 8 + 16) / 16)}     # DeepEP's copies
+PLAIN = {"dispatch": 100.0, "combine": 200.0}
+TOKEN_BY_TOKEN = {      # name: hops of one token, bytes of a copy, options, and whether what follows what is told by the hops
+    "direct": (direct_hops, PLAIN, {}, True), "pairwise": (direct_hops, PLAIN, {}, False),
+    "nccl_alltoall": (direct_hops, {phase: 2 * size for phase, size in PLAIN.items()}, {}, True),      # small: a flag per word
+    "node_dedup": (node_dedup_hops, PLAIN, {"metadata_bytes": 0}, True), "deepep_normal": (node_dedup_hops, ALIGNED, {}, True),
+    "hybrid_ep": (node_dedup_hops, PLAIN, {}, True), "deepep_v2": (node_dedup_hops, ALIGNED, {}, True),
+    "rank_dedup": (rank_dedup_hops, PLAIN, {}, True),
+    "trtllm_one_sided": (rank_dedup_hops, {"dispatch": 132.0, "combine": 200.0}, {}, True),
+    "deepep_low_latency": (direct_hops, {"dispatch": 116.0, "combine": 200.0}, {}, True),
+    "deepep_low_latency_rdma": (direct_hops, {"dispatch": 116.0, "combine": 200.0}, {}, True),
+    "allgather": (allgather_hops, PLAIN, {}, True), "tensor_expert": (tensor_hops, PLAIN, {}, False),
+    "pxn": (pxn_hops, PLAIN, {}, None), "hierarchical_2d": (pxn_hops, PLAIN, {}, None),   # relays of the node that sends
+}  # fmt: skip
 
 
 # what a placement cannot do without, and slots that all of them can deal
@@ -144,8 +194,9 @@ def test_every_placement_and_replica_rule_sends_a_choice_to_a_slot_that_holds_it
 @pytest.mark.parametrize("phase", ["dispatch", "combine"])
 def test_every_exchange_keeps_the_transfers_contract(name, phase):
     r, p = routing(), placed.contiguous(N_EXPERTS, 24, CLUSTER.n_gpus)
-    t = pick(exchange, name)(phase, r, p, CLUSTER, MODEL)
-    again = pick(exchange, name)(phase, r, p, CLUSTER, MODEL)
+    cluster = RACK if name in INSIDE else CLUSTER
+    t = pick(exchange, name)(phase, r, p, cluster, MODEL)
+    again = pick(exchange, name)(phase, r, p, cluster, MODEL)
     for column, dtype in {
         "src": np.int64, "dst": np.int64, "nbytes": np.float64, "release": np.float64,
         "chunk": np.float64, "after_start": np.int64, "after": np.int64,
@@ -168,28 +219,38 @@ def test_every_exchange_keeps_the_transfers_contract(name, phase):
 @pytest.mark.parametrize("rule", replicas.__all__)
 def test_every_exchange_sends_exactly_the_copies_that_following_each_token_finds(name, rule):
     assert name in TOKEN_BY_TOKEN, f"write down above which copies of one token {name} sends"
-    r, p = routing(), placed.round_robin(N_EXPERTS, 36, CLUSTER.n_gpus)
-    slots = pick(replicas, rule)(r.assigned, r.index, r.source, p, CLUSTER.node_of)
+    cluster = RACK if name in INSIDE else CLUSTER
+    r, p = routing(), placed.round_robin(N_EXPERTS, 36, cluster.n_gpus)
+    slots = pick(replicas, rule)(r.assigned, r.index, r.source, p, cluster.node_of)
     p = type(p)(gpu_of=p.gpu_of, expert_of=p.expert_of, replica=rule)
-    copies, followed = Counter(), defaultdict(set)
-    for home, row in zip(r.source.tolist(), slots.tolist(), strict=True):
-        for hop, parent in TOKEN_BY_TOKEN[name](home, [int(p.gpu_of[s]) for s in row if s >= 0]):
-            copies[hop] += 1
-            if parent:
-                followed[hop].add(parent)
-
-    options = {} if name == "direct" else {"metadata_bytes": 0}
+    hops, sizes, options, told = TOKEN_BY_TOKEN[name]
+    rows = zip(r.source.tolist(), slots.tolist(), strict=True)
+    where = [(home, [int(p.gpu_of[s]) for s in row if s >= 0]) for home, row in rows]
     function = pick(exchange, name, **options)
-    for phase, token, turn in (("dispatch", 100.0, False), ("combine", 200.0, True)):
-        t = function(phase, r, p, CLUSTER, MODEL)
-        src, dst = (t.dst, t.src) if turn else (t.src, t.dst)       # as if on the way to the expert
+    for phase in ("dispatch", "combine"):
+        turn = phase == "combine" and told is not None          # seen as if on the way to the expert
+        copies, followed = Counter(), defaultdict(set)
+        for home, gpus in where:
+            if told is None and phase == "combine":             # what sends is the expert's GPU
+                paths = [hop for gpu in gpus for hop in hops(gpu, [home])]
+            else:
+                paths = hops(home, gpus)
+            for hop, parent in paths:
+                copies[hop] += 1
+                if parent:
+                    followed[hop].add(parent)
+        t = function(phase, r, p, cluster, MODEL)
+        src, dst = (t.dst, t.src) if turn else (t.src, t.dst)
         sent = Counter()
         for hop, nbytes in zip(zip(src.tolist(), dst.tolist(), strict=True), t.nbytes, strict=True):
-            sent[hop] += nbytes / token
+            sent[hop] += nbytes / sizes[phase]
         assert sent == copies
         coupled = defaultdict(set)
         follower = np.repeat(np.arange(t.n), np.diff(t.after_start))
         for child, parent in zip(follower.tolist(), t.after.tolist(), strict=True):
             first, then = (child, parent) if turn else (parent, child)
             coupled[int(src[then]), int(dst[then])].add((int(src[first]), int(dst[first])))
-        assert coupled == followed
+        if name == "hierarchical_2d":       # all that comes to a relay, before anything leaves it
+            assert all(coupled[hop] >= parents for hop, parents in followed.items())
+        elif told is not False:
+            assert coupled == followed
