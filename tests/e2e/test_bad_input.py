@@ -421,7 +421,7 @@ def test_a_trace_with_variable_k_is_no_bad_input(tmp_path):
 # ---- what is not there
 
 
-@pytest.mark.parametrize("command", ["report", "calibrate x"])
+@pytest.mark.parametrize("command", ["calibrate x"])
 def test_a_command_that_is_not_built_says_so(complaint, command):
     assert f"{command.split()[0]}: this command is not built yet" in complaint(*command.split(), small=False)
 

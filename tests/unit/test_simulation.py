@@ -25,7 +25,7 @@ from clustersim.workload.source import from_sampler
 from clustersim.workload.trace import read_trace, write_trace
 
 SMALL = ["topology.nodes=2", "topology.gpus_per_node=4", "workload.tokens_per_gpu=32", "model.n_layers=2"]
-SAYING = ("layers", "gpus", "links", "experts", "placements")         # the tables without the row that repeats the settings
+SAYING = ("layers", "gpus", "links", "experts", "pairs", "placements")    # the tables without the row that repeats the settings
 TINY = PACKAGE / "workload" / "data" / "tiny"
 
 
