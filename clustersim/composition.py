@@ -79,7 +79,8 @@ def _check_group(override: Any) -> None:
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
     """The whole config as plain values, equal to Hydra's composition of these overrides; a copy that the caller may change.
 
-    Beside it, under `hydra`: `choices`, the option taken from each group, and `params`, what an experiment sweeps.
+    Beside it, under `hydra`: `choices`, the option taken from each group; `params`, what an experiment sweeps; `refers`, whether
+    a value is said by another key.
 
     Raises:
         InputError: what the overrides ask for cannot be composed.
@@ -94,6 +95,8 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
             raise
         return by_hydra(overrides)              # a value may be what is missing, or what is wrong
     values: dict[str, Any] = _copied(base)
+    if setting and base["hydra"]["refers"]:
+        return by_hydra(overrides)              # what refers to a value changes with it
     if "${" not in str(overrides) and all(_set(values, override) for override in setting):
         return values
     return by_hydra(overrides)
@@ -155,10 +158,12 @@ def by_hydra(overrides: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_module("clustersim.conf", version_base="1.3"):
             config = hydra_compose("config", overrides=with_own_files(overrides), return_hydra_config=True)
-        hydra = {"choices": dict(config.hydra.runtime.choices), "params": dict(config.hydra.sweeper.get("params") or {})}
+        hydra: dict[str, Any] = {"choices": dict(config.hydra.runtime.choices)}
+        hydra["params"] = dict(config.hydra.sweeper.get("params") or {})
         with open_dict(config):
             del config["hydra"]
         values = OmegaConf.to_container(config, resolve=True)
+        hydra["refers"] = values != OmegaConf.to_container(config, resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error, overrides)) from error
     finally:
