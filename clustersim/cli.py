@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clustersim.simulation import Result
     from clustersim.sweeps.run import Standing, Swept
 
-NOT_BUILT = ("report", "calibrate")
+NOT_BUILT = ("report",)
 USAGE = """\
 clustersim: a cluster that runs a mixture-of-experts model, simulated from router decisions to seconds
 
@@ -28,7 +28,9 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
   clustersim --cfg [KEY=VALUE ...]  the whole config of a run, without running it
   clustersim list [GROUP]           all options, one line each
   clustersim inspect PATH           what a topology, a model, a trace or the folder of a run is
-                                    (--plot draws a topology; -o FILE.png says where)
+                                    (--plot draws a topology or a trace, -o FILE.png says where; --check: is the trace sound?)
+  clustersim convert SRC -o DIR     a trace from what another system recorded; --from FORMAT, else it is recognised
+                                    (clustersim convert alone lists the formats; KEY=VALUE: what the file does not say)
   clustersim convert CONFIG.json --from hf-config [-o MODEL.yaml]
                                     a model from a Hugging Face configuration, for model=MODEL.yaml
   clustersim compare A B [--json]   two runs (their folders) side by side: how they differ, and what came of it
@@ -36,8 +38,16 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
   clustersim fit PATH --score       how well that works, on sequences held out; PATH a trace, or a folder of them
   clustersim capture tiny           train a small model in PyTorch and record its router
                                     (KEY=VALUE: out, device, seed, steps, scores)
+  clustersim capture hf MODEL --text FILE ...
+                                    record the routers of a Hugging Face model
+                                    (KEY=VALUE: out, batch, length, sequences, generate, scores, device, dtype, tokenizer)
   clustersim validate [FILE]        simulated against published measurements, or against those of FILE
-                                    (--rows each row, --json for scripts, --plot [-o FILE.png] a picture)
+                                    (--rows each row, --json for scripts, --plot [-o FILE.png] a picture,
+                                    --leave-out each group without the constants that its own rows set)
+  clustersim calibrate LOGS... -o FILE.yaml
+                                    constants of a kernel from your nccl-tests, DeepEP or nvbandwidth logs; for
+                                    exchange.kernel=FILE.yaml (KEY=VALUE where a log does not say it: gpu, gpus,
+                                    gpus_per_node, nic, experts)
 
 examples
   clustersim capacity.factor=1.25 placement.replica=nearest
@@ -81,7 +91,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
         "list": _list, "compare": _compare, "inspect": _inspect, "convert": _convert, "fit": _fit, "capture": _capture,
-        "run": _run, "validate": _validate,
+        "run": _run, "validate": _validate, "calibrate": _calibrate,
     }  # fmt: skip
     first = arguments[0] if arguments else ""
     if first in commands:
@@ -288,40 +298,110 @@ def _compare(arguments: list[str]) -> int:
 def _inspect(arguments: list[str]) -> int:
     from clustersim.types import InputError
 
-    paths, plot, file = [], False, None
+    paths, plot, check = [], False, False
+    file: str | None = None
     rest = iter(arguments)
     for text in rest:
         if text == "--plot":
             plot = True
+        elif text == "--check":
+            check = True
         elif text == "-o":
             file = next(rest, None)
             if file is None:
                 raise InputError("inspect -o: names no file; write -o FILE.png")
         elif text.startswith("-"):
-            raise InputError(f"inspect {text}: there is no such flag (--plot draws a topology, -o FILE says where)")
+            raise InputError(f"inspect {text}: there is no such flag (--plot draws, -o FILE says where; --check)")
         else:
             paths.append(text)
     if len(paths) != 1:
         raise InputError(f"{' '.join(['inspect', *arguments])}: takes one path: a trace, the folder of a run, or a topology")
     if file is not None and not plot:
         raise InputError(f"inspect -o {file}: says where --plot draws; add --plot")
+    if check:
+        return _check(paths[0])
     from rich.console import Console
 
     from clustersim.results import inspection
 
     picture = inspection.plot(paths[0], file) if plot else None
-    Console(highlight=False).print(inspection.inspect_path(paths[0]))
+    with _progress() as progress:
+        page = inspection.inspect_path(paths[0], progress=progress)
+    Console(highlight=False).print(page)
     if picture is not None:
         print(f"drawn in {picture}")
     return 0
 
 
+def _check(path: str) -> int:
+    """Every breach of the format on stderr, exit code 2 if there is any; suspicious facts on stdout."""
+    from clustersim.results.trace_report import check_page
+
+    with _progress() as progress:
+        problems, faults = check_page(path, progress=progress)
+    for problem in problems:
+        print(f"clustersim: {problem}", file=sys.stderr)
+    for fault in faults:
+        print(f"suspicious: {fault}")
+    if not problems:
+        print(f"{path}: keeps the format moetrace/1")
+    return 2 if problems else 0
+
+
 def _convert(arguments: list[str]) -> int:
+    """A trace from another system's files."""
+    from clustersim import importers
+    from clustersim.pick import bind, find
     from clustersim.types import InputError
 
     if "hf-config" in arguments:
         return _convert_model(arguments)
-    raise InputError(f"{' '.join(['convert', *arguments])}: write convert CONFIG.json --from hf-config [-o MODEL.yaml]")
+    if not arguments:
+        print("  hf-config              A model, for model=FILE, from the configuration of a Hugging Face checkpoint.")
+        for name in sorted(importers.__all__):
+            print(f"  {name:<22} {(getattr(importers, name).__doc__ or '').strip().splitlines()[0]}")
+        return 0
+    paths: list[Path] = []
+    given: dict[str, Any] = {}
+    named = {"--from": "", "-o": ""}
+    rest = iter(arguments)
+    for text in rest:
+        if text in named:
+            named[text] = next(rest, "") or ""
+            if not named[text]:
+                raise InputError(f"convert {text}: needs a {'format' if text == '--from' else 'folder'}")
+        elif text.startswith("-"):
+            raise InputError(f"convert {text}: there is no such flag (--from FORMAT, -o DIR, KEY=VALUE)")
+        elif "=" in text and not Path(text).exists():
+            key, _, value = text.partition("=")
+            given[key] = _value(value)
+        else:
+            paths.append(Path(text))
+    if len(paths) != 1 or not named["-o"]:
+        raise InputError(f"{' '.join(['convert', *arguments])}: takes one file or folder, and -o DIR")
+    if not paths[0].exists():
+        raise InputError(f"{paths[0]}: no such file or folder")
+    from clustersim.importers.recognition import detect
+    from clustersim.importers.storing import store
+
+    form = named["--from"] or detect(paths[0])
+    if form is None:
+        raise InputError(f"{paths[0]}: no format is recognised; say --from FORMAT (clustersim convert lists them)")
+    made = bind("convert", form, find(importers, form, "--from"), given)(paths[0])
+    facts, notes, faults = store(made, Path(named["-o"]), f"{form} {paths[0].name}")
+    print(f"{facts} from {form} in {named['-o']}")
+    for note in notes:
+        print(f"note: {note}")
+    for fault in faults:
+        print(f"suspicious: {fault}")
+    return 0
+
+
+def _value(text: str) -> Any:
+    """A value of an option as it is meant: whole number, true, false, or text."""
+    if text.removeprefix("-").isdecimal():
+        return int(text)
+    return {"true": True, "false": False}.get(text, text)
 
 
 def _convert_model(arguments: list[str]) -> int:
@@ -416,8 +496,10 @@ def _score(path: Path) -> int:
 def _capture(arguments: list[str]) -> int:
     from clustersim.types import InputError
 
+    if arguments and arguments[0] == "hf":
+        return _capture_hf(arguments[1:])
     if not arguments or arguments[0] != "tiny":
-        raise InputError(f"{' '.join(['capture', *arguments[:1]])}: only `capture tiny` is built so far")
+        raise InputError(f"{' '.join(['capture', *arguments[:1]])}: takes tiny, or hf MODEL --text FILE")
     given: dict[str, Any] = {"out": "tiny_trace"}
     kinds: dict[str, Callable[[str, str], Any]] = {
         "out": lambda key, text: text, "device": lambda key, text: text, "seed": _whole, "steps": _whole, "scores": _flag,
@@ -436,6 +518,42 @@ def _capture(arguments: list[str]) -> int:
     return 0
 
 
+def _capture_hf(arguments: list[str]) -> int:
+    """A trace from a Hugging Face model: MODEL --text FILE ... [KEY=VALUE]."""
+    from clustersim.types import InputError
+
+    kinds: dict[str, Callable[[str, str], Any]] = {
+        "out": lambda key, text: text, "device": lambda key, text: text, "dtype": lambda key, text: text,
+        "tokenizer": lambda key, text: text, "batch": _whole, "length": _whole, "sequences": _whole, "generate": _whole,
+        "scores": _flag,
+    }  # fmt: skip
+    given: dict[str, Any] = {"out": "trace"}
+    models, texts = [], []
+    text_follows = False
+    for text in arguments:
+        key, equals, value = text.partition("=")
+        if text == "--text":
+            text_follows = True
+        elif equals and key in kinds:
+            given[key], text_follows = kinds[key](key, value), False
+        elif text.startswith("-") or (equals and not Path(text).exists()):
+            raise InputError(f"{text}: capture hf takes MODEL --text FILE ... and {', '.join(f'{k}=...' for k in kinds)}")
+        elif text_follows:
+            texts.append(text)
+        else:
+            models.append(text)
+    if len(models) != 1 or not texts:
+        raise InputError(f"{' '.join(['capture hf', *arguments])}: takes one MODEL, and --text FILE ...")
+    from clustersim.capture.huggingface import capture_hf
+
+    with _progress() as progress:
+        facts = capture_hf(models[0], texts, given.pop("out"), progress=progress, **given)
+    again = f", {facts['resumed']} batches from before" if facts["resumed"] else ""
+    print(f"{facts['tokens']:,} tokens of {facts['sequences']:,} sequences in {facts['path']}, {facts['seconds']:.0f} s{again}")
+    print(f"look at it: clustersim inspect {facts['path']}")
+    return 0
+
+
 def _validate(arguments: list[str]) -> int:
     from clustersim.types import InputError
 
@@ -445,10 +563,10 @@ def _validate(arguments: list[str]) -> int:
             picture = next(rest, None)
             if picture is None:
                 raise InputError("validate -o: names no file; write -o FILE.png")
-        elif text in ("--rows", "--json", "--plot"):
+        elif text in ("--rows", "--json", "--plot", "--leave-out"):
             flags.add(text)
         elif text.startswith("-"):
-            raise InputError(f"validate {text}: there is no such flag (--rows, --json, --plot, -o FILE.png)")
+            raise InputError(f"validate {text}: there is no such flag (--rows, --json, --plot, --leave-out, -o FILE.png)")
         else:
             paths.append(text)
     if len(paths) > 1:
@@ -459,6 +577,20 @@ def _validate(arguments: list[str]) -> int:
     from clustersim.validation.rows import published, read_rows
 
     rows = read_rows(Path(paths[0])) if paths else published()
+    if "--leave-out" in flags:
+        if paths or len(flags) > 1:
+            raise InputError("validate --leave-out: is about the published rows and goes with nothing else")
+        from rich.console import Console
+
+        from clustersim.validation.leaving import leave_one_out
+
+        with _progress() as progress:
+            left = leave_one_out(rows, progress)
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = 200
+        console.print(shown.left_table(left))
+        return 0
     with _progress() as progress:
         scored = scoring.score(rows, progress=progress)
     groups = scoring.verdicts(scored)
@@ -480,6 +612,48 @@ def _validate(arguments: list[str]) -> int:
             console.print(shown.groups_table(groups, identities=identities))
     if "--plot" in flags:
         print(f"drawn in {shown.plot(scored, Path(picture or 'validate.png'))}")
+    return 0
+
+
+def _calibrate(arguments: list[str]) -> int:
+    from clustersim.types import InputError
+
+    given: dict[str, Any] = {}
+    kinds: dict[str, Callable[[str, str], Any]] = {
+        "gpu": lambda key, text: text, "nic": lambda key, text: text,
+        **dict.fromkeys(("gpus", "gpus_per_node", "experts", "hidden", "top_k", "tokens_per_gpu"), _whole),
+    }  # fmt: skip
+    logs, out, rest = [], None, iter(arguments)
+    for text in rest:
+        key, equals, value = text.partition("=")
+        if text == "-o":
+            out = next(rest, None)
+        elif text.startswith("-"):
+            raise InputError(f"calibrate {text}: there is no such flag (-o FILE.yaml)")
+        elif equals and key in kinds:
+            given[key] = kinds[key](key, value)
+        elif equals and not Path(text).is_file():
+            raise InputError(f"{text}: calibrate takes {', '.join(f'{k}=...' for k in kinds)}")
+        else:
+            logs.append(Path(text))
+    if not logs or out is None or not out.endswith((".yaml", ".yml")):
+        raise InputError("calibrate: takes logs and the file to write: clustersim calibrate LOGS... -o FILE.yaml")
+    from rich.console import Console
+
+    from clustersim.validation.calibration import calibrate, write_kernel
+    from clustersim.validation.logs import read_log
+    from clustersim.validation.shown import calibrated_tables
+
+    found = calibrate([row for log in logs for row in read_log(log, given)])
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200             # a file or a pipe has no edge to fold at
+    for table in calibrated_tables(found):
+        console.print(table)
+    files = write_kernel(found, Path(out))
+    console.print(f"constants in {files[0]}; use them: clustersim exchange={found.exchange} exchange.kernel={files[0]}")
+    for file in files[1:]:
+        console.print(f"machine in {file}; use it: clustersim topology={file}")
     return 0
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,38 @@ def load_kernel(name: str) -> Kernel:
         InputError: no such kernel, or a file that is not one; names the key.
     """
     path = kernel_file(name)
-    return _read(name, path, path.stat().st_mtime_ns)
+    kernel = _read(name, path, path.stat().st_mtime_ns)
+    if not _tried:
+        return kernel
+    constants = {
+        key: replace(one, value=_tried.get(one.same_as or f"{kernel.name}.{key}", one.value))
+        for key, one in kernel.constants.items()
+    }
+    return replace(kernel, constants=constants)
+
+
+_tried: dict[str, float] = {}
+
+
+@contextmanager
+def trying(values: Mapping[str, float]) -> Iterator[None]:
+    """Within this, kernels have these values for constants (`kernel.key`, in SI), and for those taken over from them."""
+    before = dict(_tried)
+    _tried.update(values)
+    try:
+        yield
+    finally:
+        _tried.clear()
+        _tried.update(before)
+
+
+def fitted_constants() -> dict[str, Constant]:
+    """All constants of the package that were found by fitting, as `kernel.key`."""
+    found: dict[str, Constant] = {}
+    for file in sorted(FOLDER.glob("*.yaml")):
+        kernel = load_kernel(file.stem)
+        found |= {f"{kernel.name}.{key}": kernel.constants[key] for key in kernel.fitted}
+    return found
 
 
 def kernel_file(name: str) -> Path:

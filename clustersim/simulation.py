@@ -169,6 +169,8 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
     others = len(CAUSES) + 1 if run.causes else 0
     rounds = 1 + others + parts.rule.limits + (parts.plan.rebalances > 0)       # of playing everything, at most
     steps = _play_all(parts, parts.plan, parts.rule, _part(progress, 0, rounds))
+    live = parts.workload.measure
+    measured = dict(live()) if live is not None else {}
     tables = _tables(parts, steps)
     causes = _causes(parts, steps, lambda i, what: progress((1 + i) / rounds, what)) if run.causes else {}
     tables["layers"] = tables["layers"].hstack(causes_table(causes, len(steps), run.model))
@@ -179,12 +181,15 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
     )
     collided = collision(tables["links"], parts.cluster)
     numbers["ecmp_collision"] = collided[0] if collided else None
+    numbers |= measured | {f"{name}_dropless": value for name, value in measured.items()}
     numbers |= {name: float(tables["layers"][name].sum()) / len(steps) if causes else None for name in CAUSE_COLUMNS}
     saved = 0.0
     if parts.rule.limits and any(numbers[name] > 0 for name in ("drop_rate", "rerouted_rate", "padding_computed_rows")):
         again = _part(progress, 1 + others, rounds, "the same without dropping")
         dropless = _play_all(parts, parts.plan, parts.rule.without_limit(), again)
         saved = mean_step_s(dropless) - mean_step_s(steps)
+        if live is not None:
+            numbers |= {f"{name}_dropless": value for name, value in live().items()}
     numbers |= {"seconds_saved_by_dropping": saved, "moe_layer_s": moe_layer_s(steps)}
     numbers |= placement_summary([m for step in steps for m in step.measured])
     if parts.plan.rebalances:
@@ -212,9 +217,9 @@ def _assemble(run: Run) -> _Parts:
     cluster = equipped(exchange_name, exchange_options, cluster)
     if config["network"]["name"] == "packet" and len(cluster.links) > cluster.n_wires:
         raise InputError(f"network=packet: exchange={exchange_name} copies by SMs, no queues; use network=fluid or bound")
-    setting, place = setting_of(run, cluster, exchange)
     name, options = run.options("compute")
     timed = bind("compute", name, find(timing, name, "compute"), options)(model, cluster.gpu)
+    setting, place = setting_of(run, cluster, exchange, timed)
     name, options = run.options("router")
     router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
     rule = capacities.rule_from(config["capacity"])
@@ -425,6 +430,8 @@ def _layer(
         return *_counted_layer(parts, layer, tokens.count(moe_layer), attention, per_gpu), None
     chosen, placement = tokens.choose(moe_layer), parts.placements[moe_layer]
     limited, sent, kept = _routings(parts, rule, layer, chosen)
+    if tokens.kept is not None:
+        tokens.kept(moe_layer, kept.assigned)
     slots = chosen_slots(kept, placement, cluster)
     rows = rows_by_source(slots, kept.source, n, placement.n_slots)
     travelling, computed = padding_rows(rule, limited, rows, per_gpu, placement.expert_of)
@@ -537,7 +544,8 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     """What a reader of the result has to know about how it came about."""
     notes = [*parts.stream.notes, *parts.plan.notes, *parts.beyond]
-    if parts.run.config["trace"]["name"] in ("tiny", "file") and numbers["drop_rate"] + numbers["rerouted_rate"] > 0:
+    trace = parts.run.config["trace"]
+    if (trace["name"] in ("tiny", "file") or trace.get("loop") == "open") and numbers["drop_rate"] + numbers["rerouted_rate"] > 0:
         notes.append("the trace is open loop: a dropped token would have changed the choices of later layers")
     replicated = parts.room.n_slots > parts.run.model.n_experts and parts.run.config["placement"]["replica"] == "token_hash"
     if parts.run.config["trace"]["name"] == "balanced" and replicated:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from clustersim.kernels import load_kernel
 from clustersim.types import InputError
 from clustersim.units import format_seconds
+from clustersim.validation.calibration import Calibrated
+from clustersim.validation.leaving import Left
 from clustersim.validation.rows import Row
 from clustersim.validation.scoring import Scored, Verdict
 
@@ -40,6 +44,42 @@ def verdict(v: Verdict) -> str:
     return "ok" if v.ok else "outside" if v.modelled == v.rows else "not all modelled"
 
 
+def left_table(left: Iterable[Left]) -> Table:
+    """Every group without the constants that its own rows set."""
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for heading in ("group", "median", "worst", "1.5 x bar", "", "verdict", "constants that its own rows had set"):
+        right = heading in ("median", "worst", "1.5 x bar", "")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+    for one in left:
+        sizes = (f"{100 * size:.3g} %" for size in (one.median, one.worst, one.bar_median, one.bar_worst))
+        table.add_row(one.group, *sizes, "ok" if one.ok else "outside", one.came_from)
+    return table
+
+
+def calibrated_tables(found: Calibrated) -> list[Table]:
+    """Each measurement against what the constants found say of it, and the constants."""
+    rows = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for heading in ("row", "measured", "simulated", "error"):
+        rows.add_column(heading, justify="left" if heading == "row" else "right")
+    for row, simulated in zip(found.rows, found.simulated, strict=True):
+        rows.add_row(row.id, value(row.value, row), value(simulated, row), f"{100 * (simulated / row.value - 1):+.1f} %")
+    held = [100 * error for error in found.held_out]
+    rows.caption = (
+        f"held out: {len(held)} rows, off by {statistics.median(held):.1f} % in the median and {max(held):.1f} % at worst with "
+        "constants that the others set" if held else "too few rows to keep some aside for a check"
+    )
+    rows.caption_justify = "left"
+    constants = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for heading in ("constant", "before", "found", "95 % of it from", "to"):
+        constants.add_column(heading, justify="left" if heading == "constant" else "right")
+    for key, one in found.fit.values.items():
+        kernel, _, leaf = key.rpartition(".")
+        low, high = found.fit.intervals[key]
+        ends = ("says nothing", "") if high == float("inf") else (f"{low:.4g}", f"{high:.4g}")
+        constants.add_row(key, f"{load_kernel(kernel)[leaf]:.4g}", f"{one:.4g}", *ends)
+    return [rows, constants]
+
+
 def rows_table(scored: Iterable[Scored]) -> Table:
     """One line per row."""
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
@@ -65,7 +105,9 @@ def value(number: Any, row: Row) -> str:
 def _size(size: float | None, group: str) -> str:
     if size is None:
         return ""
-    return f"{size:.2g} s" if group == "I2" else f"{100 * size:.3g} %"
+    if group == "I2":
+        return f"{size:.2g} sigma"
+    return f"{100 * size:.3g} %" if size >= 5e-6 else "0 %"
 
 
 def plot(scored: Iterable[Scored], path: Path) -> Path:

@@ -17,8 +17,8 @@ GROUND = (
     "wiring", "handmade", "fabrics", "ways", "routes", "route_table", "cluster", "lanes",
 )  # fmt: skip
 ROOMS = (
-    *GROUND, "workload", "placement", "exchange", "network", "engine", "results", "composition", "config", "identity", "deciding",
-    "inputs", "causes", "simulation", "sweeps", "validation", "cli",
+    *GROUND, "workload", "importers", "placement", "exchange", "network", "engine", "results", "composition", "config",
+    "identity", "deciding", "inputs", "causes", "simulation", "sweeps", "validation", "cli",
 )  # fmt: skip
 HEAVY = {
     "numba", "polars", "hydra", "numpy", "simpy", "networkx", "scipy", "pyarrow", "omegaconf", "rich", "torch", "yaml",
