@@ -42,10 +42,11 @@ def least_squares(
         raise InputError(f"a fit of {len(names)} constants ({', '.join(names)}) needs as many measurements; there are {now.size}")
     damping, done = 1e-3, 0
     slope = _slope(names, at, now, residuals)
-    for done in range(1, rounds + 1):
+    for _ in range(rounds):
+        done += 1
         normal, pull = slope.T @ slope, slope.T @ now
         improved = False
-        for _ in range(6):
+        for _attempt in range(6):
             scale = np.diag(np.maximum(np.diag(normal), 1e-12))
             step = np.clip(-np.linalg.solve(normal + damping * scale, pull), -0.5, 0.5)
             trial = np.clip(at + step, first - np.log(most), first + np.log(most))

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.readme import BLOCK, README, refreshed
+from tests.readme import BLOCK, README, VALIDATION, refreshed
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -12,6 +12,13 @@ def test_the_output_blocks_are_what_the_commands_print(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     text = README.read_text(encoding="utf-8")
     assert len(BLOCK.findall(text)) == 3
+    assert refreshed(text) == text, "run python -m tests.readme and read what changed"
+
+
+def test_the_page_of_validation_shows_what_the_command_prints(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = VALIDATION.read_text(encoding="utf-8")
+    assert len(BLOCK.findall(text)) == 1
     assert refreshed(text) == text, "run python -m tests.readme and read what changed"
 
 
