@@ -14,6 +14,7 @@ from clustersim.cli import main
 README = Path(__file__).parent.parent / "README.md"
 VALIDATION = Path(__file__).parent.parent / "docs" / "validation.md"
 BLOCK = re.compile(r"<!-- printed by: clustersim(?P<arguments>[^>\n]*) -->\n```\n(?P<text>.*?)```", re.DOTALL)
+SLOW = re.compile(r"<!-- printed, slowly, by: clustersim(?P<arguments>[^>\n]*) -->\n```\n(?P<text>.*?)```", re.DOTALL)
 
 
 def printed(arguments: str) -> str:
