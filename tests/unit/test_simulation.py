@@ -46,6 +46,8 @@ def same(one, two, tables=SAYING):
 
 @pytest.mark.parametrize("name", cs.__all__)
 def test_what_the_package_offers_can_be_had(name):
+    if name == "record":
+        pytest.importorskip("torch", reason="capture needs PyTorch (pip install '.[capture]')")
     home = importlib.import_module(f"clustersim.{cs._HOME[name]}")
     assert getattr(cs, name) is getattr(home, name)
     assert name in dir(cs)
