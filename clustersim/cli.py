@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from clustersim.simulation import Result
     from clustersim.sweeps.run import Standing, Swept
 
-NOT_BUILT = ("report",)
 USAGE = """\
 clustersim: a cluster that runs a mixture-of-experts model, simulated from router decisions to seconds
 
@@ -36,6 +35,8 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
   clustersim compare A B [--json]   two runs (their folders) side by side: how they differ, and what came of it
   clustersim fit TRACE [-o FILE]    what the sampler has to be told to look like a trace; for trace.parameters=FILE
   clustersim fit PATH --score       how well that works, on sequences held out; PATH a trace, or a folder of them
+  clustersim report [DIR]           one page with pictures of a run or a whole sweep (the newest
+                                    without DIR); --svg, --pdf: every figure too; -o FILE
   clustersim capture tiny           train a small model in PyTorch and record its router
                                     (KEY=VALUE: out, device, seed, steps, scores)
   clustersim capture hf MODEL --text FILE ...
@@ -91,7 +92,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
         "list": _list, "compare": _compare, "inspect": _inspect, "convert": _convert, "fit": _fit, "capture": _capture,
-        "run": _run, "validate": _validate, "calibrate": _calibrate,
+        "report": _report, "run": _run, "validate": _validate, "calibrate": _calibrate,
     }  # fmt: skip
     first = arguments[0] if arguments else ""
     if first in commands:
@@ -99,10 +100,8 @@ def _dispatch(arguments: list[str]) -> int:
     from clustersim.pick import did_you_mean
     from clustersim.types import InputError
 
-    if first in NOT_BUILT:
-        raise InputError(f"{first}: this command is not built yet")
     if first and "=" not in first and first[0] not in "-+~":
-        near = did_you_mean(first, (*commands, *NOT_BUILT))
+        near = did_you_mean(first, commands)
         raise InputError(f"{first}: there is no such command{near} (see clustersim --help)")
     return _run(arguments)
 
@@ -461,6 +460,34 @@ def _fit(arguments: list[str]) -> int:
         return 0
     write_parameters(parameters, out, model)
     print(f"parameters in {out}; sample from them: clustersim trace=sampled trace.parameters={out}")
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    from clustersim.report.make import newest_results, write_report
+    from clustersim.types import InputError
+
+    folders: list[str] = []
+    formats: list[str] = []
+    file: str | None = None
+    rest = iter(arguments)
+    for text in rest:
+        if text in ("--svg", "--pdf"):
+            formats.append(text.removeprefix("--"))
+        elif text == "-o":
+            file = next(rest, None)
+            if file is None:
+                raise InputError("report -o: names no file; write -o FILE.html")
+        elif text.startswith("-"):
+            raise InputError(f"report {text}: there is no such flag (--svg and --pdf write every figure, -o FILE says where)")
+        else:
+            folders.append(text)
+    if len(folders) > 1:
+        raise InputError(f"report {' '.join(folders)}: takes one folder, of a run or of many")
+    folder = Path(folders[0]) if folders else newest_results(Path("results"))
+    headline, (page, *others) = write_report(folder, None if file is None else Path(file), formats)
+    print(headline)
+    print(f"report of {folder} in {page}" + (f", {len(others)} figures in {others[0].parent}" if others else ""))
     return 0
 
 

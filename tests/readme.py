@@ -1,4 +1,4 @@
-"""The output blocks of README.md: `python -m tests.readme` runs their commands and writes them anew."""
+"""The output blocks of README.md and of docs: `python -m tests.readme` runs their commands and writes them anew."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 from clustersim.cli import main
 
 README = Path(__file__).parent.parent / "README.md"
+VALIDATION = Path(__file__).parent.parent / "docs" / "validation.md"
 BLOCK = re.compile(r"<!-- printed by: clustersim(?P<arguments>[^>\n]*) -->\n```\n(?P<text>.*?)```", re.DOTALL)
+SLOW = re.compile(r"<!-- printed, slowly, by: clustersim(?P<arguments>[^>\n]*) -->\n```\n(?P<text>.*?)```", re.DOTALL)
 
 
 def printed(arguments: str) -> str:
@@ -36,4 +38,5 @@ def refreshed(text: str) -> str:
 
 if __name__ == "__main__":
     os.environ["COLUMNS"] = "80"
-    README.write_text(refreshed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in (README, VALIDATION):
+        page.write_text(refreshed(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -14,7 +14,7 @@ from clustersim.types import Floats, Ints
 class Exchanged:
     """One exchange, summed up. Seconds and bytes."""
 
-    wait_s: Floats          # [gpus] between entering and going on, with none of the GPU's own transfers in progress
+    wait_s: Floats          # [gpus] between entering and going on, with none of the GPU's own transfers or software in progress
     busy_s: Floats          # [gpus] with at least one of them in progress
     link_bytes: Floats      # [links]
     sent: Floats            # [gpus] bytes that left, forwarded ones included
@@ -27,8 +27,11 @@ def account(exchange: Exchange, resumed: Floats) -> Exchanged:
     """Sum up an exchange that is over; `resumed` [gpus] is when each GPU's compute went on."""
     transfers, entered = exchange.transfers, exchange.entered
     n = entered.size
-    gpu = np.concatenate((transfers.src, transfers.dst))
-    start, finish = np.tile(exchange.start, 2), np.tile(exchange.finish, 2)
+    software = np.zeros(n) if transfers.least is None else transfers.least.copy()       # until its own software is through
+    np.maximum.at(software, transfers.src, transfers.release)
+    gpu = np.concatenate((transfers.src, transfers.dst, np.arange(n)))
+    start = np.concatenate((exchange.start, exchange.start, entered))
+    finish = np.concatenate((exchange.finish, exchange.finish, entered + software))
     busy = covered(gpu, start, finish, n)
     live = covered(gpu, np.maximum(start, entered[gpu]), np.minimum(finish, resumed[gpu]), n)
     carried = exchange.link_bytes().astype(np.float64, copy=False)

@@ -17,7 +17,7 @@ GROUND = (
     "wiring", "handmade", "fabrics", "ways", "routes", "route_table", "cluster", "lanes",
 )  # fmt: skip
 ROOMS = (
-    *GROUND, "workload", "importers", "placement", "exchange", "network", "engine", "results", "composition", "config",
+    *GROUND, "workload", "importers", "placement", "exchange", "network", "engine", "results", "report", "composition", "config",
     "identity", "deciding", "inputs", "causes", "simulation", "sweeps", "validation", "cli",
 )  # fmt: skip
 HEAVY = {

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 import clustersim
-from clustersim.cli import GROUPS, NOT_BUILT, main
+from clustersim.cli import GROUPS, main
 from clustersim.places import PACKAGE, group_folder, options
 from clustersim.results.store import SCHEMA_VERSION, TABLES
 
@@ -305,12 +305,6 @@ def test_cfg_shows_the_config_and_runs_nothing(capsys, empty_folder):
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"{clustersim.__version__}\n"
-
-
-def test_a_command_of_the_contract_is_either_built_or_says_that_it_is_not(capsys):
-    for command in NOT_BUILT:
-        assert main([command]) == 2
-        assert capsys.readouterr().err == f"clustersim: {command}: this command is not built yet\n"
 
 
 def test_an_interrupted_run_says_so_in_one_line(monkeypatch, capsys, empty_folder):

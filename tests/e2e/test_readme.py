@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
-from tests.readme import BLOCK, README, refreshed
+import pytest
+
+from tests.readme import BLOCK, README, SLOW, VALIDATION, printed, refreshed
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -13,6 +15,19 @@ def test_the_output_blocks_are_what_the_commands_print(monkeypatch):
     text = README.read_text(encoding="utf-8")
     assert len(BLOCK.findall(text)) == 3
     assert refreshed(text) == text, "run python -m tests.readme and read what changed"
+
+
+def test_the_page_of_validation_shows_what_the_command_prints(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = VALIDATION.read_text(encoding="utf-8")
+    assert len(BLOCK.findall(text)) == 1
+    assert refreshed(text) == text, "run python -m tests.readme and read what changed"
+
+
+@pytest.mark.slow
+def test_the_table_of_groups_left_out_is_what_the_command_prints():
+    ((arguments, text),) = SLOW.findall(VALIDATION.read_text(encoding="utf-8"))
+    assert printed(arguments) == text, "run clustersim validate --leave-out, read what changed and put it there"
 
 
 def test_every_command_the_readme_shows_before_its_output_is_the_one_that_was_run():
