@@ -84,9 +84,12 @@ def test_a_file_that_changes_is_read_again(tmp_path, monkeypatch):
     assert composed(given)["topology"]["nodes"] == before + 1
 
 
-def test_what_refers_to_another_key_changes_with_it():
-    given = ["placement=shadow", "model.hidden=4096", "seed=3"]
-    assert composed(given)["placement"]["hidden"] == 4096
+def test_what_refers_to_another_key_changes_with_it(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    text = (data_folder("topologies") / "ideal_rail.yaml").read_text()
+    mine.write_text(text.replace("gpus_per_node: 8", "gpus_per_node: ${seed}", 1))
+    given = [f"topology={mine}", "seed=4"]
+    assert composed(given)["topology"]["gpus_per_node"] == 4
     assert composed(given) == by_hydra(given)
 
 
