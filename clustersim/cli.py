@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from clustersim.simulation import Result
     from clustersim.sweeps.run import Standing, Swept
 
-NOT_BUILT = ("report", "convert")
 USAGE = """\
 clustersim: a cluster that runs a mixture-of-experts model, simulated from router decisions to seconds
 
@@ -27,13 +26,22 @@ clustersim: a cluster that runs a mixture-of-experts model, simulated from route
   clustersim +experiment=NAME       a study
   clustersim --cfg [KEY=VALUE ...]  the whole config of a run, without running it
   clustersim list [GROUP]           all options, one line each
-  clustersim inspect PATH           what a topology, a trace or the folder of a run is
-                                    (--plot draws a topology; -o FILE.png says where)
+  clustersim inspect PATH           what a topology, a model, a trace or the folder of a run is
+                                    (--plot draws a topology or a trace, -o FILE.png says where; --check: is the trace sound?)
+  clustersim convert SRC -o DIR     a trace from what another system recorded; --from FORMAT, else it is recognised
+                                    (clustersim convert alone lists the formats; KEY=VALUE: what the file does not say)
+  clustersim convert CONFIG.json --from hf-config [-o MODEL.yaml]
+                                    a model from a Hugging Face configuration, for model=MODEL.yaml
   clustersim compare A B [--json]   two runs (their folders) side by side: how they differ, and what came of it
   clustersim fit TRACE [-o FILE]    what the sampler has to be told to look like a trace; for trace.parameters=FILE
   clustersim fit PATH --score       how well that works, on sequences held out; PATH a trace, or a folder of them
+  clustersim report [DIR]           one page with pictures of a run or a whole sweep (the newest
+                                    without DIR); --svg, --pdf: every figure too; -o FILE
   clustersim capture tiny           train a small model in PyTorch and record its router
                                     (KEY=VALUE: out, device, seed, steps, scores)
+  clustersim capture hf MODEL --text FILE ...
+                                    record the routers of a Hugging Face model
+                                    (KEY=VALUE: out, batch, length, sequences, generate, scores, device, dtype, tokenizer)
   clustersim validate [FILE]        simulated against published measurements, or against those of FILE
                                     (--rows each row, --json for scripts, --plot [-o FILE.png] a picture,
                                     --leave-out each group without the constants that its own rows set)
@@ -83,8 +91,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(__version__)
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
-        "list": _list, "compare": _compare, "inspect": _inspect, "fit": _fit, "capture": _capture, "run": _run,
-        "validate": _validate, "calibrate": _calibrate,
+        "list": _list, "compare": _compare, "inspect": _inspect, "convert": _convert, "fit": _fit, "capture": _capture,
+        "report": _report, "run": _run, "validate": _validate, "calibrate": _calibrate,
     }  # fmt: skip
     first = arguments[0] if arguments else ""
     if first in commands:
@@ -92,10 +100,8 @@ def _dispatch(arguments: list[str]) -> int:
     from clustersim.pick import did_you_mean
     from clustersim.types import InputError
 
-    if first in NOT_BUILT:
-        raise InputError(f"{first}: this command is not built yet")
     if first and "=" not in first and first[0] not in "-+~":
-        near = did_you_mean(first, (*commands, *NOT_BUILT))
+        near = did_you_mean(first, commands)
         raise InputError(f"{first}: there is no such command{near} (see clustersim --help)")
     return _run(arguments)
 
@@ -291,31 +297,128 @@ def _compare(arguments: list[str]) -> int:
 def _inspect(arguments: list[str]) -> int:
     from clustersim.types import InputError
 
-    paths, plot, file = [], False, None
+    paths, plot, check = [], False, False
+    file: str | None = None
     rest = iter(arguments)
     for text in rest:
         if text == "--plot":
             plot = True
+        elif text == "--check":
+            check = True
         elif text == "-o":
             file = next(rest, None)
             if file is None:
                 raise InputError("inspect -o: names no file; write -o FILE.png")
         elif text.startswith("-"):
-            raise InputError(f"inspect {text}: there is no such flag (--plot draws a topology, -o FILE says where)")
+            raise InputError(f"inspect {text}: there is no such flag (--plot draws, -o FILE says where; --check)")
         else:
             paths.append(text)
     if len(paths) != 1:
         raise InputError(f"{' '.join(['inspect', *arguments])}: takes one path: a trace, the folder of a run, or a topology")
     if file is not None and not plot:
         raise InputError(f"inspect -o {file}: says where --plot draws; add --plot")
+    if check:
+        return _check(paths[0])
     from rich.console import Console
 
     from clustersim.results import inspection
 
     picture = inspection.plot(paths[0], file) if plot else None
-    Console(highlight=False).print(inspection.inspect_path(paths[0]))
+    with _progress() as progress:
+        page = inspection.inspect_path(paths[0], progress=progress)
+    Console(highlight=False).print(page)
     if picture is not None:
         print(f"drawn in {picture}")
+    return 0
+
+
+def _check(path: str) -> int:
+    """Every breach of the format on stderr, exit code 2 if there is any; suspicious facts on stdout."""
+    from clustersim.results.trace_report import check_page
+
+    with _progress() as progress:
+        problems, faults = check_page(path, progress=progress)
+    for problem in problems:
+        print(f"clustersim: {problem}", file=sys.stderr)
+    for fault in faults:
+        print(f"suspicious: {fault}")
+    if not problems:
+        print(f"{path}: keeps the format moetrace/1")
+    return 2 if problems else 0
+
+
+def _convert(arguments: list[str]) -> int:
+    """A trace from another system's files."""
+    from clustersim import importers
+    from clustersim.pick import bind, find
+    from clustersim.types import InputError
+
+    if "hf-config" in arguments:
+        return _convert_model(arguments)
+    if not arguments:
+        print("  hf-config              A model, for model=FILE, from the configuration of a Hugging Face checkpoint.")
+        for name in sorted(importers.__all__):
+            print(f"  {name:<22} {(getattr(importers, name).__doc__ or '').strip().splitlines()[0]}")
+        return 0
+    paths: list[Path] = []
+    given: dict[str, Any] = {}
+    named = {"--from": "", "-o": ""}
+    rest = iter(arguments)
+    for text in rest:
+        if text in named:
+            named[text] = next(rest, "") or ""
+            if not named[text]:
+                raise InputError(f"convert {text}: needs a {'format' if text == '--from' else 'folder'}")
+        elif text.startswith("-"):
+            raise InputError(f"convert {text}: there is no such flag (--from FORMAT, -o DIR, KEY=VALUE)")
+        elif "=" in text and not Path(text).exists():
+            key, _, value = text.partition("=")
+            given[key] = _value(value)
+        else:
+            paths.append(Path(text))
+    if len(paths) != 1 or not named["-o"]:
+        raise InputError(f"{' '.join(['convert', *arguments])}: takes one file or folder, and -o DIR")
+    if not paths[0].exists():
+        raise InputError(f"{paths[0]}: no such file or folder")
+    from clustersim.importers.recognition import detect
+    from clustersim.importers.storing import store
+
+    form = named["--from"] or detect(paths[0])
+    if form is None:
+        raise InputError(f"{paths[0]}: no format is recognised; say --from FORMAT (clustersim convert lists them)")
+    made = bind("convert", form, find(importers, form, "--from"), given)(paths[0])
+    facts, notes, faults = store(made, Path(named["-o"]), f"{form} {paths[0].name}")
+    print(f"{facts} from {form} in {named['-o']}")
+    for note in notes:
+        print(f"note: {note}")
+    for fault in faults:
+        print(f"suspicious: {fault}")
+    return 0
+
+
+def _value(text: str) -> Any:
+    """A value of an option as it is meant: whole number, true, false, or text."""
+    if text.removeprefix("-").isdecimal():
+        return int(text)
+    return {"true": True, "false": False}.get(text, text)
+
+
+def _convert_model(arguments: list[str]) -> int:
+    """A model for `model=FILE` from the configuration of a Hugging Face checkpoint; without -o it is printed."""
+    from clustersim.hf_config import converted
+    from clustersim.types import InputError
+
+    rest = [a for a in arguments if a not in ("--from", "hf-config")]
+    out = rest.pop(rest.index("-o") + 1) if "-o" in rest[:-1] else None
+    rest = [a for a in rest if a != "-o"]
+    if len(rest) != 1:
+        raise InputError(f"{' '.join(['convert', *arguments])}: takes one CONFIG.json, and -o MODEL.yaml")
+    told, text = converted(Path(rest[0]))
+    if out is None:
+        print(text, end="")
+    else:
+        Path(out).write_text(text, encoding="utf-8")
+        print(f"{told}, in {out}")
     return 0
 
 
@@ -360,6 +463,34 @@ def _fit(arguments: list[str]) -> int:
     return 0
 
 
+def _report(arguments: list[str]) -> int:
+    from clustersim.report.make import newest_results, write_report
+    from clustersim.types import InputError
+
+    folders: list[str] = []
+    formats: list[str] = []
+    file: str | None = None
+    rest = iter(arguments)
+    for text in rest:
+        if text in ("--svg", "--pdf"):
+            formats.append(text.removeprefix("--"))
+        elif text == "-o":
+            file = next(rest, None)
+            if file is None:
+                raise InputError("report -o: names no file; write -o FILE.html")
+        elif text.startswith("-"):
+            raise InputError(f"report {text}: there is no such flag (--svg and --pdf write every figure, -o FILE says where)")
+        else:
+            folders.append(text)
+    if len(folders) > 1:
+        raise InputError(f"report {' '.join(folders)}: takes one folder, of a run or of many")
+    folder = Path(folders[0]) if folders else newest_results(Path("results"))
+    headline, (page, *others) = write_report(folder, None if file is None else Path(file), formats)
+    print(headline)
+    print(f"report of {folder} in {page}" + (f", {len(others)} figures in {others[0].parent}" if others else ""))
+    return 0
+
+
 def _score(path: Path) -> int:
     """The table of how good fits are, of one trace or of every trace in a folder."""
     from rich.console import Console
@@ -392,8 +523,10 @@ def _score(path: Path) -> int:
 def _capture(arguments: list[str]) -> int:
     from clustersim.types import InputError
 
+    if arguments and arguments[0] == "hf":
+        return _capture_hf(arguments[1:])
     if not arguments or arguments[0] != "tiny":
-        raise InputError(f"{' '.join(['capture', *arguments[:1]])}: only `capture tiny` is built so far")
+        raise InputError(f"{' '.join(['capture', *arguments[:1]])}: takes tiny, or hf MODEL --text FILE")
     given: dict[str, Any] = {"out": "tiny_trace"}
     kinds: dict[str, Callable[[str, str], Any]] = {
         "out": lambda key, text: text, "device": lambda key, text: text, "seed": _whole, "steps": _whole, "scores": _flag,
@@ -409,6 +542,42 @@ def _capture(arguments: list[str]) -> int:
         facts = capture_tiny(Path(given.pop("out")), progress=progress, **given)
     print(f"{facts['tokens']:,} tokens in {facts['path']}, made in {facts['seconds']:.0f} s")
     print(f"replay it: clustersim trace=file trace.path={facts['path']}")
+    return 0
+
+
+def _capture_hf(arguments: list[str]) -> int:
+    """A trace from a Hugging Face model: MODEL --text FILE ... [KEY=VALUE]."""
+    from clustersim.types import InputError
+
+    kinds: dict[str, Callable[[str, str], Any]] = {
+        "out": lambda key, text: text, "device": lambda key, text: text, "dtype": lambda key, text: text,
+        "tokenizer": lambda key, text: text, "batch": _whole, "length": _whole, "sequences": _whole, "generate": _whole,
+        "scores": _flag,
+    }  # fmt: skip
+    given: dict[str, Any] = {"out": "trace"}
+    models, texts = [], []
+    text_follows = False
+    for text in arguments:
+        key, equals, value = text.partition("=")
+        if text == "--text":
+            text_follows = True
+        elif equals and key in kinds:
+            given[key], text_follows = kinds[key](key, value), False
+        elif text.startswith("-") or (equals and not Path(text).exists()):
+            raise InputError(f"{text}: capture hf takes MODEL --text FILE ... and {', '.join(f'{k}=...' for k in kinds)}")
+        elif text_follows:
+            texts.append(text)
+        else:
+            models.append(text)
+    if len(models) != 1 or not texts:
+        raise InputError(f"{' '.join(['capture hf', *arguments])}: takes one MODEL, and --text FILE ...")
+    from clustersim.capture.huggingface import capture_hf
+
+    with _progress() as progress:
+        facts = capture_hf(models[0], texts, given.pop("out"), progress=progress, **given)
+    again = f", {facts['resumed']} batches from before" if facts["resumed"] else ""
+    print(f"{facts['tokens']:,} tokens of {facts['sequences']:,} sequences in {facts['path']}, {facts['seconds']:.0f} s{again}")
+    print(f"look at it: clustersim inspect {facts['path']}")
     return 0
 
 

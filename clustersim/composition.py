@@ -17,7 +17,8 @@ from clustersim.pick import did_you_mean
 from clustersim.places import GROUPS, PACKAGE, group_folder
 from clustersim.types import InputError
 
-own_files: dict[str, str] = {}          # topologies given as files: name -> file as it was given
+FROM_FILES = {"topology": ("machine", "nodes"), "model": ("model", "hidden")}      # groups whose option may be one's own file
+own_files: dict[str, str] = {}          # options given as files: "group=name" -> file as it was given
 
 
 def parse(overrides: Sequence[str]) -> list[Any]:
@@ -71,14 +72,15 @@ def _check_group(override: Any) -> None:
     if not override.input_line.startswith(f"{plus}{group}"):
         raise InputError(f"{override.input_line}: write {plus}{override.input_line.lstrip('+')}")
     for value in override.sweep_iterator() if override.is_sweep_override() else [override.value()]:
-        if str(value) not in known and not (group == "topology" and _is_file(value)):
+        if str(value) not in known and not (group in FROM_FILES and _is_file(value)):
             raise InputError(f"{group}={shown(value)}: there is no such {group}{did_you_mean(str(value), known)} {offer}")
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
     """The whole config as plain values, equal to Hydra's composition of these overrides; a copy that the caller may change.
 
-    Beside it, under `hydra`: `choices`, the option taken from each group, and `params`, what an experiment sweeps.
+    Beside it, under `hydra`: `choices`, the option taken from each group; `params`, what an experiment sweeps; `refers`, whether
+    a value is said by another key.
 
     Raises:
         InputError: what the overrides ask for cannot be composed.
@@ -93,6 +95,8 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
             raise
         return by_hydra(overrides)              # a value may be what is missing, or what is wrong
     values: dict[str, Any] = _copied(base)
+    if setting and base["hydra"]["refers"]:
+        return by_hydra(overrides)              # what refers to a value changes with it
     if "${" not in str(overrides) and all(_set(values, override) for override in setting):
         return values
     return by_hydra(overrides)
@@ -108,7 +112,7 @@ def _stamp(choosing: Sequence[str]) -> tuple[tuple[str, int], ...]:
     """Every file that a composition may read, and when it was written."""
     folders = [PACKAGE / "conf", *(group_folder(group) for group in GROUPS)]
     files = [entry for folder in folders for entry in os.scandir(folder) if entry.name.endswith(".yaml")]
-    own = [text.partition("=")[2] for text in choosing if text.startswith("topology=")]
+    own = [text.partition("=")[2] for text in choosing if text.partition("=")[0] in FROM_FILES]
     stamp = [(entry.path, entry.stat().st_mtime_ns) for entry in files]
     return tuple(sorted(stamp + [(path, Path(path).stat().st_mtime_ns) for path in own if _is_file(path)]))
 
@@ -154,10 +158,12 @@ def by_hydra(overrides: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_module("clustersim.conf", version_base="1.3"):
             config = hydra_compose("config", overrides=with_own_files(overrides), return_hydra_config=True)
-        hydra = {"choices": dict(config.hydra.runtime.choices), "params": dict(config.hydra.sweeper.get("params") or {})}
+        hydra: dict[str, Any] = {"choices": dict(config.hydra.runtime.choices)}
+        hydra["params"] = dict(config.hydra.sweeper.get("params") or {})
         with open_dict(config):
             del config["hydra"]
         values = OmegaConf.to_container(config, resolve=True)
+        hydra["refers"] = values != OmegaConf.to_container(config, resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error, overrides)) from error
     finally:
@@ -177,12 +183,12 @@ def register() -> None:
 
 
 def _is_file(value: Any) -> bool:
-    """Whether a topology is given as the YAML file that describes it."""
+    """Whether a topology or model is given as the YAML file that describes it."""
     return str(value).endswith((".yaml", ".yml")) and Path(str(value)).is_file()
 
 
 def with_own_files(overrides: Sequence[str]) -> list[str]:
-    """The overrides with `topology=my/machine.yaml` as `topology=machine`, and that file among Hydra's options."""
+    """The overrides with `topology=my/machine.yaml` as `topology=machine`, and that file among Hydra's options; models alike."""
     from hydra.core.config_store import ConfigStore
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -191,16 +197,17 @@ def with_own_files(overrides: Sequence[str]) -> list[str]:
     for text in overrides:
         key, _, value = text.partition("=")
         path = Path(value)
-        if key == "topology" and _is_file(path):
+        if key in FROM_FILES and _is_file(path):
             try:
                 node = load_yaml(path)
             except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
                 raise InputError(f"{text}: not a YAML file: {_first_line(error)}") from error
-            if "nodes" not in node:
-                raise InputError(f"{text}: does not describe a machine (no key nodes)")
-            ConfigStore.instance().store(group="topology", name=path.stem, node=node, package="topology", provider=str(path))
-            own_files[path.stem] = value
-        known.append(f"topology={path.stem}" if key == "topology" and _is_file(path) else text)
+            what, needed = FROM_FILES[key]
+            if needed not in node:
+                raise InputError(f"{text}: does not describe a {what} (no key {needed})")
+            ConfigStore.instance().store(group=key, name=path.stem, node=node, package=key, provider=str(path))
+            own_files[f"{key}={path.stem}"] = value
+        known.append(f"{key}={path.stem}" if key in FROM_FILES and _is_file(path) else text)
     return known
 
 

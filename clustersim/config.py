@@ -14,7 +14,7 @@ from clustersim.model import Model, model_from
 from clustersim.places import GROUPS, group_folder
 from clustersim.types import InputError
 
-HOW = ("output", "workers", "shard")                    # keys that say how and where to run, not what
+HOW = ("output", "workers", "shard", "export")          # keys that say how and where to run, not what
 ALONE = ("seed", "replicates", "causes", *HOW)                                  # keys that belong to no group
 
 
@@ -118,6 +118,7 @@ def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     for group in ("trace", "workload", "capacity", "decide", "compute"):
         chosen = load_yaml(group_folder(group) / f"{choices[group]}.yaml")
         known[group] += [f"{group}.{key!s}" for key in chosen]
+    known["export"] += [f"export.{key}" for key in ("timeline", "first_layer", "events", "arrows")]
     every = [key for keys in known.values() for key in keys]
     for key in leaves({key: value for key, value in config.items() if key not in known or len(known[key]) > 1}):
         if key not in every and not key.startswith("capacity."):

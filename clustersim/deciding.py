@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from clustersim.cluster import Cluster
-from clustersim.engine.compute import expert_seconds
+from clustersim.engine.timing import Timing
+from clustersim.lanes import routes_of
 from clustersim.model import Model
 from clustersim.network.bounds import busiest_link_end, chained, link_bytes
 from clustersim.placement import static
@@ -20,6 +21,8 @@ from clustersim.placement.objective import UNITS, Goal, Price, tokens_of
 from clustersim.placement.past import Past, Room
 from clustersim.placement.replicas import chosen_slots
 from clustersim.types import Floats, InputError, Ints, Placement, Routing, Transfers, Workload
+
+MANY_TOKENS = 1 << 30                   # so many that arithmetic decides how long they take
 
 Place = Callable[[np.random.Generator, Past, Room], Placement]
 Seen = Callable[[int], Past]            # what is known of a MoE layer
@@ -51,7 +54,7 @@ class Setting:
     cluster: Cluster
     room: Room
     exchange: Callable[..., Transfers]
-    timed: bool                                         # whether experts take time
+    timing: Timing                                      # how long experts take
     replica: str
     seed: int
 
@@ -126,16 +129,14 @@ def seconds_of(setting: Setting, steps: Sequence[tuple[Workload, Ints]], placeme
         total = sum(
             _bound(cluster, setting.exchange(phase, routing, placed, cluster, model)) for phase in ("dispatch", "combine")
         )
-        if setting.timed:
-            slots = chosen_slots(routing, placed, cluster)
-            in_slot = np.bincount(slots.ravel() + 1, minlength=placed.n_slots + 1)[1:]
-            total += float(expert_seconds(model, cluster.gpu, in_slot, placed.gpu_of, cluster.n_gpus).max())
-        seconds.append(total)
+        slots = chosen_slots(routing, placed, cluster)
+        in_slot = np.bincount(slots.ravel() + 1, minlength=placed.n_slots + 1)[1:]
+        seconds.append(total + float(setting.timing.experts(in_slot, placed.gpu_of, cluster.n_gpus).max()))
     return np.array(seconds)
 
 
 def _bound(cluster: Cluster, transfers: Transfers) -> float:
-    routes = cluster.routes(transfers.src, transfers.dst)
+    routes = routes_of(cluster, transfers)
     latency, earliest = chained(transfers, routes.latency, transfers.release)
     end, _ = busiest_link_end(cluster.capacity, replace(routes, latency=latency), transfers.nbytes, earliest)
     return end
@@ -148,6 +149,8 @@ def _routing(asked: Ints, source: Ints, index: Ints) -> Routing:
 @lru_cache(maxsize=4)
 def price_of(setting: Setting) -> Price:
     """What a copy of a token costs each link, and a token and a slot a GPU.
+
+    Experts are priced as a roofline, also where kernels take their time in tiles and waves.
 
     The exchange is tried out on a few random tokens: it is priced when the bytes it puts on every link are those of one
     copy per choice, per GPU, or per node and then per GPU.
@@ -162,15 +165,10 @@ def price_of(setting: Setting) -> Price:
     routes = cluster.routes(a[apart], b[apart])
     hops = np.zeros(n * n, np.int64)
     hops[apart] = np.diff(routes.start)
-    timed = 1.0 if setting.timed else 0.0
-    weights = model.expert_params * model.expert_weight_bytes / cluster.gpu.memory_bandwidth
-    activations = (model.dispatch_token_bytes + model.combine_token_bytes) / cluster.gpu.memory_bandwidth
     price = Price(
         unit="choice", route_start=np.concatenate(([0], np.cumsum(hops))), route_links=routes.links, route_weights=routes.weights,
         forwarder=np.arange(cluster.n_nodes)[None, :] * cluster.gpus_per_node + cluster.local_of[:, None],
-        dispatch_s=np.zeros(len(cluster.links)), combine_s=np.zeros(len(cluster.links)),
-        token_s=timed * 2.0 * model.expert_params / cluster.gpu.peak_flops(model.gemm), token_memory_s=timed * activations,
-        slot_memory_s=timed * weights,
+        dispatch_s=np.zeros(len(cluster.links)), combine_s=np.zeros(len(cluster.links)), **_expert_price(setting.timing),
     )
     if n == 1:
         return price
@@ -183,9 +181,9 @@ def price_of(setting: Setting) -> Price:
     carried = {}
     for phase in ("dispatch", "combine"):
         alone = setting.exchange(phase, one, two_each, cluster, model)
-        copy[phase] = float(alone.nbytes[0])
+        copy[phase] = float(alone.nbytes[0]) if alone.n else 0.0
         many = setting.exchange(phase, probe, two_each, cluster, model)
-        carried[phase] = link_bytes(cluster.routes(many.src, many.dst), many.nbytes, len(cluster.links))
+        carried[phase] = link_bytes(routes_of(cluster, many), many.nbytes, len(cluster.links))
     price = replace(price, dispatch_s=copy["dispatch"] / cluster.capacity, combine_s=copy["combine"] / cluster.capacity)
     tokens = Past(
         load=np.zeros((1, 2 * n)), asked=probe.asked, source=probe.source, index=probe.index, step=np.zeros(4 * n, np.int64)
@@ -201,6 +199,20 @@ def price_of(setting: Setting) -> Price:
         "placement.seconds: the chosen exchange does not send one copy per choice, per GPU or per node, so that a search cannot "
         "price a move by itself; set placement.seconds=0 placement.load=1"
     )
+
+
+def _expert_price(timing: Timing) -> dict[str, float]:
+    """What a token, a slot and a busy GPU cost at the experts, from the times of one GPU: exact where they are a roofline."""
+
+    def seconds(*tokens: int) -> float:
+        return float(timing.experts(np.array(tokens), np.zeros(len(tokens), np.int64), 1)[0])
+
+    token_memory = seconds(2) - seconds(1)
+    slot_memory = seconds(1, 1) - seconds(1) - token_memory
+    return {
+        "token_s": seconds(MANY_TOKENS) / MANY_TOKENS, "token_memory_s": token_memory, "slot_memory_s": slot_memory,
+        "gpu_s": max(0.0, seconds(1) - slot_memory - token_memory),
+    }
 
 
 def _itself(price: Price) -> Price:

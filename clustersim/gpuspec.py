@@ -55,15 +55,17 @@ class GpuSpec:
         bf16 = _given(self.bf16_achieved)
         return {"bf16": bf16, "fp8": self.fp8_achieved or bf16, "fp4": self.fp4_achieved or bf16}[dtype]
 
-    def need_kernels(self, who: str) -> None:
+    def need_kernels(self) -> None:
         """Check that everything is there that the kernel model asks for.
 
         Raises:
-            InputError: a key is missing; says `who` needs it.
+            InputError: a key is missing.
         """
         for key in _KERNELS:
             if getattr(self, key) is None:
-                raise InputError(f"topology.gpu.{key}: {self.name} does not say it, and {who} needs it")
+                raise InputError(
+                    f"topology.gpu.{key}: {self.name} does not say it, and compute=kernels needs it (roofline does not)"
+                )
 
 
 def _given(value: float | None) -> float:

@@ -28,6 +28,7 @@ from clustersim.deciding import (
     steps_seen,
     with_replica,
 )
+from clustersim.engine.timing import Timing
 from clustersim.identity import trace_digest, trace_path
 from clustersim.pick import bind, did_you_mean, find, pick
 from clustersim.placement.past import room_for
@@ -36,11 +37,11 @@ from clustersim.units import format_bytes
 from clustersim.workload import source
 from clustersim.workload.loads import read_loads
 from clustersim.workload.routing import Router, rerouted
-from clustersim.workload.streams import Stream, passes_of, rerouted_stream, stream_of
-from clustersim.workload.trace import read_trace
+from clustersim.workload.streams import Recorded, Stream, passes_of, rerouted_stream, stream_of
+from clustersim.workload.trace_source import recorded_tokens
 
 
-def setting_of(run: Run, cluster: Cluster, exchange: Callable[..., Transfers]) -> tuple[Setting, Place]:
+def setting_of(run: Run, cluster: Cluster, exchange: Callable[..., Transfers], timing: Timing) -> tuple[Setting, Place]:
     """What the placement may know of the machine, and the placement.
 
     Raises:
@@ -49,6 +50,8 @@ def setting_of(run: Run, cluster: Cluster, exchange: Callable[..., Transfers]) -
     model = run.model
     name, options = run.options("placement")
     replica, slots, spare = (options.pop(key) for key in ("replica", "slots", "spare"))
+    if options.get("hidden", 0) is None:
+        options["hidden"] = model.hidden
     find(placements.replicas, replica, "placement.replica")        # a misspelt rule is found now, not in the first layer
     room = room_for(slots, spare, model.n_experts, cluster.node_of)
     if (weights := model.expert_params * model.expert_weight_bytes) > cluster.gpu.memory:
@@ -57,8 +60,7 @@ def setting_of(run: Run, cluster: Cluster, exchange: Callable[..., Transfers]) -
             f"the memory of a GPU is {format_bytes(cluster.gpu.memory)}"
         )
     setting = Setting(
-        model=model, cluster=cluster, room=room, exchange=exchange, timed=run.config["compute"]["name"] != "none",
-        replica=replica, seed=run.seed,
+        model=model, cluster=cluster, room=room, exchange=exchange, timing=timing, replica=replica, seed=run.seed,
     )
     return setting, with_replica(pick(placements, name, **options), replica)
 
@@ -99,9 +101,9 @@ def plan_from(run: Run, setting: Setting, place: Place, stream: Stream) -> tuple
 
 
 @lru_cache(maxsize=2)
-def _trace(path: Path, digest: str | None) -> Trace:
+def _trace(path: Path, digest: str | None, tokens: int | None) -> Trace | Recorded:
     """The trace at `path`, read once for as long as it holds the same; the jobs of a sweep share it."""
-    return read_trace(path)
+    return recorded_tokens(path, tokens)
 
 
 def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> Stream:
@@ -114,8 +116,8 @@ def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> Stream:
         path = trace_path(run.config["trace"])
         assert path is not None
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
-        recorded = _trace(path, trace_digest(run.config["trace"]))
-        return stream_of(recorded, run.model, n_gpus, run.tokens_per_gpu, apart=apart, name=label, **keys)
+        recorded = _trace(path, trace_digest(run.config["trace"]), options.get("tokens"))
+        return stream_of(recorded, run.model, n_gpus, run.tokens_per_gpu, apart=apart, name=label, seed=run.seed, **keys)
     if name == "sampled":
         draw = bind("trace", name, source.from_sampler, options)
 
@@ -127,8 +129,20 @@ def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> Stream:
     if name == "balanced":
         even = bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu)
         return passes_of(lambda seed: even, run.model, run.seed, apart=apart, **keys)
-    known = ("tiny", "file", "sampled", "balanced")
+    if name == "live":
+        if run.causes:
+            raise InputError("causes=true: plays a pass again with other choices, and trace=live makes its own; use causes=false")
+        live = find(source, str(options.pop("source")), "trace.source")       # by name: a run without it needs no torch
+        made = bind("trace", name, live, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed)
+        return passes_of(lambda seed: made, run.model, run.seed, apart=False, **{**keys, "steps": _one_pass(keys, apart)})
+    known = ("tiny", "file", "live", "sampled", "balanced")
     raise InputError(f"trace.name={name}: there is no such trace{did_you_mean(str(name), known)} (known: {', '.join(known)})")
+
+
+def _one_pass(keys: dict[str, Any], apart: bool) -> int:
+    if keys["steps"] != 1 or apart:
+        raise InputError("trace=live: plays one pass, and has no past; workload.steps=1 and a placement that looks at no load")
+    return 1
 
 
 def _near(setting: Setting, place: Place) -> Callable[[int], NDArray[np.bool_]]:

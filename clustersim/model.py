@@ -227,8 +227,14 @@ def model_from(config: Mapping[str, Any]) -> Model:
     """The model a config describes: keys are the fields of `Model`, `attention` holds those of `Attention`.
 
     Raises:
-        InputError: an unknown key (with the nearest known one), a missing key, or a value that cannot be.
+        InputError: an unknown key (with the nearest known one), a missing key, or a value that cannot be; a model that is
+            described as `layers`, which is counted and not played (see `architecture`).
     """
+    if "layers" in config:
+        name = config.get("name")
+        raise InputError(
+            f"model={name}: the engine plays attention with mixtures of experts so far; clustersim inspect {name} counts this one"
+        )
     values = _known(config, Model, "model")
     attention = values["attention"]
     if not isinstance(attention, Mapping):

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
@@ -64,20 +64,26 @@ def bind(kind: str, name: str, function: Callable[..., Any], options: Mapping[st
     Raises:
         InputError: an option that it does not take, or a value of another type than it says.
     """
-    accepted = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    accepted, hints = _described(function)
     if unknown := sorted(options.keys() - set(accepted)):
         raise InputError(
             f"{kind}.{unknown[0]}: {name} takes {', '.join(accepted) or 'no options'}{did_you_mean(unknown[0], accepted)}"
         )
-    try:
-        hints = get_type_hints(function)
-    except (NameError, TypeError):      # a function of the user's, whose annotations are their own business
-        hints = {}
     for key, value in options.items():
         allowed = get_args(hints[key]) or (hints[key],) if key in hints else ()
         if allowed and _TYPES.keys() >= set(allowed) and not any(_TYPES[one][1](value) for one in allowed):
             raise InputError(f"{kind}.{key}={value}: must be {' or '.join(_TYPES[one][0] for one in allowed)}")
     return partial(function, **options)
+
+
+@lru_cache(maxsize=256)
+def _described(function: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The options that a function takes, and what it says of their types; looked up once, for it takes a millisecond."""
+    accepted = tuple(p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY)
+    try:
+        return accepted, get_type_hints(function)
+    except (NameError, TypeError):      # a function of the user's, whose annotations are their own business
+        return accepted, {}
 
 
 def _is_number(value: Any) -> bool:

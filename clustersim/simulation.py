@@ -29,7 +29,7 @@ from clustersim.causes import (
     ports_alone,
 )
 from clustersim.cluster import Cluster, build_cluster
-from clustersim.config import HOW, Run, compose
+from clustersim.config import HOW, Run, compose, whole
 from clustersim.deciding import Plan
 from clustersim.engine import compute, timing
 from clustersim.engine.gpu import LayerWork, Played, play, time_alone
@@ -63,6 +63,7 @@ from clustersim.results.tables import (
     summary_row,
     summary_table,
 )
+from clustersim.results.timeline import Recorder, Watch, write_timeline
 from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routing, Transfers, Workload
 from clustersim.workload import capacity as capacities
 from clustersim.workload.capacity_padding import padding_rows, rows_by_source
@@ -86,8 +87,9 @@ class Result:
     run: Run
     run_id: str                             # first 12 hex digits of the sha256 of everything the run depends on
     summary: dict[str, Any]                 # the row of summary.parquet
-    tables: dict[str, pl.DataFrame]         # summary, layers, gpus, links, experts
+    tables: dict[str, pl.DataFrame]         # summary, layers, gpus, links, experts, pairs
     notes: tuple[str, ...]                  # what a reader has to know
+    timeline: tuple[Recorder, Played] | None        # what `export.timeline` asked for
     provenance: dict[str, Any]              # what run.json says
 
     @property
@@ -102,6 +104,9 @@ class Result:
             InputError: the folder cannot be written.
         """
         try:
+            if self.timeline:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_timeline(self.folder / "timeline.json.gz", *self.timeline, {"run_id": self.run_id})
             write_run(self.folder, self.tables, self.provenance)
         except OSError as error:
             raise InputError(f"output={self.run.output}: {self.folder} cannot be written ({error.strerror})") from error
@@ -125,6 +130,7 @@ class _Parts:
     rule: capacities.Rule
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
+    recorder: Recorder | None               # of the first step, when a time line is asked for
     beyond: tuple[str, ...]                 # what is used outside the range that it was calibrated in
 
 
@@ -158,7 +164,10 @@ def _simulate_seeds(run: Run, progress: Progress) -> Result:
     }
     wall = sum(result.provenance["wall_s"] for result in results)
     provenance = {**_provenance(run, identity, notes), "wall_s": wall}
-    return Result(run=run, run_id=identity.run_id, summary=summary, tables=tables, notes=notes, provenance=provenance)
+    return Result(
+        run=run, run_id=identity.run_id, summary=summary, tables=tables, notes=notes, provenance=provenance,
+        timeline=results[0].timeline,
+    )  # fmt: skip
 
 
 def _simulate_once(run: Run, progress: Progress) -> Result:
@@ -169,7 +178,10 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
     others = len(CAUSES) + 1 if run.causes else 0
     rounds = 1 + others + parts.rule.limits + (parts.plan.rebalances > 0)       # of playing everything, at most
     steps = _play_all(parts, parts.plan, parts.rule, _part(progress, 0, rounds))
-    tables = _tables(parts, steps)
+    live = parts.workload.measure
+    measured = dict(live()) if live is not None else {}
+    tables, recorder = _tables(parts, steps), parts.recorder
+    parts = replace(parts, recorder=None)           # what else is played is for comparison
     causes = _causes(parts, steps, lambda i, what: progress((1 + i) / rounds, what)) if run.causes else {}
     tables["layers"] = tables["layers"].hstack(causes_table(causes, len(steps), run.model))
     held = sum(step.held_s for step in steps) / len(steps)
@@ -179,12 +191,15 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
     )
     collided = collision(tables["links"], parts.cluster)
     numbers["ecmp_collision"] = collided[0] if collided else None
+    numbers |= measured | {f"{name}_dropless": value for name, value in measured.items()}
     numbers |= {name: float(tables["layers"][name].sum()) / len(steps) if causes else None for name in CAUSE_COLUMNS}
     saved = 0.0
     if parts.rule.limits and any(numbers[name] > 0 for name in ("drop_rate", "rerouted_rate", "padding_computed_rows")):
         again = _part(progress, 1 + others, rounds, "the same without dropping")
         dropless = _play_all(parts, parts.plan, parts.rule.without_limit(), again)
         saved = mean_step_s(dropless) - mean_step_s(steps)
+        if live is not None:
+            numbers |= {f"{name}_dropless": value for name, value in live().items()}
     numbers |= {"seconds_saved_by_dropping": saved, "moe_layer_s": moe_layer_s(steps)}
     numbers |= placement_summary([m for step in steps for m in step.measured])
     if parts.plan.rebalances:
@@ -201,7 +216,23 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
     if identify(run).run_id != identity.run_id:
         raise InputError(f"trace={run.config['trace']['name']}: its files were changed during the run; run it again")
     provenance = {**_provenance(run, identity, notes), "wall_s": time.perf_counter() - began}
-    return Result(run=run, run_id=identity.run_id, summary=summary, tables=tables, notes=notes, provenance=provenance)
+    return Result(
+        run=run, run_id=identity.run_id, summary=summary, tables=tables, provenance=provenance,
+        notes=(*notes, recorder.note(run.model.n_layers)) if recorder else notes,
+        timeline=(recorder, steps[0].played) if recorder else None,
+    )  # fmt: skip
+
+
+def _recorder(run: Run, cluster: Cluster) -> Recorder | None:
+    """What keeps exchanges for a time line, when one is asked for."""
+    export = run.config["export"]
+    first = whole("export.first_layer", export["first_layer"], least=0)
+    most = whole("export.events", export["events"], least=1000)
+    if export["arrows"] not in ("all", "last"):
+        raise InputError(f"export.arrows={export['arrows']}: must be all or last")
+    if not isinstance(export["timeline"], bool):
+        raise InputError(f"export.timeline={export['timeline']}: must be true or false")
+    return Recorder(cluster, first=first, most=most, arrows=export["arrows"]) if export["timeline"] else None
 
 
 def _assemble(run: Run) -> _Parts:
@@ -212,9 +243,9 @@ def _assemble(run: Run) -> _Parts:
     cluster = equipped(exchange_name, exchange_options, cluster)
     if config["network"]["name"] == "packet" and len(cluster.links) > cluster.n_wires:
         raise InputError(f"network=packet: exchange={exchange_name} copies by SMs, no queues; use network=fluid or bound")
-    setting, place = setting_of(run, cluster, exchange)
     name, options = run.options("compute")
     timed = bind("compute", name, find(timing, name, "compute"), options)(model, cluster.gpu)
+    setting, place = setting_of(run, cluster, exchange, timed)
     name, options = run.options("router")
     router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
     rule = capacities.rule_from(config["capacity"])
@@ -246,6 +277,7 @@ def _assemble(run: Run) -> _Parts:
         rule=rule,
         top_k=router.options.get("k") or run.model.top_k,
         protected=capacities.protected_tokens(capacities.stream(run.seed), rule, stream.steps[0].context),
+        recorder=_recorder(run, cluster),
         timing=timed,
     )
 
@@ -285,13 +317,14 @@ def _play_all(parts: _Parts, plan: Plan, rule: capacities.Rule, progress: Progre
     for i, (tokens, placed, moves) in enumerate(zip(parts.stream.steps, plan.placements, plan.moves, strict=True)):
         protected = capacities.protected_tokens(capacities.stream(parts.run.seed), rule, tokens.context)
         now = replace(parts, workload=tokens, placements=placed, protected=protected)
-        played, counts, measured = _play(now, rule, _part(progress, i, n), moves if overlapped else None)
+        watch = Watch(parts.cluster.n_gpus, parts.recorder if i == 0 else None)
+        played, counts, measured = _play(now, rule, _part(progress, i, n), watch, moves if overlapped else None)
         if overlapped:
             held = max(0.0, played.background_s - played.step_s)        # the next step waits for what has not come yet
         else:
             held = 0.0 if moves is None else time_alone(parts.cluster, parts.network, moves)
         brought = [replace(m, moved_slots=int(k)) for m, k in zip(measured, plan.moved[i], strict=False)]
-        steps.append(Step(played=played, counts=counts, measured=brought, held_s=held))
+        steps.append(Step(played=played, counts=counts, measured=brought, pairs=watch.pairs, held_s=held))
     return steps
 
 
@@ -302,19 +335,20 @@ def _part(progress: Progress, i: int, n: int, what: str | None = None) -> Progre
 
 def _tables(parts: _Parts, steps: Sequence[Step]) -> dict[str, pl.DataFrame]:
     """The tables of all steps, one step under the other."""
-    made: dict[str, list[pl.DataFrame]] = {name: [] for name in ("layers", "gpus", "links", "experts", "placements")}
+    made: dict[str, list[pl.DataFrame]] = {name: [] for name in ("layers", "gpus", "links", "experts", "pairs", "placements")}
     for i, step in enumerate(steps):
         gpus = gpus_table(step.played, step.counts, i)
         made["layers"].append(layers_table(step.played, gpus, parts.cluster, step.counts))
         made["gpus"].append(gpus)
         made["links"].append(links_table(step.played, parts.cluster, i))
         made["experts"].append(experts_table(step.counts, i))
+        made["pairs"].append(step.pairs.table(i))
         made["placements"].append(placements_table(step.measured, parts.run.model.n_dense_layers, i))
     return {name: pl.concat(each) for name, each in made.items()}
 
 
 def _play(
-    parts: _Parts, rule: capacities.Rule, progress: Progress, background: Transfers | None = None
+    parts: _Parts, rule: capacities.Rule, progress: Progress, watch: Watch, background: Transfers | None = None
 ) -> tuple[Played, list[LayerCounts | None], list[Measured]]:
     """One forward pass under a capacity rule, what the router did in each layer, and how the placement served."""
     model = parts.run.model
@@ -344,7 +378,7 @@ def _play(
 
     played = play(
         parts.cluster, parts.network, model.n_layers, work_of,
-        lambda layer: progress((layer + 1) / model.n_layers, f"layer {layer + 1} of {model.n_layers}"), background,
+        lambda layer: progress((layer + 1) / model.n_layers, f"layer {layer + 1} of {model.n_layers}"), background, watch,
     )  # fmt: skip
     return played, counts, measured
 
@@ -425,6 +459,8 @@ def _layer(
         return *_counted_layer(parts, layer, tokens.count(moe_layer), attention, per_gpu), None
     chosen, placement = tokens.choose(moe_layer), parts.placements[moe_layer]
     limited, sent, kept = _routings(parts, rule, layer, chosen)
+    if tokens.kept is not None:
+        tokens.kept(moe_layer, kept.assigned)
     slots = chosen_slots(kept, placement, cluster)
     rows = rows_by_source(slots, kept.source, n, placement.n_slots)
     travelling, computed = padding_rows(rule, limited, rows, per_gpu, placement.expert_of)
@@ -522,7 +558,7 @@ def _settings(parts: _Parts) -> dict[str, Any]:
 
 def _keys(run: Run) -> dict[str, Any]:
     """Every key of the config under its dotted name, so that what a sweep varies is a column, however it was asked for."""
-    return {key: value for key, value in _leaves(run.config) if "." in key}
+    return {key: value for key, value in _leaves(run.config) if "." in key and not key.startswith("export.")}
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -537,7 +573,8 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _notes(parts: _Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     """What a reader of the result has to know about how it came about."""
     notes = [*parts.stream.notes, *parts.plan.notes, *parts.beyond]
-    if parts.run.config["trace"]["name"] in ("tiny", "file") and numbers["drop_rate"] + numbers["rerouted_rate"] > 0:
+    trace = parts.run.config["trace"]
+    if (trace["name"] in ("tiny", "file") or trace.get("loop") == "open") and numbers["drop_rate"] + numbers["rerouted_rate"] > 0:
         notes.append("the trace is open loop: a dropped token would have changed the choices of later layers")
     replicated = parts.room.n_slots > parts.run.model.n_experts and parts.run.config["placement"]["replica"] == "token_hash"
     if parts.run.config["trace"]["name"] == "balanced" and replicated:
@@ -558,7 +595,7 @@ def _provenance(run: Run, identity: Identity, notes: Sequence[str]) -> dict[str,
         "config": identity.config,
         "run_id": identity.run_id,
         "study": run.study,
-        "overrides": [text for text in run.overrides if text.lstrip("+").partition("=")[0] not in HOW],
+        "overrides": [text for text in run.overrides if text.lstrip("+").partition("=")[0].partition(".")[0] not in HOW],
         "seed": run.seed,
         "version": clustersim.__version__,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},

@@ -36,6 +36,8 @@ class Trace:
     n_experts: int                              # routed experts per layer
     domain: Mapping[int, str] = field(default_factory=dict)      # sequence -> domain
     scores: NDArray[np.float32] | None = None                    # [tokens, layers, experts], when recorded
+    token_id: Ints | None = None                # [tokens] word of the vocabulary, when recorded
+    flags: NDArray[np.uint8] | None = None      # [tokens] sum of 1 padding, 2 dropped, 4 cached prefix, 8 draft; when recorded
     meta: Mapping[str, Any] = field(default_factory=dict)        # the JSON under the footer key `moetrace`
 
     @property
@@ -77,6 +79,8 @@ class Workload:
     choose: Callable[[int], Choices]
     scores: ScoreProcess | None = None          # [tokens, experts and more columns] to choose anew from; None: ids only
     token_ids: Callable[[], Ints] | None = None     # -> [tokens] the word that each token is; None when unknown
+    kept: Callable[[int, Ints], None] | None = None         # is told what of a layer [tokens, top_k] a capacity left
+    measure: Callable[[], Mapping[str, float]] | None = None        # what a pass that was played to the end says of itself
     count: Callable[[int], Ints] | None = None  # in place of `choose`: [gpus, experts] choices of each expert by a GPU's tokens
     notes: tuple[str, ...] = ()                 # what a reader of the result has to know about the input
     period: int | None = None                   # choose(i + period) is choose(i); None: no two layers are the same

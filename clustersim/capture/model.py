@@ -66,15 +66,20 @@ def initial_parameters(shape: Shape, device: torch.device, seed: int) -> Paramet
     return {name: value.to(device).requires_grad_() for name, value in parameters.items()}
 
 
-def forward(p: Mapping[str, Tensor], shape: Shape, tokens: Tensor) -> tuple[Tensor, list[Routed]]:
-    """(logits of the next token [sequences, length, vocabulary], what each layer's router did) for tokens [sequences, length]."""
+def forward(
+    p: Mapping[str, Tensor], shape: Shape, tokens: Tensor, limit: Callable[[int, Routed], Routed] = lambda layer, routed: routed
+) -> tuple[Tensor, list[Routed]]:
+    """(logits of the next token [sequences, length, vocabulary], what each layer's router did) for tokens [sequences, length].
+
+    `limit(layer, routed)` may take weight away from choices before the experts compute.
+    """
     x = p["embed"][tokens] + p["position"][: tokens.shape[1]]
     routed = []
     for i in range(shape.n_layers):
         x = x + _attention(p, i, shape, _normed(x, p[f"{i}.norm_a"]))
         flat = _normed(x, p[f"{i}.norm_m"]).flatten(0, 1)
         chosen = _route(p[f"{i}.router"], shape, flat)
-        x = x + _experts(p[f"{i}.up"], p[f"{i}.down"], flat, chosen).view_as(x)
+        x = x + _experts(p[f"{i}.up"], p[f"{i}.down"], flat, limit(i, chosen)).view_as(x)
         routed.append(chosen)
     return _normed(x, p["norm"]) @ p["embed"].T, routed
 

@@ -52,6 +52,7 @@ def play(
     work_of: Callable[[int], LayerWork],
     progress: Callable[[int], None] = lambda layer: None,
     background: Transfers | None = None,
+    watch: Callable[[int, Exchange, Exchange], None] = lambda layer, dispatch, combine: None,
 ) -> Played:
     """Run one forward pass on all GPUs.
 
@@ -60,9 +61,10 @@ def play(
         work_of: the work of a layer; asked once per layer, when the first GPU gets there.
         progress: told the number of each layer that the last GPU has left.
         background: what travels beside it from the beginning on; nobody waits for it, and it takes its share of the links.
+        watch: shown the layer's exchanges before they are forgotten, with all times in them.
     """
     env = simpy.Environment()
-    stage = _Stage(env, cluster, network(env, cluster), n_layers, work_of, progress)
+    stage = _Stage(env, cluster, network(env, cluster), n_layers, work_of, progress, watch)
     beside = _set_off(cluster, stage.network, background)
     for me in range(cluster.n_gpus):
         env.process(_forward(env, stage, me))
@@ -138,12 +140,12 @@ class _Stage:
 
     def __init__(
         self, env: simpy.Environment, cluster: Cluster, network: Fluid | Bound, n_layers: int,
-        work_of: Callable[[int], LayerWork], progress: Callable[[int], None],
+        work_of: Callable[[int], LayerWork], progress: Callable[[int], None], watch: Callable[[int, Exchange, Exchange], None],
     ) -> None:  # fmt: skip
         self.env, self.cluster, self.network, self.n_layers = env, cluster, network, n_layers
         self.marks = np.full((n_layers, 6, cluster.n_gpus), np.nan)
         self.account_of: dict[int, tuple[Exchanged, Exchanged]] = {}
-        self._work_of, self._progress = work_of, progress
+        self._work_of, self._progress, self._watch = work_of, progress, watch
         self._work: dict[int, LayerWork] = {}
         self._open: dict[int, tuple[Exchange, Exchange]] = {}
         self.left = [0] * n_layers      # GPUs that are through with a layer
@@ -169,6 +171,7 @@ class _Stage:
         del self._work[layer]
         if layer in self._open:
             dispatch, combine = self._open.pop(layer)
+            self._watch(layer, dispatch, combine)
             mark = self.marks[layer]
             self.account_of[layer] = account(dispatch, mark[DISPATCHED]), account(combine, mark[COMBINED])
         self._progress(layer)

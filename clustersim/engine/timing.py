@@ -91,7 +91,7 @@ def kernels(
 
 def kernels_of(gpu: GpuSpec, rule: str, constants: str, sms_taken: int) -> Kernels:
     """The kernels of a GPU; what `kernels` says of its arguments and errors holds."""
-    gpu.need_kernels("compute=kernels (compute=roofline does not)")
+    gpu.need_kernels()
     assert gpu.sms is not None
     if not 0 <= sms_taken < gpu.sms:
         raise InputError(f"compute.sms_taken={sms_taken}: must leave some of the {gpu.sms} SMs of {gpu.name}")

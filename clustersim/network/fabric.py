@@ -65,6 +65,7 @@ class Exchange:
 
     by_source: Ints = field(init=False)     # [transfers] rows, by source
     first_of: Ints = field(init=False)      # [gpus + 1] where those of each source begin
+    known_bound: tuple[float, int] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         n = self.entered.size
@@ -91,11 +92,16 @@ class Exchange:
 
     def bound(self) -> tuple[float, int]:
         """When the busiest link could have been through at the earliest, given who entered when; and that link."""
+        if self.known_bound is not None:
+            return self.known_bound
         released = self.entered[self.transfers.src] + self.transfers.release
         _, earliest = chained(self.transfers, self.routes.latency, released)
-        return busiest_link_end(
+        found = busiest_link_end(
             self.fabric.capacity, self.routes, self.transfers.nbytes, earliest, self.fabric.hop_latency, self.fabric.changes
         )
+        if not np.isnan(self.entered).any():            # nothing about it will change
+            self.known_bound = found
+        return found
 
     @cached_property
     def least(self) -> float:

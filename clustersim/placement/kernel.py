@@ -40,7 +40,7 @@ class Tokens(NamedTuple):
     forwarder: NDArray[np.int32]
     dispatch_s: Floats
     combine_s: Floats
-    rates: Floats                           # seconds: arithmetic per token, memory per token, memory per slot in use
+    rates: Floats                           # seconds: arithmetic and memory per token, per slot in use, per GPU in use
     choice: Ints                            # unit and replica rule
     weights: Floats                         # of seconds, load, crossing, migration; quantile; 1 / seconds of the start
     held: Ints                              # [gpus, experts] 1 where the weights are already
@@ -233,7 +233,7 @@ def value_of(s):
                 s.used[s.gpu_of[slot]] += 1
         for gpu in range(n_gpus):
             tokens = s.gpu_tokens[step, gpu]
-            time = max(s.rates[0] * tokens, s.rates[2] * s.used[gpu] + s.rates[1] * tokens)
+            time = max(s.rates[0] * tokens, s.rates[2] * s.used[gpu] + s.rates[1] * tokens) + s.rates[3] * (tokens > 0)
             busiest = max(busiest, time)
             squares += time * time
             total += time

@@ -40,6 +40,7 @@ class Price:
     token_s: float                              # arithmetic of one token at one expert
     token_memory_s: float                       # memory traffic of its activations
     slot_memory_s: float                        # memory traffic of the weights of one slot that has tokens
+    gpu_s: float = 0.0                          # what a GPU that has any takes besides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +106,7 @@ def tokens_of(past: Past, room: Room, start: Placement, goal: Goal, replica: str
         node_of=room.node_of.astype(np.int32), route_start=price.route_start.astype(np.int64),
         route_links=price.route_links.astype(np.int32), route_weights=price.route_weights,
         forwarder=price.forwarder.astype(np.int32), dispatch_s=price.dispatch_s, combine_s=price.combine_s,
-        rates=np.array([price.token_s, price.token_memory_s, price.slot_memory_s]),
+        rates=np.array([price.token_s, price.token_memory_s, price.slot_memory_s, price.gpu_s]),
         choice=np.array([UNITS.index(price.unit), RULES.index(replica)]),
         weights=np.array([goal.seconds, goal.load, goal.crossing, goal.migration, goal.quantile, 1.0]),
         held=_held(past.now, room.n_gpus, past.n_experts),

@@ -12,6 +12,7 @@ import polars as pl
 from clustersim.engine.gpu import ATTENDED, COMBINED, Played
 from clustersim.placement.measures import Measured, balancedness, utilisation
 from clustersim.results.counting import LayerCounts
+from clustersim.results.pairs import PairBytes
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -21,6 +22,7 @@ class Step:
     played: Played
     counts: list[LayerCounts | None]        # of every layer
     measured: list[Measured]                # of every MoE layer
+    pairs: PairBytes
     held_s: float                           # what the steps wait for experts on their way, because of this one
 
 

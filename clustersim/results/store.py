@@ -14,7 +14,7 @@ from clustersim.pick import did_you_mean
 from clustersim.types import InputError
 from clustersim.writing import replacing, sweep_up
 
-TABLES = ("summary", "layers", "gpus", "links", "experts", "placements")
+TABLES = ("summary", "layers", "gpus", "links", "experts", "pairs", "placements")
 MORE = ("replicates",)          # tables that only some runs have
 SCHEMA_VERSION = 2
 
@@ -77,7 +77,7 @@ def scan(folder: str | Path, table: str = "summary") -> pl.LazyFrame:
     runs = [path.parent for path in sorted(Path(folder).rglob("status.json")) if read_status(path).get("state") == "done"]
     if not runs:
         raise InputError(f"{folder}: holds no finished run")
-    runs = [run for run in runs if table not in MORE or (run / f"{table}.parquet").is_file()]
+    runs = [run for run in runs if (run / f"{table}.parquet").is_file()]        # an older version wrote fewer tables
     if not runs:
         raise InputError(f"{folder}: no run there has a table {table}")
     alike: dict[tuple[Any, ...], list[Path]] = {}               # runs whose tables have the same columns and types

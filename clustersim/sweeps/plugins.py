@@ -139,8 +139,7 @@ def launch(jobs: Sequence[Sequence[str]], first: int, *, folder: str, workers: i
 
 def _real_file(text: str) -> str:
     """`topology=mine` as `topology=my/mine.yaml`, where that file was given."""
-    key, _, value = text.partition("=")
-    return f"topology={own_files[value]}" if key == "topology" and value in own_files else text
+    return f"{text.partition('=')[0]}={own_files[text]}" if text in own_files else text
 
 
 def _step_s(outcome: Outcome) -> float:

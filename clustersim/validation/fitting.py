@@ -40,13 +40,13 @@ def least_squares(
     at, now = first.copy(), residuals(start)
     if now.size < len(names):
         raise InputError(f"a fit of {len(names)} constants ({', '.join(names)}) needs as many measurements; there are {now.size}")
-    damping, done = 1e-3, 0
+    damping, taken = 1e-3, 0
     slope = _slope(names, at, now, residuals)
     for _ in range(rounds):
-        done += 1
+        taken += 1
         normal, pull = slope.T @ slope, slope.T @ now
         improved = False
-        for _attempt in range(6):
+        for _ in range(6):
             scale = np.diag(np.maximum(np.diag(normal), 1e-12))
             step = np.clip(-np.linalg.solve(normal + damping * scale, pull), -0.5, 0.5)
             trial = np.clip(at + step, first - np.log(most), first + np.log(most))
@@ -64,7 +64,7 @@ def least_squares(
     for name in names:
         if intervals[name][1] == np.inf:                # what nothing was measured of stays as it was
             values[name] = start[name]
-    return Fit(values=values, intervals=intervals, residuals=now, rounds=done)
+    return Fit(values=values, intervals=intervals, residuals=now, rounds=taken)
 
 
 def _slope(

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from clustersim.types import InputError, Ints, Trace
+from clustersim.types import InputError, Ints
+
+
+class Tokens(Protocol):
+    """What a deal may know of recorded tokens; a `Trace` is one."""
+
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def rank(self) -> Ints: ...
+    @property
+    def seq(self) -> Ints: ...
+    @property
+    def pos(self) -> Ints: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Columns:
+    """The tokens of a trace without their experts."""
+
+    rank: Ints
+    seq: Ints
+    pos: Ints
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.seq.size)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -26,7 +54,7 @@ class Deal:
         return self.rows.size / self.distinct
 
 
-def deal_sequences(trace: Trace, n_gpus: int, tokens_per_gpu: int) -> Deal:
+def deal_sequences(trace: Tokens, n_gpus: int, tokens_per_gpu: int) -> Deal:
     """Whole sequences, one at a time to each GPU in turn, in trace order, until each has its tokens; the last is cut.
 
     A full GPU is passed over. When the trace is used up it is dealt again, but a GPU never gets a sequence twice: where
@@ -42,7 +70,7 @@ def deal_sequences(trace: Trace, n_gpus: int, tokens_per_gpu: int) -> Deal:
             f"workload.tokens_per_gpu={tokens_per_gpu}: the trace has {trace.n_tokens} tokens, "
             "and a GPU gets no recorded sequence twice"
         )
-    by_sequence, length = _sequences(trace)
+    by_sequence, length = sequences_in_order(trace)
     gpu, sequence, taken = _hands(length, n_gpus, tokens_per_gpu)
     order = np.argsort(gpu, kind="stable")
     sequence, taken = sequence[order], taken[order]
@@ -58,7 +86,39 @@ def deal_sequences(trace: Trace, n_gpus: int, tokens_per_gpu: int) -> Deal:
     )
 
 
-def _sequences(trace: Trace) -> tuple[Ints, Ints]:
+def dealt(trace: Tokens, rows: Ints) -> Deal:
+    """The deal of rows [gpus, tokens_per_gpu], each token attending to all positions up to its own."""
+    n_gpus, tokens_per_gpu = rows.shape
+    used = np.bincount(rows.ravel(), minlength=trace.n_tokens)
+    return Deal(
+        rows=rows.ravel(), source=np.repeat(np.arange(n_gpus), tokens_per_gpu), index=np.tile(np.arange(tokens_per_gpu), n_gpus),
+        context=trace.pos[rows.ravel()].astype(np.int64) + 1, distinct=int(np.count_nonzero(used)), most_used=int(used.max()),
+    )
+
+
+def continuous_schedule(seq: Ints, pos: Ints, batch: int) -> tuple[Ints, Ints]:
+    """(rows, step of each) of continuous batching: `batch` sequences run, one token of each per step; one that ends makes room
+    for the next, in order of first appearance. Every row once, by step and slot.
+
+    Raises:
+        InputError: batch below 1.
+    """
+    if batch < 1:
+        raise InputError(f"batch={batch}: must be a whole number from 1 up")
+    order, length = sequences_in_order(Columns(rank=seq, seq=seq, pos=pos))
+    start, slot_of = np.empty_like(length), np.empty_like(length)
+    free = [(0, slot) for slot in range(batch)]
+    for sequence, tokens in enumerate(length.tolist()):
+        start[sequence], slot = free[0]
+        slot_of[sequence] = slot
+        heapq.heapreplace(free, (int(start[sequence]) + tokens, slot))
+    first = np.cumsum(length) - length
+    step = np.repeat(start - first, length) + np.arange(order.size)
+    by_step = np.lexsort((np.repeat(slot_of, length), step))
+    return order[by_step], step[by_step]
+
+
+def sequences_in_order(trace: Tokens) -> tuple[Ints, Ints]:
     """Rows of the trace sequence after sequence, in order of first appearance, each by position; and their lengths."""
     _, first, which = np.unique(trace.seq, return_index=True, return_inverse=True)
     place = np.empty_like(first)

@@ -49,6 +49,7 @@ def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, 
 
     return Workload(
         source=deal.source, index=deal.index, context=deal.context, choose=choose, scores=None if logged is None else scores,
+        token_ids=None if trace.token_id is None else partial(np.take, trace.token_id, deal.rows),
         notes=_notes(trace, model, deal), period=trace.n_layers,
     )
 
@@ -75,7 +76,7 @@ def from_sampler(
     Raises:
         InputError: less than one token per GPU or per sequence; a preset, file or value that is wrong.
     """
-    source, index, context = _blocks(n_gpus, tokens_per_gpu, sequence)
+    source, index, context = uniform_blocks(n_gpus, tokens_per_gpu, sequence)
     keys = {
         "tokens": tokens, "alpha": alpha, "sigma": sigma, "zipf": zipf, "domains": domains, "dimension": dimension,
         "topic": topic, "fast": fast, "slow": slow, "alignment": alignment,
@@ -104,7 +105,7 @@ def from_balanced(model: Model, n_gpus: int, tokens_per_gpu: int, *, sequence: i
     Raises:
         InputError: less than one token per GPU or per sequence.
     """
-    source, index, context = _blocks(n_gpus, tokens_per_gpu, sequence)
+    source, index, context = uniform_blocks(n_gpus, tokens_per_gpu, sequence)
 
     def choose(layer: int) -> Choices:
         ids, weights = balanced(index, n_experts=model.n_experts, top_k=model.top_k)
@@ -113,7 +114,7 @@ def from_balanced(model: Model, n_gpus: int, tokens_per_gpu: int, *, sequence: i
     return Workload(source=source, index=index, context=context, choose=choose)
 
 
-def _blocks(n_gpus: int, tokens_per_gpu: int, sequence: int) -> tuple[Ints, Ints, Ints]:
+def uniform_blocks(n_gpus: int, tokens_per_gpu: int, sequence: int) -> tuple[Ints, Ints, Ints]:
     """Source, index and context of made-up tokens: on every GPU sequences of the same length, the last one cut."""
     if tokens_per_gpu < 1:
         raise InputError(f"workload.tokens_per_gpu={tokens_per_gpu}: each GPU needs at least one token")

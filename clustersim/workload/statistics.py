@@ -17,8 +17,16 @@ def load_cv(expert_ids: NDArray[np.integer], n_experts: int) -> Floats:
         expert_ids: int [tokens, layers, top_k]; -1 no expert.
         n_experts: experts per layer.
     """
-    load = membership(expert_ids, n_experts).sum(0, dtype=np.int64)
+    load = expert_loads(expert_ids, n_experts)
     return np.asarray(load.std(1) / load.mean(1), np.float64)
+
+
+def expert_loads(expert_ids: NDArray[np.integer], n_experts: int) -> Ints:
+    """Choices of every expert, int [layers, experts], of ids [tokens, layers, top_k]; -1 no expert."""
+    found = np.zeros((expert_ids.shape[1], n_experts + 1), np.int64)            # the first column takes the -1
+    for layer, row in enumerate(found):
+        row += np.bincount(expert_ids[:, layer].ravel().astype(np.int64) + 1, minlength=n_experts + 1)
+    return found[:, 1:]
 
 
 def normalised_entropy(load: NDArray[Any]) -> Floats:
@@ -56,7 +64,7 @@ def overlap(trace: Trace, lag: int) -> Floats:
 def chance_overlap(trace: Trace) -> Floats:
     """The overlap that independent tokens of the same expert popularity would have: sum_e p_e^2 / sum_e p_e, float [layers],
     with p_e the fraction of tokens that use expert e."""
-    popularity = membership(trace.expert_ids, trace.n_experts).mean(0)
+    popularity = expert_loads(trace.expert_ids, trace.n_experts) / trace.n_tokens
     return np.asarray((popularity**2).sum(1) / popularity.sum(1), np.float64)
 
 
@@ -135,6 +143,33 @@ def sequence_spread(trace: Trace) -> Floats:
         each = load / np.maximum(load.sum(1, keepdims=True), 1)
         moved[layer] = (tokens * 0.5 * np.abs(each - whole).sum(1)).sum() / tokens.sum()
     return moved
+
+
+def distinct_experts(trace: Trace, tokens: int, *, batches: int = 64, seed: int = 0) -> tuple[Floats, Floats]:
+    """How many experts a batch of `tokens` tokens touches in each layer, mean over batches: of tokens drawn from the whole
+    trace, and of neighbours in one sequence; both float [layers]. NaN where there is no such batch.
+
+    A batch's experts are the weights that a decode step must read. Sequences that are shorter count for nothing.
+    """
+    rng = np.random.default_rng(seed)
+    mixed, together = np.full(trace.n_layers, np.nan), np.full(trace.n_layers, np.nan)
+    if tokens <= trace.n_tokens:
+        mixed = _touched(trace, [rng.choice(trace.n_tokens, tokens, replace=False) for _ in range(batches)])
+    order = np.lexsort((trace.pos, trace.seq))
+    first = np.flatnonzero(np.r_[True, np.diff(trace.seq[order]) != 0])
+    length = np.diff(np.r_[first, trace.n_tokens])
+    if (whole := np.flatnonzero(length >= tokens)).size:
+        of = rng.choice(whole, batches, p=(length[whole] / length[whole].sum()))
+        begin = first[of] + (rng.random(batches) * (length[of] - tokens + 1)).astype(np.int64)
+        together = _touched(trace, [order[one : one + tokens] for one in begin])
+    return mixed, together
+
+
+def _touched(trace: Trace, batches: list[Ints]) -> Floats:
+    found = np.zeros(trace.n_layers)
+    for rows in batches:
+        found += (expert_loads(trace.expert_ids[rows], trace.n_experts) > 0).sum(1)
+    return found / len(batches)
 
 
 def rows_of(trace: Trace, domain: str) -> Ints:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from clustersim.model import Model
-from clustersim.pick import did_you_mean
+from clustersim.pick import did_you_mean, find
 from clustersim.types import Choices, Float32s, Floats, InputError, Ints, Trace, Workload
-from clustersim.workload.deal import deal_sequences
+from clustersim.workload import owners
+from clustersim.workload.deal import Columns, Deal, deal_sequences
 from clustersim.workload.scores import experts_alone
 from clustersim.workload.source import from_trace
 
-DEALS = ("sequences", "blocks", "batched")
+DEALS = ("sequences", "blocks", "batched", *owners.__all__)
+DEAL_STREAM = 7_000_000         # of the random numbers of a deal, apart from every layer's
 PIECE = 16_384                  # tokens whose scores are in memory at a time
 NEXT_DOMAIN = 1_000_003         # between the seeds of made-up domains that follow each other
 
@@ -37,26 +39,47 @@ class _Hand:
     context: Ints                               # [gpus * tokens_per_gpu] place in its sequence, from 1
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Recorded:
+    """A trace of which only the tokens that are played will be read: what is known of all of them, and how to read some."""
+
+    rank: Ints
+    seq: Ints
+    pos: Ints
+    domain: Mapping[int, str]
+    n_layers: int
+    n_experts: int
+    top_k: int
+    read: Callable[[Ints], Trace]               # rows, ascending -> these tokens
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.seq.size)
+
+
 def stream_of(
-    trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int,
+    trace: Trace | Recorded, model: Model, n_gpus: int, tokens_per_gpu: int,
     *, steps: int = 1, deal: str = "sequences", domain_steps: int | None = None, apart: bool = False, name: str = "trace",
+    seed: int = 0,
 ) -> Stream:
     """Recorded tokens as steps; nothing is drawn.
 
     With deal `sequences` every GPU gets whole sequences in turn (`deal_sequences`) and takes `tokens_per_gpu` of them per step;
     with `blocks` the tokens in the order of the trace are cut into one block per step and GPU; with `batched` every GPU
-    has `tokens_per_gpu` sequences in hand, and each gives one token per step, as in decoding.
+    has `tokens_per_gpu` sequences in hand, and each gives one token per step, as in decoding. `recorded`, `shuffled`,
+    `continuous` and functions of the user's: see `owners`.
 
     Args:
         domain_steps: the domains one after the other, in the order of the trace, each for so many steps; None: as recorded.
         apart: deal every other sequence of each domain as the past, and only the others as steps.
         name: what an error calls the trace.
+        seed: of deals that draw.
 
     Raises:
         InputError: the trace is not the model's, it has too few tokens, or there is no such deal.
     """
     lasts = _lasts(steps, domain_steps)
-    if deal not in DEALS:
+    if deal not in DEALS and ":" not in deal:
         near = did_you_mean(str(deal), DEALS)
         raise InputError(f"workload.deal={deal}: there is no such deal{near} (known: {', '.join(DEALS)})")
     parts = [np.arange(trace.n_tokens)] if domain_steps is None else _domains(trace)
@@ -70,11 +93,17 @@ def stream_of(
         played = _every_other(trace, rows) if apart else np.ones(rows.size, bool)
         for side, own in enumerate((rows[played], rows[~played])):
             if own.size:
-                hands[side] += _hands(trace, own, n_gpus, tokens_per_gpu, lasting, deal)
+                hands[side] += _hands(trace, own, n_gpus, tokens_per_gpu, lasting, deal, seed)
             elif side == 0 or apart:
                 raise InputError(f"{name}: a domain with one sequence cannot be shared by past and future")
-    made = [tuple(_workload(trace, model, hand, n_gpus, tokens_per_gpu, name) for hand in side) for side in hands]
-    return Stream(steps=made[0], past=made[1], notes=_notes(trace, model, hands))
+    notes = _notes(trace, model, hands)
+    if isinstance(trace, Recorded):
+        used = np.unique(np.concatenate([hand.rows for side in hands for hand in side]))
+        hands = [[replace(hand, rows=np.searchsorted(used, hand.rows)) for hand in side] for side in hands]
+        trace = trace.read(used)
+    played_of = partial(_workload, trace, model, n_gpus=n_gpus, tokens_per_gpu=tokens_per_gpu, name=name)
+    made = [tuple(played_of(hand) for hand in side) for side in hands]
+    return Stream(steps=made[0], past=made[1], notes=notes)
 
 
 def passes_of(
@@ -152,37 +181,49 @@ def _best(scores: Float32s, k: int) -> tuple[Ints, Floats]:
     return top.astype(np.int64), odds / odds.sum(axis=1, keepdims=True)
 
 
-def _workload(trace: Trace, model: Model, hand: _Hand, n_gpus: int, tokens_per_gpu: int, name: str) -> Workload:
+def _workload(trace: Trace, model: Model, hand: _Hand, *, n_gpus: int, tokens_per_gpu: int, name: str) -> Workload:
     """The tokens of one step: each GPU's hand is dealt as if it were one sequence."""
     gpu = np.repeat(np.arange(n_gpus), tokens_per_gpu)
     own = replace(
         trace, expert_ids=trace.expert_ids[hand.rows], seq=gpu, pos=np.tile(np.arange(tokens_per_gpu), n_gpus),
         gate_weights=None if trace.gate_weights is None else trace.gate_weights[hand.rows],
         scores=None if trace.scores is None else trace.scores[hand.rows],
-        step=np.zeros_like(gpu), rank=np.zeros_like(gpu), phase=trace.phase[hand.rows],
+        step=np.zeros_like(gpu), rank=np.zeros_like(gpu), phase=trace.phase[hand.rows], flags=None,
+        token_id=None if trace.token_id is None else trace.token_id[hand.rows],
     )
     return replace(from_trace(own, model, n_gpus, tokens_per_gpu, name=name), context=hand.context, notes=())
 
 
-def _hands(trace: Trace, rows: Ints, n_gpus: int, tokens_per_gpu: int, steps: int, deal: str) -> Iterator[_Hand]:
+def _hands(
+    trace: Trace | Recorded, rows: Ints, n_gpus: int, tokens_per_gpu: int, steps: int, deal: str, seed: int
+) -> Iterator[_Hand]:
     if deal == "sequences":
         if steps > 1 and tokens_per_gpu * steps > rows.size:
             raise InputError(
                 f"workload.tokens_per_gpu={tokens_per_gpu}: {steps} steps take {steps * tokens_per_gpu:,} tokens per GPU, and "
                 f"there are {rows.size:,} to deal; a GPU gets no recorded sequence twice"
             )
-        dealt = deal_sequences(_part(trace, rows), n_gpus, tokens_per_gpu * steps)
-        of_step = dealt.index // tokens_per_gpu
-        for step in range(steps):
-            own = of_step == step
-            yield _Hand(rows=rows[dealt.rows[own]], context=dealt.context[own])
+        yield from _by_step(deal_sequences(_part(trace, rows), n_gpus, tokens_per_gpu * steps), rows, tokens_per_gpu, steps)
     elif deal == "blocks":
         yield from _blocks(trace, rows, n_gpus, tokens_per_gpu, steps)
-    else:
+    elif deal == "batched":
         yield from _batches(trace, rows, n_gpus, tokens_per_gpu, steps)
+    else:
+        if tokens_per_gpu < 1:
+            raise InputError(f"workload.tokens_per_gpu={tokens_per_gpu}: each GPU needs at least one token")
+        rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(DEAL_STREAM,))))
+        dealt = find(owners, deal, "workload.deal")(rng, _part(trace, rows), n_gpus, tokens_per_gpu, steps)
+        yield from _by_step(dealt, rows, tokens_per_gpu, steps)
 
 
-def _blocks(trace: Trace, rows: Ints, n_gpus: int, tokens_per_gpu: int, steps: int) -> Iterator[_Hand]:
+def _by_step(dealt: Deal, rows: Ints, tokens_per_gpu: int, steps: int) -> Iterator[_Hand]:
+    of_step = dealt.index // tokens_per_gpu
+    for step in range(steps):
+        own = of_step == step
+        yield _Hand(rows=rows[dealt.rows[own]], context=dealt.context[own])
+
+
+def _blocks(trace: Trace | Recorded, rows: Ints, n_gpus: int, tokens_per_gpu: int, steps: int) -> Iterator[_Hand]:
     """Contiguous blocks of the tokens, one per step and GPU."""
     size = n_gpus * tokens_per_gpu
     if steps * size > rows.size:
@@ -197,7 +238,7 @@ def _blocks(trace: Trace, rows: Ints, n_gpus: int, tokens_per_gpu: int, steps: i
         yield _Hand(rows=order[part], context=context[part] + 1)
 
 
-def _batches(trace: Trace, rows: Ints, n_gpus: int, batch: int, steps: int) -> Iterator[_Hand]:
+def _batches(trace: Trace | Recorded, rows: Ints, n_gpus: int, batch: int, steps: int) -> Iterator[_Hand]:
     """One token of each of `batch` sequences per GPU and step.
 
     Sequences are dealt to the GPUs in turn. When they are used up they are dealt again, each time from another position: of
@@ -216,15 +257,12 @@ def _batches(trace: Trace, rows: Ints, n_gpus: int, batch: int, steps: int) -> I
         yield _Hand(rows=order[first[sequence[by_gpu]] + place], context=place + 1)
 
 
-def _part(trace: Trace, rows: Ints) -> Trace:
-    """The trace with only these rows, in their order."""
-    return replace(
-        trace, expert_ids=trace.expert_ids[rows], gate_weights=None, scores=None,
-        **{column: getattr(trace, column)[rows] for column in ("step", "rank", "seq", "pos", "phase")},
-    )
+def _part(trace: Trace | Recorded, rows: Ints) -> Columns:
+    """Where these rows of the trace come from, in their order."""
+    return Columns(rank=trace.rank[rows], seq=trace.seq[rows], pos=trace.pos[rows])
 
 
-def _domains(trace: Trace) -> list[Ints]:
+def _domains(trace: Trace | Recorded) -> list[Ints]:
     """Rows of each domain, in the order of first appearance; tokens of unnamed sequences are one domain."""
     names = {name: i for i, name in enumerate(dict.fromkeys(["", *trace.domain.values()]))}
     sequences, which = np.unique(trace.seq, return_inverse=True)
@@ -233,7 +271,7 @@ def _domains(trace: Trace) -> list[Ints]:
     return [np.flatnonzero(domain == one) for one in seen[np.argsort(first)]]
 
 
-def _every_other(trace: Trace, rows: Ints) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _every_other(trace: Trace | Recorded, rows: Ints) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Whether a row belongs to the second, fourth, ... sequence of its domain."""
     played = np.zeros(trace.n_tokens, bool)
     for domain in _domains(trace):
@@ -255,7 +293,7 @@ def _place_in_sequence(seq: Ints) -> Ints:
     return np.arange(seq.size) - np.repeat(begins, np.diff(np.append(begins, seq.size)))
 
 
-def _notes(trace: Trace, model: Model, hands: list[list[_Hand]]) -> tuple[str, ...]:
+def _notes(trace: Trace | Recorded, model: Model, hands: list[list[_Hand]]) -> tuple[str, ...]:
     notes = []
     if trace.n_layers < model.n_moe_layers:
         notes.append(f"the trace's {trace.n_layers} layers repeat to fill the {model.n_moe_layers} MoE layers of {model.name}")

@@ -16,6 +16,9 @@ SORTED_BY = ("step", "rank", "seq", "pos")
 SCALARS: Mapping[str, type[np.unsignedinteger[Any]]] = {
     "step": np.uint32, "rank": np.uint16, "seq": np.uint32, "pos": np.uint32, "phase": np.uint8,
 }
+EXTRA: Mapping[str, type[np.integer[Any]]] = {"token_id": np.int32, "flags": np.uint8}         # one value per token, optional
+PHASE_CODES = {"prefill": 0, "decode": 1, "train": 2, "encode": 3}
+PADDING, DROPPED, CACHED, DRAFT = 1, 2, 4, 8                                                   # flags
 
 
 def check_trace(trace: Trace, where: str | Path = "trace") -> None:
@@ -23,11 +26,15 @@ def check_trace(trace: Trace, where: str | Path = "trace") -> None:
     tokens = trace.n_tokens
     if not tokens:
         raise InputError(f"{where}: holds no tokens; a trace needs at least one")
-    for name in SCALARS:
-        if (values := getattr(trace, name)).shape != (tokens,):
+    for name, dtype in {**SCALARS, **EXTRA}.items():
+        if (values := getattr(trace, name)) is None and name in EXTRA:
+            continue
+        if values.shape != (tokens,):
             raise InputError(f"{where}: {name} has shape {values.shape}; expert_ids has {tokens} tokens")
-        if values.min() < 0 or values.max() > (most := np.iinfo(SCALARS[name]).max):
-            raise InputError(f"{where}: {name} runs from {values.min()} to {values.max()}; it must stay in 0..{most}")
+        least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+        if values.min() < least or values.max() > most:
+            raise InputError(f"{where}: {name} runs from {values.min()} to {values.max()}; it must stay in {least}..{most}")
+    check_phase(trace.phase, where, 0)
     if not 1 <= trace.top_k <= trace.n_experts <= np.iinfo(np.int16).max:
         raise InputError(f"{where}: top_k {trace.top_k} and {trace.n_experts} experts; needs 1 <= top_k <= experts <= 32767")
     check_range(trace.expert_ids, trace.n_experts, -1, where, 0)
@@ -39,6 +46,34 @@ def check_trace(trace: Trace, where: str | Path = "trace") -> None:
             check_finite(trace.gate_weights.astype(np.float16), where, 0)
     if trace.scores is not None and trace.scores.shape != (expected := (tokens, trace.n_layers, trace.n_experts)):
         raise InputError(f"{where}: scores {trace.scores.shape} must be {expected}: tokens, layers, experts")
+    if trace.scores is not None:
+        check_scores(trace.scores, where, 0)
+    check_placement(trace.meta, trace.n_layers, trace.n_experts, where)
+
+
+def check_phase(phase: NDArray[np.integer[Any]], where: str | Path, first_row: int) -> None:
+    """Every phase is one that the format knows; `first_row` is the number of row 0."""
+    if phase.size and phase.max() >= len(PHASE_CODES):
+        row = int(np.argmax(phase >= len(PHASE_CODES)))
+        known = ", ".join(f"{code} {name}" for name, code in PHASE_CODES.items())
+        raise InputError(f"{where}: row {first_row + row}: phase {phase[row]} is none of {known}")
+
+
+def check_placement(meta: Mapping[str, Any], n_layers: int, n_experts: int, where: str | Path) -> None:
+    """A recorded placement, `physical_to_logical` in the metadata: per layer the expert in every physical slot, none left out."""
+    if (placement := meta.get("physical_to_logical")) is None:
+        return
+    try:
+        slots = np.array(placement)
+    except ValueError:
+        slots = np.zeros(0)
+    if slots.ndim != 2 or slots.dtype.kind != "i" or len(slots) != n_layers:
+        raise InputError(f"{where}: physical_to_logical must be {n_layers} lists, one per layer, of the expert in every slot")
+    for layer, row in enumerate(slots):
+        if row.size and (row.min() < 0 or row.max() >= n_experts):
+            raise InputError(f"{where}: physical_to_logical: layer {layer} names an expert out of 0..{n_experts - 1}")
+        if (held := np.unique(row).size) < n_experts:
+            raise InputError(f"{where}: physical_to_logical: layer {layer} holds {held} of {n_experts} experts")
 
 
 def check_range(ids: NDArray[Any], n_experts: int, no_expert: int, where: str | Path, first_row: int) -> None:
@@ -74,6 +109,13 @@ def check_finite(weights: NDArray[Any], where: str | Path, first_row: int) -> No
         )
 
 
+def check_scores(scores: NDArray[Any], where: str | Path, first_row: int) -> None:
+    """Scores [rows, layers, experts] are numbers; minus infinity is one: a router may rule an expert out."""
+    if (bad := np.isnan(scores)).any():
+        row, layer, expert = np.argwhere(bad)[0]
+        raise InputError(f"{where}: layer {layer}, row {first_row + row}: the score of expert {expert} is not a number")
+
+
 def in_order(trace: Trace) -> Trace:
     """The same trace by step, rank, sequence, position; itself when it already is."""
     keys = [getattr(trace, name) for name in SORTED_BY]
@@ -94,6 +136,8 @@ def take(trace: Trace, rows: Ints) -> Trace:
         gate_weights=None if trace.gate_weights is None else trace.gate_weights[rows],
         scores=None if trace.scores is None else trace.scores[rows],
         n_experts=trace.n_experts, domain=trace.domain, meta=trace.meta,
+        token_id=None if trace.token_id is None else trace.token_id[rows],
+        flags=None if trace.flags is None else trace.flags[rows],
         **typed({name: getattr(trace, name)[rows] for name in SCALARS}),
     )
 

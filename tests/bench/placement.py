@@ -2,10 +2,10 @@
 
 `python -m tests.bench.placement TRACE MODEL blocks|batched` prints the layer time of every placement over EPLB's on a
 recorded load: nodes of 4 (EP8) and 8 GPUs (EP16, EP32) of h100_sxm, slots per GPU the fewest and one and two more, `nearest`
-replicas, exact network. Decided and played (a) on alternate sequences of every domain, (b) on one domain and then the next.
-With `blocks` every domain is one step, of which each GPU has a block; with `batched` each GPU has 64 sequences, which give a
-token per step each, and a domain lasts two steps. Single runs are kept in results/placement_bench.jsonl: what was
-interrupted goes on from there.
+replicas, exact network, roofline of compute. Decided and played (a) on alternate sequences of every domain, (b) on one
+domain and then the next. With `blocks` every domain is one step, of which each GPU has a block; with `batched` each GPU has
+64 sequences, which give a token per step each, and a domain lasts two steps. Single runs are kept in
+results/placement_bench.jsonl: what was interrupted goes on from there.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rich.table import Table
 from clustersim import exchange, load_cluster
 from clustersim.config import compose
 from clustersim.deciding import Setting, price_of
+from clustersim.engine.timing import roofline
 from clustersim.model import model_from
 from clustersim.placement.deepseek import rebalance
 from clustersim.placement.objective import Goal
@@ -62,7 +63,8 @@ def speed() -> Table:
     for name, per_gpu in (("load", 128), ("seconds", 32), ("seconds", 128), ("seconds", 512)):
         where = room(320, 64, 8)
         setting = Setting(
-            model=model, cluster=cluster, room=where, exchange=exchange.node_dedup, timed=True, replica="nearest", seed=0
+            model=model, cluster=cluster, room=where, exchange=exchange.node_dedup, timing=roofline(model, cluster.gpu),
+            replica="nearest", seed=0,
         )
         past = tokens(256, 64, top_k=8, per_gpu=per_gpu, price=lambda setting=setting: price_of(setting))
 

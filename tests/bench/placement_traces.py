@@ -11,7 +11,7 @@ import numpy as np
 
 import clustersim as cs
 from clustersim.config import compose
-from clustersim.simulation import PHYSICS
+from clustersim.identity import PHYSICS
 from clustersim.workload.trace import read_trace
 
 METHODS = (
@@ -41,7 +41,8 @@ class Cell:
         """The run without its placement."""
         least, lasts = smallest_domain(self.trace), 2 if self.deal == "batched" else 1
         keys = [
-            f"model={self.model}", "trace=file", f"trace.path={self.trace}", *MACHINES[self.gpus], f"workload.deal={self.deal}",
+            f"model={self.model}", "compute=roofline", "trace=file", f"trace.path={self.trace}",
+            *MACHINES[self.gpus], f"workload.deal={self.deal}",
             "placement.replica=nearest", f"placement.spare={self.spare}", f"workload.domain_steps={lasts}",
             f"workload.steps={lasts * least['domains']}",
             f"workload.tokens_per_gpu={64 if self.deal == 'batched' else least[self.split] // self.gpus}",

@@ -13,12 +13,12 @@ import clustersim
 
 PACKAGE = Path(clustersim.__file__).parent
 GROUND = (
-    "types", "pick", "places", "writing", "units", "jit", "kernels", "gpuspec", "model", "wiring", "handmade", "fabrics", "ways",
-    "routes", "route_table", "cluster", "lanes",
+    "types", "pick", "places", "writing", "units", "jit", "kernels", "gpuspec", "model", "parts", "architecture", "hf_config",
+    "wiring", "handmade", "fabrics", "ways", "routes", "route_table", "cluster", "lanes",
 )  # fmt: skip
 ROOMS = (
-    *GROUND, "workload", "placement", "exchange", "network", "engine", "results", "composition", "config", "identity", "deciding",
-    "inputs", "causes", "simulation", "sweeps", "validation", "cli",
+    *GROUND, "workload", "importers", "placement", "exchange", "network", "engine", "results", "report", "composition", "config",
+    "identity", "deciding", "inputs", "causes", "simulation", "sweeps", "validation", "cli",
 )  # fmt: skip
 HEAVY = {
     "numba", "polars", "hydra", "numpy", "simpy", "networkx", "scipy", "pyarrow", "omegaconf", "rich", "torch", "yaml",

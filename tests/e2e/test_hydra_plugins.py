@@ -81,6 +81,7 @@ def test_a_job_that_fails_elsewhere_is_listed_here(launcher):
     assert "clustersim: failed: placement.slots=16: placement.slots=16: fewer slots than the 32 experts" in err
 
 
+@pytest.mark.slow
 def test_hydras_own_launcher_and_sweeper_give_the_same_tables(capsys):
     assert main(["-m", *SWEEP, "workers=0", "output=ours"]) == 0
     assert main(["-m", *SWEEP, "hydra/launcher=basic", "output=theirs"]) == 0
@@ -99,6 +100,7 @@ def test_our_launcher_serves_hydras_sweeper_and_takes_a_machine_from_a_file(tmp_
     assert "2 of them were there already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_study_sweeps_through_hydra_too(capsys):
     assert main(["-m", "+experiment=replicas", *SMALL, "workers=0", "hydra/launcher=clustersim"]) == 0
     assert "4 runs in results/replicas" in capsys.readouterr().out

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clustersim import exchange, placement
+from clustersim import exchange
 from clustersim.exchange.copies import count_copies, destinations, distinct
 from clustersim.placement import replicas
 from clustersim.types import Placement, Routing
+from tests.placed import place
 from tests.traffic import traffic_matrix
 
 N_EXPERTS = 8
@@ -85,9 +86,13 @@ def test_combine_is_dispatch_transposed_in_the_bytes_of_the_way_back(options, se
     assert (back == there.T * (MODEL.combine_token_bytes / MODEL.dispatch_token_bytes)).all()
 
 
+# names matter to by_source (expert e begins with replica e mod replicas) and, among equal optima, to lp_split
+NAMELESS = sorted({*replicas.__all__} - {"by_source", "lp_split"})
+
+
 @pytest.mark.parametrize("function", EXCHANGES)
 @relaxed
-@given(seed=seeds, shape=shapes, spare=st.integers(0, 8), rule=st.sampled_from(replicas.__all__))
+@given(seed=seeds, shape=shapes, spare=st.integers(0, 8), rule=st.sampled_from(NAMELESS))
 def test_the_names_of_the_experts_do_not_matter(function, seed, shape, spare, rule):
     rng, c = np.random.default_rng(seed), cluster(*shape)
     r, p = routing(rng, c.n_gpus), placed(rng, c.n_gpus, spare, rule)
@@ -129,8 +134,8 @@ def test_no_replica_is_nearer_than_the_nearest(seed, shape, spare):
 @given(n_gpus=st.integers(1, 12), n_experts=st.integers(1, 40), more=st.integers(0, 3))
 def test_a_placement_fills_every_gpu_alike_and_gives_every_expert_a_slot(n_gpus, n_experts, more):
     slots = -(-n_experts // n_gpus) * n_gpus + more * n_gpus
-    for name in placement.__all__:
-        p = getattr(placement, name)(n_experts, slots, n_gpus)
+    for name in ("contiguous", "round_robin", "random"):        # the others: tests/contracts/test_plugins.py
+        p = place(name, n_experts, slots, n_gpus)
         assert (np.bincount(p.gpu_of, minlength=n_gpus) == slots // n_gpus).all()
         replicas_of = np.bincount(p.expert_of, minlength=n_experts)
         assert replicas_of.size == n_experts

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clustersim import exchange, placement
+from clustersim import exchange
 from clustersim.types import Choices, Routing
 from clustersim.workload.capacity import limit
 from clustersim.workload.capacity_padding import pad_routing_map, padding_rows
+from tests import placed
 from tests.contests import rule
 from tests.traffic import traffic_matrix
 
@@ -127,7 +128,7 @@ def bytes_between(rng, phase, overrides, n_experts=8, tokens=24):
     routing = Routing(
         asked=limited.assigned, assigned=limited.assigned, weights=None, source=source, index=index, capacity=None, padding=sent
     )
-    transfers = exchange.direct(phase, routing, placement.contiguous(n_experts, n_experts, 4), cluster(4), MODEL)
+    transfers = exchange.direct(phase, routing, placed.contiguous(n_experts, n_experts, 4), cluster(4), MODEL)
     return traffic_matrix(transfers, 4), rows
 
 
@@ -157,7 +158,7 @@ def test_exchanges_that_send_padding_do():
     )
     for name in exchange.PADDING:
         send = getattr(exchange, name)
-        placed = placement.contiguous(4, 4, 4)
-        assert send("dispatch", empty, placed, cluster(4), MODEL).n == 0
-        padded = send("dispatch", replace(empty, padding=np.full((4, 4), 3)), placed, cluster(4), MODEL)
+        where = placed.contiguous(4, 4, 4)
+        assert send("dispatch", empty, where, cluster(4), MODEL).n == 0
+        padded = send("dispatch", replace(empty, padding=np.full((4, 4), 3)), where, cluster(4), MODEL)
         assert padded.nbytes.sum() == 12 * 3 * MODEL.dispatch_token_bytes

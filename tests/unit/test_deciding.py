@@ -12,6 +12,7 @@ from clustersim import deciding, exchange, inputs, load_cluster, simulation
 from clustersim.config import compose
 from clustersim.deciding import Setting, decided, nothing_seen, plan_periodic, steps_seen
 from clustersim.engine.gpu import LayerWork, play, time_alone
+from clustersim.engine.timing import roofline
 from clustersim.model import model_from
 from clustersim.network import bound, fluid
 from clustersim.placement import contiguous, eplb_global, round_robin
@@ -25,7 +26,8 @@ from tests.placed import place, room
 MODEL = model_from({**compose(["model=gpt_oss_20b"]).config["model"], "n_layers": 2, "n_experts": 8, "top_k": 1})
 CLUSTER = load_cluster("ideal_rail", nodes=2, gpus_per_node=2)
 SETTING = Setting(
-    model=MODEL, cluster=CLUSTER, room=room(12, 4, 2), exchange=exchange.node_dedup, timed=True, replica="nearest", seed=0
+    model=MODEL, cluster=CLUSTER, room=room(12, 4, 2), exchange=exchange.node_dedup, timing=roofline(MODEL, CLUSTER.gpu),
+    replica="nearest", seed=0,
 )
 SMALL = [
     "topology.nodes=2", "topology.gpus_per_node=4", "workload.tokens_per_gpu=32", "model.n_layers=3", "placement.replica=nearest",

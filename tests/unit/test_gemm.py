@@ -162,4 +162,4 @@ def test_nothing_is_achieved_beyond_the_data_sheet(key):
 
 def test_a_gpu_that_does_not_say_what_kernels_need_is_refused_by_name():
     with pytest.raises(InputError, match=r"^topology\.gpu\.l2_bandwidth: .* does not say it, and compute=kernels needs it"):
-        dataclasses.replace(H100, l2_bandwidth=None).need_kernels("compute=kernels")
+        dataclasses.replace(H100, l2_bandwidth=None).need_kernels()

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clustersim import exchange, placement
+from clustersim import exchange
 from clustersim.types import Routing
 from clustersim.workload import capacity_sizes
 from clustersim.workload.capacity import applied_weights
 from clustersim.workload.capacity_padding import pad_routing_map, padding_rows
 from clustersim.workload.capacity_policies import places
+from tests import placed
 from tests.contests import assigned, contest, rule
 from tests.traffic import traffic_matrix
 
@@ -243,7 +244,7 @@ def test_bytes_of_a_padded_all_to_all():
     )
     model = SimpleNamespace(top_k=2, dispatch_token_bytes=8192.0, combine_token_bytes=8192.0)
     for phase in ("dispatch", "combine"):
-        matrix = traffic_matrix(exchange.direct(phase, routing, placement.contiguous(64, 64, 16), gpus, model), 16)
+        matrix = traffic_matrix(exchange.direct(phase, routing, placed.contiguous(64, 64, 16), gpus, model), 16)
         assert (matrix == 2_097_152 * ~np.eye(16, dtype=bool)).all()
         assert (matrix.sum(axis=1) == 31_457_280).all()
     assert (rows + sent).sum(axis=1).tolist() == [33_554_432 // 8192] * 16

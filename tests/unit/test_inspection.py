@@ -139,16 +139,33 @@ def test_a_picture_that_cannot_be_written_is_one_line(capsys, monkeypatch, tmp_p
     assert err.count("\n") == 1
 
 
-def test_a_trace_cannot_be_drawn(capsys, monkeypatch):
-    code, _, err = said(capsys, monkeypatch, str(PACKAGE / "workload" / "data" / "tiny"), "--plot")
+def test_a_run_cannot_be_drawn(capsys, monkeypatch, tmp_path):
+    (tmp_path / "summary.parquet").write_bytes(b"")
+    code, _, err = said(capsys, monkeypatch, str(tmp_path), "--plot")
     assert code == 2
-    assert "--plot draws topologies" in err
+    assert "--plot draws topologies and traces with tokens" in err
+
+
+def test_a_trace_is_drawn(capsys, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = str(PACKAGE / "workload" / "data" / "tiny")
+    code, out, _ = said(capsys, monkeypatch, path, "--plot", "-o", str(tmp_path / "t.png"))
+    assert code == 0
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+    assert "overlap" in out
+
+
+def test_a_sound_trace_is_called_so_and_a_broken_one_is_not(capsys, monkeypatch, tmp_path):
+    code, out, _ = said(capsys, monkeypatch, str(PACKAGE / "workload" / "data" / "tiny"), "--check")
+    assert (code, "keeps the format moetrace/1" in out) == (0, True)
+    code, _, err = said(capsys, monkeypatch, str(tmp_path), "--check")
+    assert (code, "holds no tokens.parquet" in err) == (2, True)
 
 
 def test_a_trace_is_told(capsys, monkeypatch):
     code, out, _ = said(capsys, monkeypatch, str(PACKAGE / "workload" / "data" / "tiny"))
     assert code == 0
-    for words in ("24,576; sequences 192", "6 MoE layers, 32 experts, top-4, gate weights recorded", "code, prose"):
+    for words in ("24,576 (prefill); sequences 192", "6 MoE layers, 32 experts, top-4", "expert_ids, gate_", "code, prose"):
         assert words in out
 
 

@@ -435,3 +435,15 @@ def test_the_trade_shows_both_sides_of_dropping_in_80_columns_and_nothing_where_
     padded = terminal.trade([(overrides, {**numbers, "padding_share": 0.5}) for overrides, numbers in jobs])
     assert printed(padded).splitlines()[0].split()[-1] == "padding"
     assert terminal.trade([(["seed=1"], made("default").summary)]) is None
+
+
+def test_pairs_add_up_to_what_gpus_sent_and_received(result):
+    """Two ways of counting the same transfers: per pair over all layers, and per GPU and layer."""
+    pairs, gpus = result.tables["pairs"], result.tables["gpus"]
+    n = gpus["gpu"].max() + 1
+    for own, column in (("src", "sent_bytes"), ("dst", "received_bytes")):
+        total = np.bincount(pairs[own], (pairs["dispatch_bytes"] + pairs["combine_bytes"]).to_numpy(), n)
+        told = gpus.group_by("gpu").agg(pl.sum(column)).sort("gpu")[column].to_numpy()
+        np.testing.assert_allclose(total, told, rtol=1e-9)
+    assert not pairs.filter(pl.col("src") == pl.col("dst")).height
+    assert not pairs.select("src", "dst").is_duplicated().any()

@@ -9,6 +9,7 @@ import pytest
 from clustersim import exchange, load_cluster
 from clustersim.config import compose
 from clustersim.deciding import Setting, price_of, seconds_of, steps_seen
+from clustersim.engine.timing import kernels, roofline
 from clustersim.model import model_from
 from clustersim.placement import kernel
 from clustersim.placement.exact import least_load
@@ -22,12 +23,12 @@ MODEL = model_from({**compose(["model=gpt_oss_20b"]).config["model"], "n_experts
 GOAL = Goal()
 
 
-def setting(exchange_name="node_dedup", n_slots=24, replica="token_hash", timed=True, nodes=3, per_node=4):
+def setting(exchange_name="node_dedup", n_slots=24, replica="token_hash", compute=roofline, nodes=3, per_node=4):
     """A machine without latencies, so that the bound is bytes over capacity and nothing else."""
     cluster = load_cluster("ideal_rail", nodes=nodes, gpus_per_node=per_node)
     return Setting(
         model=MODEL, cluster=cluster, room=room(n_slots, cluster.n_gpus, per_node), exchange=getattr(exchange, exchange_name),
-        timed=timed, replica=replica, seed=0,
+        timing=compute(MODEL, cluster.gpu), replica=replica, seed=0,
     )
 
 
@@ -63,6 +64,22 @@ def test_the_objective_is_the_simulators_own_bound(name, replica, nodes, per_nod
         p = copied(place("contiguous", 16, 24, s.cluster.n_gpus), rng)
         state = tokens_of(past, s.room, p, GOAL, replica)
         assert state.seconds.tolist() == pytest.approx(past.cost(p).tolist(), rel=1e-12)
+
+
+def test_kernels_are_priced_as_a_roofline_and_the_result_is_judged_by_their_own_time():
+    """Few tokens: weights decide, as one slot after the other is used; very many: arithmetic does. In between tiles count."""
+    slow = load_cluster("h100_sxm", nodes=3, gpus_per_node=4)
+    s = replace(setting(), cluster=slow, timing=kernels(MODEL, slow.gpu))
+    price, alone = price_of(s), np.zeros(4, np.int64)
+    for slots in (1, 2, 4):
+        few = s.timing.experts(np.ones(slots, np.int64), alone[:slots], 1)[0]
+        assert price.gpu_s + slots * (price.slot_memory_s + price.token_memory_s) == pytest.approx(few, rel=0.05)
+    many = s.timing.experts(np.array([1 << 22]), alone[:1], 1)[0]
+    assert price.token_s * (1 << 22) == pytest.approx(many, rel=0.01)
+    past = past_of(s)
+    begin = place("round_robin", 16, 24, 12, past=past, per_node=4)
+    found = place("local_search", 16, 24, 12, past=past, per_node=4, start="round_robin", moves=2000)
+    assert past.cost(found).mean() <= past.cost(begin).mean()
 
 
 @pytest.mark.parametrize("replica", ["token_hash", "nearest"])

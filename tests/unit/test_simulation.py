@@ -25,7 +25,7 @@ from clustersim.workload.source import from_sampler
 from clustersim.workload.trace import read_trace, write_trace
 
 SMALL = ["topology.nodes=2", "topology.gpus_per_node=4", "workload.tokens_per_gpu=32", "model.n_layers=2"]
-SAYING = ("layers", "gpus", "links", "experts", "placements")         # the tables without the row that repeats the settings
+SAYING = ("layers", "gpus", "links", "experts", "pairs", "placements")    # the tables without the row that repeats the settings
 TINY = PACKAGE / "workload" / "data" / "tiny"
 
 
@@ -450,7 +450,7 @@ def test_counts_alone_give_the_same_run_as_the_tokens_they_count():
 
 
 @pytest.mark.parametrize(("override", "said"), [
-    ("exchange=node_dedup", "exchange=node_dedup: needs single tokens.* use exchange=direct or .*trace.counts=false"),
+    ("exchange=node_dedup", "exchange=node_dedup: needs single tokens.* use exchange=direct .*or trace.counts=false"),
     ("capacity.factor=1.0", "capacity: a limit or padding needs single tokens"),
     ("capacity.pad_multiple=16", "capacity: a limit or padding needs single tokens"),
     ("placement.slots=128", "placement.slots=128: choosing among replicas of 64 experts needs single tokens"),

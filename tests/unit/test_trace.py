@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +16,17 @@ from hypothesis import strategies as st
 
 from clustersim.types import InputError, Trace
 from clustersim.workload import trace as trace_module
-from clustersim.workload.trace import read_trace, write_trace
+from clustersim.workload import trace_file, trace_writing
+from clustersim.workload.trace import joined, read_rows, read_trace, write_trace
+from clustersim.workload.trace_file import open_trace
+from clustersim.workload.trace_rules import take
+from clustersim.workload.trace_stream import stream, stream_columns
+from clustersim.workload.trace_writing import TraceWriter
+
+COLUMNS = ("expert_ids", "gate_weights", "scores", "token_id", "flags", "step", "rank", "seq", "pos", "phase")
 
 
-def made_up(rng, *, tokens=20, layers=3, experts=8, top_k=2, missing=0.0, weights=True, scores=False, steps=3):
+def made_up(rng, *, tokens=20, layers=3, experts=8, top_k=2, missing=0.0, weights=True, scores=False, steps=3, extra=False):
     """A valid trace: every token picks distinct experts, some slots perhaps none; rows by step, rank, sequence, position."""
     ids = rng.random((tokens, layers, experts)).argsort(axis=2)[:, :, :top_k].astype(np.int16)
     ids[rng.random(ids.shape) < missing] = -1
@@ -29,6 +37,8 @@ def made_up(rng, *, tokens=20, layers=3, experts=8, top_k=2, missing=0.0, weight
         scores=rng.normal(size=(tokens, layers, experts)).astype(np.float16).astype(np.float32) if scores else None,
         step=step, rank=np.zeros(tokens, int), seq=step * 2, pos=np.arange(tokens), phase=np.zeros(tokens, np.uint8),
         n_experts=experts, domain={int(s): "prose" for s in step * 2}, meta={"model": "made up"},
+        token_id=rng.integers(-1, 2**31, tokens) if extra else None,
+        flags=rng.integers(0, 16, tokens).astype(np.uint8) if extra else None,
     )
 
 
@@ -52,16 +62,29 @@ def write_raw(folder, *, meta=None, drop=(), **columns):
 @given(
     seed=st.integers(0, 999), tokens=st.integers(1, 40), layers=st.integers(1, 4),
     experts=st.sampled_from([2, 255, 256, 257, 600]), missing=st.sampled_from([0.0, 0.3]),
-    weights=st.booleans(), scores=st.booleans(),
+    weights=st.booleans(), scores=st.booleans(), extra=st.booleans(), cuts=st.lists(st.integers(0, 40), max_size=3),
 )
-def test_a_trace_read_back_is_the_trace_written(tmp_path, seed, tokens, layers, experts, missing, weights, scores):
-    options = {"experts": experts, "missing": missing, "weights": weights, "scores": scores}
+def test_a_trace_read_back_is_the_trace_written(tmp_path, seed, tokens, layers, experts, missing, weights, scores, extra, cuts):
+    """Whole or streamed, written at once or in parts, every column; the two files are the same bytes."""
+    options = {"experts": experts, "missing": missing, "weights": weights, "scores": scores, "extra": extra}
     before = made_up(np.random.default_rng(seed), tokens=tokens, layers=layers, **options)
+    slots = [[*range(experts), seed % experts] for _ in range(layers)]
+    before = replace(before, meta=before.meta | {"physical_to_logical": slots})
     write_trace(before, tmp_path)
     after = read_trace(tmp_path)
-    for name in ("expert_ids", "gate_weights", "scores", "step", "rank", "seq", "pos", "phase"):
+    for name in COLUMNS:
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name), err_msg=name)
     assert (after.n_experts, after.domain, after.meta["model"]) == (experts, before.domain, "made up")
+    assert after.meta["physical_to_logical"] == slots
+
+    streamed = joined(list(stream(tmp_path)), after.domain)
+    edges = sorted({0, tokens, *(min(cut, tokens) for cut in cuts)})
+    with TraceWriter(tmp_path / "parts") as writer:
+        for begin, end in pairwise(edges):
+            writer.add(take(before, np.arange(begin, end)))
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(streamed, name), getattr(after, name), err_msg=name)
+    assert (tmp_path / "parts" / "tokens.parquet").read_bytes() == (tmp_path / "tokens.parquet").read_bytes()
     assert after.expert_ids.dtype == np.int16
     assert after.meta["missing_ids"] == (before.expert_ids < 0).sum()
 
@@ -105,7 +128,7 @@ def test_the_tokens_file_itself_names_the_trace_too(tmp_path):
 
 def test_row_groups_end_where_a_step_ends(tmp_path, monkeypatch):
     """Groups of at most 10: steps of 4, 4, 4 fill 8 then 4; a step of 25 is cut at 10, 20, and its rest takes the next in."""
-    monkeypatch.setattr(trace_module, "ROW_GROUP_TOKENS", 10)
+    monkeypatch.setattr(trace_writing, "ROW_GROUP_TOKENS", 10)
     step = np.repeat([0, 1, 2, 3, 4], [4, 4, 4, 25, 3])
     trace = replace(made_up(np.random.default_rng(0), tokens=40), step=step, seq=step)
     write_trace(trace, tmp_path)
@@ -150,6 +173,12 @@ SPOILED = {     # what is spoilt: (what write_raw is given, what the one line mu
     "null": ({"pos": [None]}, "column 'pos' is Null; it must hold whole numbers"),
     "a null": ({"step": [0, 0], "rank": [0, 0], "seq": [0, 0], "pos": pa.array([3, None]), "phase": [0, 0],
                 "expert_ids": [bytes([0, 1, 2, 3])] * 2}, "row 1: pos is null"),
+    "phase": ({"phase": [4]}, "row 0: phase 4 is none of 0 prefill, 1 decode"),
+    "not a number": ({"scores": [np.float16([0] * 7 + [np.nan]).tobytes()]}, "layer 1, row 0: the score of expert 3 is not a"),
+    "physical ids": ({"meta": {"ids_kind": "physical"}}, "ids_kind is 'physical'; moetrace/1 holds logical expert ids"),
+    "ids as a dict": ({"meta": {"ids_dtype": {}}}, "ids_dtype is {}; it must be uint8 or uint16"),
+    "an expert that is not held": ({"meta": {"physical_to_logical": [[0, 1, 2, 3], [0, 1, 2, 2]]}}, "layer 1 holds 3 of 4"),
+    "ragged placement": ({"meta": {"physical_to_logical": [[0, 1, 2, 3], [0]]}}, "physical_to_logical must be 2 lists"),
     "no rows": ({name: pa.array([], pa.uint8()) for name in ("step", "rank", "seq", "pos", "phase")}
                 | {"expert_ids": pa.array([], pa.binary(4))}, "holds no tokens"),
 }
@@ -166,11 +195,69 @@ def test_a_spoilt_file_is_refused_in_one_line_that_names_it(tmp_path, case):
 
 
 def test_an_id_out_of_range_is_named_by_its_row_in_the_file_also_in_a_later_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr(trace_module, "ROW_GROUP_TOKENS", 4)
-    rows = {name: list(range(10)) for name in ("step", "rank", "seq", "pos", "phase")}
+    monkeypatch.setattr(trace_module, "CHUNK_TOKENS", 4)
+    rows = {name: list(range(10)) for name in ("step", "rank", "seq", "pos")} | {"phase": [0] * 10}
     ids = [bytes([0, 1, 2, 3])] * 9 + [bytes([0, 1, 9, 3])]
     with pytest.raises(InputError, match=r"layer 1, row 9: expert id 9 is out of range"):
         read_trace(write_raw(tmp_path, **rows, expert_ids=ids))
+
+
+def test_only_the_rows_that_are_asked_for_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(trace_module, "CHUNK_TOKENS", 4)
+    before = made_up(np.random.default_rng(0), tokens=30, scores=True, extra=True)
+    write_trace(before, tmp_path)
+    rows = np.array([0, 3, 17, 29])
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(read_trace(tmp_path, rows=rows), name), getattr(before, name)[rows], err_msg=name)
+    _, columns = read_rows(tmp_path, tokens=7)
+    np.testing.assert_array_equal(columns["pos"], before.pos[:7])
+
+
+def test_a_byte_that_changed_is_found_by_the_checksum(tmp_path):
+    """Where the bytes still decompress, nothing else would notice that an expert is another one."""
+    write_trace(made_up(np.random.default_rng(0), tokens=500), tmp_path)
+    file = tmp_path / "tokens.parquet"
+    whole = bytearray(file.read_bytes())
+    whole[len(whole) // 3] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(InputError, match="its bytes are not those that were written"):
+        read_trace(tmp_path)
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"step": np.zeros(20, int)}, r"come after \["),
+    ({"n_experts": 9}, "a part with n_experts 9 follows one with 8"),
+    ({"gate_weights": None}, "some parts have gate_weights and some have not"),
+])
+def test_a_part_that_does_not_fit_the_ones_before_is_refused_and_leaves_nothing(tmp_path, change, says):
+    part = replace(made_up(np.random.default_rng(0)), step=np.full(20, 5), seq=np.zeros(20, int))
+
+    def write():
+        with TraceWriter(tmp_path) as writer:
+            writer.add(part)
+            writer.add(replace(part, **change))
+
+    with pytest.raises(InputError, match=says):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_compiled_checks_find_what_the_plain_ones_find(tmp_path, monkeypatch):
+    """One id is spoilt at a random place; both ways say the same."""
+    rng = np.random.default_rng(3)
+    for experts, missing in ((8, 0.0), (200, 0.2), (300, 0.2)):
+        write_trace(made_up(rng, tokens=50, experts=experts, top_k=3, missing=missing), tmp_path)
+        file = open_trace(tmp_path)
+        (_, columns), = stream_columns(file, ["expert_ids"])
+        raw = columns["expert_ids"].view(file.shape.id_dtype).reshape(-1, 3, 3).copy()
+        raw[rng.integers(50), rng.integers(3)] = rng.choice([3, experts + 1])
+        said = []
+        for limit in (10**9, 0):
+            monkeypatch.setattr(trace_file, "COMPILED_FROM", limit)
+            with pytest.raises(InputError) as refused:
+                trace_file.checked_ids(raw, file.shape, file.path, 7)
+            said.append(str(refused.value))
+        assert said[0] == said[1]
 
 
 def test_a_path_without_a_trace_says_what_it_lacks(tmp_path):

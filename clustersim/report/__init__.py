@@ -1,0 +1,1 @@
+"""Reports: from a folder of results to one page that needs nothing besides itself."""

@@ -1,0 +1,194 @@
+"""Results folders as a report needs them: one run whole, or the summaries of many. Reads files, and judges nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from clustersim.pick import did_you_mean
+from clustersim.places import group_folder
+from clustersim.types import InputError
+
+TABLES = ("layers", "gpus", "links", "experts", "pairs")
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class RunData:
+    """One run. Numbers that are not finite are None."""
+
+    folder: Path
+    told: Row  # run.json
+    summary: Row
+    tables: Mapping[str, pl.DataFrame]  # of the first step, by name; a table that an older version did not write is empty
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Job:
+    """One job of a sweep."""
+
+    folder: Path
+    keys: Mapping[str, str]  # what was asked of it, override by override, as text
+    config: Mapping[str, str]  # its whole config as dotted keys and text
+    summary: Row
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SweepData:
+    """The runs of a folder that were finished, and those that failed."""
+
+    folder: Path
+    study: str
+    about: str  # the study's own line; empty when it is none of ours
+    jobs: Sequence[Job]
+    swept: Sequence[str]  # the keys in which jobs differ
+    failed: Sequence[tuple[str, str]]  # what was asked, and why it failed
+    unreadable: Sequence[tuple[str, str]]
+
+
+def newest_results(output: Path) -> Path:
+    """What a report without a folder is of: the study that ran last, or the last single run.
+
+    Raises:
+        InputError: nothing has run yet.
+    """
+    stamps = [(path.stat().st_mtime_ns, path.parent) for path in output.glob("*/*/status.json") if _status(path).get("state")]
+    if not stamps:
+        raise InputError(f"report: {output} holds no results yet; run clustersim first, or name a folder")
+    last = max(stamps)[1]
+    return last if last.parent.name == "runs" else last.parent
+
+
+def read_results(folder: Path) -> RunData | SweepData:
+    """What a folder of results holds: a run, or all runs below it.
+
+    Raises:
+        InputError: no such folder, or no results in it.
+    """
+    if not folder.is_dir():
+        known = [str(path) for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise InputError(f"report {folder}: there is no such folder{did_you_mean(str(folder), known)}")
+    if (folder / "summary.parquet").is_file():
+        return _run(folder)
+    return _sweep(folder)
+
+
+def _run(folder: Path) -> RunData:
+    def table(name: str) -> pl.DataFrame:
+        path = folder / f"{name}.parquet"
+        return pl.read_parquet(path, glob=False) if path.is_file() else pl.DataFrame()
+
+    try:
+        summary = table("summary").row(0, named=True)
+        tables = {name: table(name) for name in TABLES}
+        told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise InputError(f"report {folder}: cannot be read as a run ({str(error).splitlines()[0]})") from error
+    steps = tables["layers"]["step"].n_unique() if "step" in tables["layers"].columns else 1
+    first = {name: _first_step(each) for name, each in tables.items()}
+    return RunData(folder=folder, told=told, summary=finite(summary), tables=first, steps=steps)
+
+
+def _first_step(table: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the first step, of a run of several."""
+    return table.filter(pl.col("step") == pl.col("step").min()) if "step" in table.columns else table
+
+
+def _sweep(folder: Path) -> SweepData:
+    jobs, failed, unreadable = [], [], []
+    for path in sorted(folder.rglob("status.json")):
+        status, place = _status(path), str(path.parent.relative_to(folder))
+        if status.get("state") == "failed":
+            asked = status.get("overrides") or status.get("job") or place
+            failed.append(
+                (asked if isinstance(asked, str) else " ".join(map(str, asked)), str(status.get("reason", "no reason given")))
+            )
+        elif status.get("state") == "done":
+            try:
+                jobs.append(_job(path.parent))
+            except (pl.exceptions.PolarsError, OSError, ValueError, KeyError, TypeError) as error:
+                unreadable.append((place, (str(error) or type(error).__name__).splitlines()[0]))
+    if not jobs and not failed:
+        raise InputError(f"report {folder}: holds no finished run")
+    study = folder.name if len({job.folder.parent for job in jobs}) <= 1 else str(folder)
+    return SweepData(
+        folder=folder, study=study, about=_question(folder.name), jobs=jobs,
+        swept=_swept(jobs), failed=failed, unreadable=unreadable,
+    )  # fmt: skip
+
+
+def _question(study: str) -> str:
+    """What a study of ours asks, in its own words: the comment after the line that runs it; empty when it is none of ours."""
+    path = group_folder("experiment") / f"{study}.yaml"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    told = [line.lstrip("# ") for line in lines if line.startswith("#") and not line.startswith(("# @package", "# clustersim "))]
+    return told[0] if told else ""
+
+
+def _job(folder: Path) -> Job:
+    told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    summary = pl.read_parquet(folder / "summary.parquet", glob=False).row(0, named=True)
+    pairs = (text.lstrip("+").partition("=") for text in told["overrides"])
+    keys: dict[str, str] = {key: value for key, _, value in pairs}
+    return Job(
+        folder=folder, keys={key: _WRITTEN.get(value, value) for key, value in keys.items()},
+        config=dict(leaves(told["config"])), summary=finite(summary),
+    )  # fmt: skip
+
+
+_WRITTEN = {"True": "true", "False": "false"}  # as they are written in an override
+
+
+def _swept(jobs: Sequence[Job]) -> list[str]:
+    """The keys that some job sets and in which jobs differ, in the order in which they were given."""
+    keys = dict.fromkeys(key for job in jobs for key in job.keys)
+    return [key for key in keys if key not in ("experiment", "output") and len({value_of(job, key) for job in jobs}) > 1]
+
+
+def value_of(job: Job, key: str) -> str:
+    """What a job has for a key: as it was asked, else from its config (of a group, the name of its option)."""
+    if key in job.keys:
+        return job.keys[key]
+    return job.config.get(key, job.config.get(f"{key}.name", ""))
+
+
+def differences(jobs: Sequence[Job]) -> dict[str, list[str]]:
+    """Every key of the config in which jobs differ, and its values in order of appearance; `(none)` where it is not there."""
+    keys = dict.fromkeys(key for job in jobs for key in job.config)
+    found = {key: list(dict.fromkeys(job.config.get(key, "(none)") for job in jobs)) for key in keys}
+    return {key: values for key, values in found.items() if len(values) > 1}
+
+
+class Known(dict[str, Any]):
+    """A row of numbers that are finite; anything else, and what an older version did not write, is None."""
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+def finite(row: Row) -> Known:
+    """The row as `Known`."""
+    return Known((key, None if isinstance(value, float) and not math.isfinite(value) else value) for key, value in row.items())
+
+
+def leaves(config: Row, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _status(path: Path) -> dict[str, Any]:
+    try:
+        status = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}

@@ -1,0 +1,23 @@
+"""Two plain tables that pages for a person are made of."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+
+def facts_table(facts: dict[str, str]) -> Table:
+    """A name and a text per row."""
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, text in facts.items():
+        table.add_row(name, text)
+    return table
+
+
+def numbers_table(*headings: str) -> Table:
+    """The first column to the left, the others, numbers, to the right."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
+    return table
