@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clustersim.config import HOW, Run
-from clustersim.kernels import kernel_digest, kernel_file
+from clustersim.kernels import kernel_digest
 from clustersim.places import PACKAGE
 from clustersim.types import InputError
 from clustersim.workload.sampler_parameters import parameters_file
@@ -45,12 +45,12 @@ def identify(run: Run) -> Identity:
     config["topology"] = {"name": run.topology, **config["topology"]}
     trace = dict(config["trace"])
     digest = trace_digest(trace)
-    for key in ("path", "parameters", "preset"):        # the contents say it
+    for key in ("path", "parameters", "preset", "text"):        # the contents say it
         trace.pop(key, None)
     said = {**_without_sources(config), "trace": trace}
     files = {name: _file_digest(*stamp) for name, stamp in _own_plug_ins(config)}
     if constants := config["compute"].get("constants"):
-        files["compute.constants"] = _file_digest(*_stamp(kernel_file(str(constants))))
+        files["compute.constants"] = kernel_digest(str(constants))
         said["compute"] = {**said["compute"], "constants": None}
     if kernel := config["exchange"].get("kernel"):
         files["exchange.kernel"] = kernel_digest(str(kernel))
@@ -71,6 +71,8 @@ def trace_path(trace: Mapping[str, Any]) -> Path | None:
         return TINY
     if trace["name"] == "file":
         return Path(str(trace["path"]))
+    if trace["name"] == "live":
+        return Path(str(trace["text"])) if trace.get("text") else None
     if trace["name"] == "sampled" and trace.get("preset") is not None:
         return parameters_file(trace["preset"], trace.get("parameters"))
     return None
@@ -96,8 +98,8 @@ def _own_plug_ins(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Path, 
     """Name and file of every plug-in that is the user's."""
     for name in sorted({text for text in _texts(config) if ":" in text}):
         module, _, function = name.partition(":")
-        if not (module.replace(".", "").isidentifier() and function.isidentifier()):
-            continue                    # an address, a sentence
+        if not (module.replace(".", "").isidentifier() and function.isidentifier()) or module.startswith("clustersim."):
+            continue                    # an address, a sentence; ours, for which the version of the physics stands
         try:
             found = importlib.util.find_spec(module)
         except (ImportError, ValueError):

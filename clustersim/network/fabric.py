@@ -23,6 +23,8 @@ from clustersim.network.changes import Changes, read_changes
 from clustersim.network.sharing import check_resolution
 from clustersim.types import Floats, Ints, Routes, Transfers
 
+FEW, FEW_KEPT = 20_000, 64      # routes of so many transfers are small enough to be kept, of so many exchanges
+
 
 class Solver(Protocol):
     """What moves flows over links, as a module of functions: `sharing` in shares of a rate, `packets` packet by packet.
@@ -65,6 +67,7 @@ class Exchange:
 
     by_source: Ints = field(init=False)     # [transfers] rows, by source
     first_of: Ints = field(init=False)      # [gpus + 1] where those of each source begin
+    n_entered: int = field(init=False, default=0)
     known_bound: tuple[float, int] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -77,6 +80,7 @@ class Exchange:
         """GPU `me` is ready. The event fires when its last inbound byte has arrived."""
         assert np.isnan(self.entered[me]), f"GPU {me} enters an exchange twice"
         self.entered[me] = self.fabric.env.now
+        self.n_entered += 1
         self.fabric.arrive(self, me)
         return self.arrived[me]
 
@@ -99,7 +103,7 @@ class Exchange:
         found = busiest_link_end(
             self.fabric.capacity, self.routes, self.transfers.nbytes, earliest, self.fabric.hop_latency, self.fabric.changes
         )
-        if not np.isnan(self.entered).any():            # nothing about it will change
+        if self.n_entered == self.entered.size:         # nothing about it will change
             self.known_bound = found
         return found
 
@@ -114,13 +118,17 @@ class Exchange:
         return link_bytes(self.routes, self.transfers.nbytes, self.fabric.capacity.size)
 
 
-def _open(fabric: Fluid | Bound, transfers: Transfers, cluster: Cluster) -> Exchange:
+def _chained_routes(cluster: Cluster, transfers: Transfers) -> Routes:
     routes = routes_of(cluster, transfers)
     latency, _ = chained(transfers, routes.latency, transfers.release)
+    return Routes(start=routes.start, links=routes.links, weights=routes.weights, latency=latency)
+
+
+def _open(fabric: Fluid | Bound, transfers: Transfers, cluster: Cluster, routes: Routes | None = None) -> Exchange:
     n = cluster.n_gpus
     return Exchange(
         transfers=transfers,
-        routes=Routes(start=routes.start, links=routes.links, weights=routes.weights, latency=latency),
+        routes=_chained_routes(cluster, transfers) if routes is None else routes,
         fabric=fabric,
         entered=np.full(n, np.nan),
         arrived=[Notice(fabric.env) for _ in range(n)],
@@ -138,12 +146,18 @@ class Bound:
 
     def __init__(self, env: simpy.Environment, cluster: Cluster, changes: Changes | None = None) -> None:
         self.env, self.cluster, self.capacity, self.solves, self.changes = env, cluster, cluster.capacity, 0, changes
+        self._routed: dict[int, tuple[Transfers, Routes]] = {}      # small ones, by identity: layers of a trace repeat
 
     def exchange(self, transfers: Transfers) -> Exchange:
-        return _open(self, transfers, self.cluster)
+        known, routes = self._routed.get(id(transfers), (None, None))
+        if known is not transfers or routes is None:
+            routes = _chained_routes(self.cluster, transfers)
+            if transfers.n <= FEW and len(self._routed) < FEW_KEPT:
+                self._routed[id(transfers)] = transfers, routes
+        return _open(self, transfers, self.cluster, routes)
 
     def arrive(self, exchange: Exchange, me: int) -> None:
-        if np.isnan(exchange.entered).any():
+        if exchange.n_entered < exchange.entered.size:
             return
         end, _ = exchange.bound()
         end = max(end, self.env.now)

@@ -133,6 +133,7 @@ def _work(pipe: Connection) -> None:
     """What a worker does: job after job, until nobody gives it one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is for the one who gives out jobs
     gc.set_threshold(100_000, 50, 100)                  # as the command line does
+    first = True
     lock = threading.Lock()                             # the word about compiling comes from a thread of its own
     while True:
         try:
@@ -148,6 +149,10 @@ def _work(pipe: Connection) -> None:
                 _send(pipe, lock, (fraction, what))
 
         _send(pipe, lock, run_job(overrides, tell))
+        gc.collect()                                    # the event loop leaves cycles that hold the arrays of a run
+        if first:
+            gc.freeze()                                 # what is imported by now stays, and need not be looked at again
+            first = False
 
 
 def _send(pipe: Connection, lock: threading.Lock, message: Any) -> None:

@@ -46,7 +46,7 @@ def least_squares(
         taken += 1
         normal, pull = slope.T @ slope, slope.T @ now
         improved = False
-        for _ in range(6):
+        for _attempt in range(6):
             scale = np.diag(np.maximum(np.diag(normal), 1e-12))
             step = np.clip(-np.linalg.solve(normal + damping * scale, pull), -0.5, 0.5)
             trial = np.clip(at + step, first - np.log(most), first + np.log(most))

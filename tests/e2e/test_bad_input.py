@@ -421,10 +421,6 @@ def test_a_trace_with_variable_k_is_no_bad_input(tmp_path):
 # ---- what is not there
 
 
-@pytest.mark.parametrize("command", ["calibrate x"])
-def test_a_command_that_is_not_built_says_so(complaint, command):
-    assert f"{command.split()[0]}: this command is not built yet" in complaint(*command.split(), small=False)
-
 
 def test_capture_without_torch_says_how_to_get_it(complaint, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)     # makes `import torch` fail
