@@ -50,8 +50,6 @@ def setting_of(run: Run, cluster: Cluster, exchange: Callable[..., Transfers], t
     model = run.model
     name, options = run.options("placement")
     replica, slots, spare = (options.pop(key) for key in ("replica", "slots", "spare"))
-    if options.get("hidden", 0) is None:
-        options["hidden"] = model.hidden
     find(placements.replicas, replica, "placement.replica")        # a misspelt rule is found now, not in the first layer
     room = room_for(slots, spare, model.n_experts, cluster.node_of)
     if (weights := model.expert_params * model.expert_weight_bytes) > cluster.gpu.memory:
