@@ -18,7 +18,7 @@ GROUND = (
 )  # fmt: skip
 ROOMS = (
     *GROUND, "workload", "importers", "placement", "exchange", "network", "engine", "results", "report", "composition", "config",
-    "identity", "deciding", "inputs", "causes", "simulation", "sweeps", "validation", "cli",
+    "identity", "deciding", "inputs", "playing", "causes", "simulation", "sweeps", "validation", "cli",
 )  # fmt: skip
 HEAVY = {
     "numba", "polars", "hydra", "numpy", "simpy", "networkx", "scipy", "pyarrow", "omegaconf", "rich", "torch", "yaml",

@@ -311,7 +311,7 @@ def test_an_interrupted_run_says_so_in_one_line(monkeypatch, capsys, empty_folde
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("clustersim.simulation.play", interrupted)
+    monkeypatch.setattr("clustersim.playing.play", interrupted)
     assert main(SMALL) == 130
     out, err = capsys.readouterr()
     assert out == ""
@@ -320,9 +320,9 @@ def test_an_interrupted_run_says_so_in_one_line(monkeypatch, capsys, empty_folde
 
 
 def test_an_interrupted_sweep_keeps_what_is_done(monkeypatch, capsys, empty_folder):
-    from clustersim import simulation
+    from clustersim import playing
 
-    real, calls = simulation.play, []
+    real, calls = playing.play, []
 
     def second_is_interrupted(*arguments):
         calls.append(None)
@@ -330,7 +330,7 @@ def test_an_interrupted_sweep_keeps_what_is_done(monkeypatch, capsys, empty_fold
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(simulation, "play", second_is_interrupted)
+    monkeypatch.setattr(playing, "play", second_is_interrupted)
     assert main(["-m", *SMALL, "seed=0,1,2"]) == 130
     assert capsys.readouterr().err.count("\n") == 1
     (folder,) = runs(empty_folder)

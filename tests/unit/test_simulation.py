@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 import clustersim as cs
-from clustersim import identity, places, simulation
+from clustersim import identity, places, playing
 from clustersim.config import compose
 from clustersim.identity import identify
 from clustersim.model import model_from
@@ -192,14 +192,14 @@ def test_a_run_id_changes_with_a_plug_in_of_the_users(tmp_path, monkeypatch):
 
 def test_a_trace_that_is_changed_during_the_run_is_noticed(tmp_path, monkeypatch):
     shutil.copytree(TINY, tmp_path / "mine")
-    real = simulation.play
+    real = playing.play
 
     def changed_meanwhile(*arguments):
         file = tmp_path / "mine" / "sequences.parquet"
         file.write_bytes(file.read_bytes() + b"PAR1")
         return real(*arguments)
 
-    monkeypatch.setattr(simulation, "play", changed_meanwhile)
+    monkeypatch.setattr(playing, "play", changed_meanwhile)
     with pytest.raises(InputError, match="changed during the run"):
         cs.simulate([*SMALL, "trace=file", f"trace.path={tmp_path / 'mine'}"])
 
