@@ -11,11 +11,11 @@ from clustersim.config import compose
 from clustersim.exchange import node_dedup
 from clustersim.network import kernel, sharing
 from clustersim.network.bounds import chained
-from clustersim.placement import contiguous
 from clustersim.places import PACKAGE
 from clustersim.types import Floats, Routes, Routing, Transfers, independent
 from clustersim.workload.source import from_trace
 from clustersim.workload.trace import read_trace
+from tests import placed
 from tests.matrices import skewed, uniform
 
 
@@ -65,7 +65,7 @@ def default_run_transfers(phase: str) -> Transfers:
     routing = Routing(
         asked=chosen.ids, assigned=chosen.ids, weights=chosen.weights, source=work.source, index=work.index, capacity=None
     )
-    placement = contiguous(run.model.n_experts, 64, cluster.n_gpus)
+    placement = placed.contiguous(run.model.n_experts, 64, cluster.n_gpus)
     return node_dedup(phase, routing, placement, cluster, run.model)
 
 
