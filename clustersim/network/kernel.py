@@ -1069,7 +1069,7 @@ def _play_alone(s, link, until, n_ended):
                 started[n_ended] = f
                 n_ended += 1
     if links[link].own_size > 0:
-        level = links[link].level                   # only flows that are held, and do not cross it, are left: until it is looked at
+        level = links[link].level                   # what is left may be flows that are held and do not cross it
         if links[link].own > 0.0:
             level = free / links[link].own
         served += level * (until - t)
