@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -97,7 +97,8 @@ class _Worker:
     def started(cls, alone_on_its_core: bool) -> _Worker:
         ours, theirs = get_context("spawn").Pipe()
         process = get_context("spawn").Process(target=_work, args=(theirs,), daemon=True)
-        with _environment(dict.fromkeys(THREADS, "1") if alone_on_its_core else {}):
+        resource_tracker.ensure_running()       # starting it lets the signal through again
+        with _environment(dict.fromkeys(THREADS, "1") if alone_on_its_core else {}), _held_back(signal.SIGINT):
             process.start()
         theirs.close()                  # so that its end is noticed here
         return cls(process, ours)
@@ -158,6 +159,19 @@ def _work(pipe: Connection) -> None:
 def _send(pipe: Connection, lock: threading.Lock, message: Any) -> None:
     with lock, contextlib.suppress(OSError):            # nobody is there any more; the next look for a job ends the worker
         pipe.send(message)
+
+
+@contextlib.contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """A signal waits until this is over; what is started meanwhile never gets it (a worker before it can say so itself)."""
+    if not hasattr(signal, "pthread_sigmask"):          # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
