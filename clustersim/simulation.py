@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -32,6 +32,7 @@ from clustersim.engine.gpu import Played
 from clustersim.identity import Identity, identify
 from clustersim.placement.replicas import chosen_slots
 from clustersim.playing import Parts, Progress, assemble, part_of, play_all, routings
+from clustersim.results.comparing import leaves
 from clustersim.results.placements import (
     Step,
     mean_step_s,
@@ -268,16 +269,11 @@ def _settings(parts: Parts) -> dict[str, Any]:
 
 def _keys(run: Run) -> dict[str, Any]:
     """Every key of the config under its dotted name, so that what a sweep varies is a column, however it was asked for."""
-    return {key: value for key, value in _leaves(run.config) if "." in key and not key.startswith("export.")}
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            if key != "sources":
-                yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str | int | float | bool) or value is None else json.dumps(value)
+    values = {key: value for key, value in leaves(run.config) if "." in key and not key.startswith("export.")}
+    return {
+        key: value if isinstance(value, str | int | float | bool) or value is None else json.dumps(value)
+        for key, value in values.items()
+    }
 
 
 def _notes(parts: Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:

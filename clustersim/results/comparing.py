@@ -89,7 +89,7 @@ def compare(a: str | Path, b: str | Path) -> Compared:
     """
     one, other = Path(a), Path(b)
     sides = [_read(folder) for folder in (one, other)]
-    configs = [dict(_leaves(told["config"])) for told, _ in sides]
+    configs = [dict(leaves(told["config"])) for told, _ in sides]
     keys = dict.fromkeys([*configs[0], *configs[1]])
     pairs = {key: (configs[0].get(key, MISSING), configs[1].get(key, MISSING)) for key in keys}
     numbers = [numbers for _, numbers in sides]
@@ -116,11 +116,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return told, {**row, **{f"layers.{name}": float(layers[name].sum()) for name in layers.columns}}
 
 
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a config under its dotted name, `sources` left out."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             if key != "sources":
-                yield from _leaves(value, f"{prefix}{key}.")
+                yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
