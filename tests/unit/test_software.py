@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clustersim import load_cluster
 from clustersim import exchange as exchanges
+from clustersim import load_cluster
 from clustersim.config import compose
 from clustersim.engine import timing
 from clustersim.exchange.software import sms_held
