@@ -301,8 +301,8 @@ def routings(parts: Parts, rule: capacities.Rule, moe_layer: int, chosen: Choice
         computing = np.where(slots < 0, -1, placement.gpu_of[slots])
     limited = capacities.limit(
         capacities.stream(parts.run.seed, model.moe_layers[moe_layer]), rule, chosen, source=tokens.source,
-        index=tokens.index, n_gpus=n, n_experts=model.n_experts, top_k=min(parts.top_k, chosen.ids.shape[1]), gpu_of_choice=computing,
-        protected=parts.protected,
+        index=tokens.index, n_gpus=n, n_experts=model.n_experts, top_k=min(parts.top_k, chosen.ids.shape[1]),
+        gpu_of_choice=computing, protected=parts.protected,
     )  # fmt: skip
     weights = None
     if chosen.weights is not None:

@@ -108,7 +108,8 @@ def mixer_kernels_seconds(
         nbytes = tokens * float(sum(k for _, k in shapes)) * (wide + narrow)
         seconds = seconds + _passes(kernels, len(shapes), nbytes, tokens > 0)
     assert kernels.gpu.memory_achieved is not None
-    rate = kernels.gpu.bf16_flops * kernels.score_share
+    left = kernels.sms / (kernels.gpu.sms or kernels.sms)
+    rate = kernels.gpu.bf16_flops * kernels.score_share * left
     scores = mixing_flops(part, tokens, context_sum, decode=decode) / rate
     if decode:
         scores = np.maximum(scores, cache_traffic(part, cached, sequences) * cache_bytes / kernels.gpu.memory_achieved)

@@ -68,8 +68,7 @@ def cache_traffic(part: Part, cached: Floats, sequences: Ints) -> Floats:
     if isinstance(part, Attention | Latent):
         result: Floats = part.cached(1.0) * cached
         return result
-    states: Floats = 2.0 * part.cached(1.0) * sequences
-    return states
+    return np.asarray(2.0 * part.cached(1.0) * sequences, np.float64)
 
 
 def part_seconds(

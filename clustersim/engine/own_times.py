@@ -43,7 +43,8 @@ class OwnTimes:
         self.encoders_s = self._encoders(sequences * inputs)
         self.retrieval_s: Floats = np.zeros(n_gpus)
         if model.retrieval is not None:
-            self.retrieval_s = (model.retrieval.latency_s + sequences * model.retrieval.nbytes / inbound) * (sequences > 0)
+            found = model.retrieval
+            self.retrieval_s = np.where(sequences > 0, found.latency_s + sequences * found.nbytes / inbound, 0.0)
         self.head_s = timing.matrix(model.vocab, model.hidden, sequences)
 
     def layer(self, layer: int) -> tuple[Floats, Floats]:
