@@ -1,4 +1,4 @@
-"""Forward and backward passes of a layer's parts in training: which matrices are multiplied and what is moved. Times nothing itself.
+"""Forward and backward passes of a layer's parts in training: what is multiplied and what is moved. Times nothing itself.
 
 A backward pass gives the gradient of the input (I) and that of the weights (W): two products as large as the forward one. Beside
 the products a part reads its input through a norm, adds what it makes to the residual stream, and moves its intermediate values
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clustersim.engine.machines import Machine
+from clustersim.engine.machines import Machine, Values
 from clustersim.matrices import gemms, split
 from clustersim.parts import Attention, Dense, Latent, Mamba, Mamba2, Moe, Part, Retention
-from clustersim.types import Floats, Ints
+from clustersim.types import Ints
 
 WIDE = 2.0              # bytes of a value between kernels: BF16
 BACK_MIXING = 2.5       # of the forward FLOPs: scores again, then four products (FlashAttention-2, arXiv 2307.08691)
@@ -24,9 +24,14 @@ BACK_MIXING = 2.5       # of the forward FLOPs: scores again, then four products
 class Passes:
     """Seconds of one part on each GPU, [gpus]."""
 
-    forward_s: Floats       # F
-    input_s: Floats         # I
-    weight_s: Floats        # W
+    forward_s: Values       # F
+    input_s: Values         # I
+    weight_s: Values        # W
+
+    @staticmethod
+    def none(n_gpus: int) -> Passes:
+        """Nothing to do."""
+        return Passes(forward_s=np.zeros(n_gpus), input_s=np.zeros(n_gpus), weight_s=np.zeros(n_gpus))
 
     def __add__(self, other: Passes) -> Passes:
         return Passes(
@@ -36,7 +41,7 @@ class Passes:
 
 
 def part_passes(
-    part: Part, hidden: int, tokens: Ints, pairs: Floats, machine: Machine, tensor: int = 1, pieces: int = 1
+    part: Part, hidden: int, tokens: Ints, pairs: Values, machine: Machine, tensor: int = 1, pieces: int = 1
 ) -> Passes:
     """A part of a layer, without its routed experts and without what a tensor group sends.
 
@@ -48,24 +53,26 @@ def part_passes(
         pieces: into how many the tokens are split between the parts: `tensor` with sequence parallelism, else 1.
     """
     rows = tokens if not isinstance(part, Dense) else np.ceil(tokens * part.share).astype(np.int64)
-    forward, back, weight = np.zeros(tokens.size), np.zeros(tokens.size), np.zeros(tokens.size)
+    total = Passes.none(tokens.size)
     if isinstance(part, Moe):
-        forward, back, weight = _product(machine, rows, part.experts + part.zero_experts, hidden)
+        total += _product(machine, rows, part.experts + part.zero_experts, hidden)
     for n, k in gemms(split(part, tensor), hidden):
-        one = _product(machine, rows, n, k)
-        forward, back, weight = forward + one[0], back + one[1], weight + one[2]
+        total += _product(machine, rows, n, k)
     mixing = part.mixing_flops(1.0, False) * pairs if _by_pairs(part) else part.mixing_flops(1.0, False) * tokens
     if mixing.any():
-        forward = forward + machine.mixing(mixing / tensor, False)
-        back = back + machine.mixing(BACK_MIXING * mixing / tensor, True)
+        total += Passes(
+            forward_s=machine.mixing(mixing / tensor, False), input_s=machine.mixing(BACK_MIXING * mixing / tensor, True),
+            weight_s=np.zeros(tokens.size),
+        )  # fmt: skip
     between, inside = tokens * (hidden * WIDE / pieces), rows * (_inner(part) * WIDE / tensor)
     # norm: in and out; residual: two in, one out. Back: gradient and input in, gradient out; sum with the one passed by
-    forward = forward + machine.move(2, 5 * between) + machine.move(1, 2 * inside)
-    back = back + machine.move(2, 6 * between) + machine.move(1, 4 * inside)
-    return Passes(forward_s=forward, input_s=back, weight_s=weight)
+    return total + Passes(
+        forward_s=machine.move(2, 5 * between) + machine.move(1, 2 * inside),
+        input_s=machine.move(2, 6 * between) + machine.move(1, 4 * inside), weight_s=np.zeros(tokens.size),
+    )  # fmt: skip
 
 
-def expert_passes(part: Moe, hidden: int, rows: Ints, owner: Ints, n_gpus: int, machine: Machine, through: Floats) -> Passes:
+def expert_passes(part: Moe, hidden: int, rows: Ints, owner: Ints, n_gpus: int, machine: Machine, through: Values) -> Passes:
     """The routed experts of one layer: permutation, products, activation, and the way back of each.
 
     Args:
@@ -74,17 +81,19 @@ def expert_passes(part: Moe, hidden: int, rows: Ints, owner: Ints, n_gpus: int, 
         through: float [gpus], tokens that arrived.
     """
     wide = (part.matrices - 1) * part.size
-    used: Floats = np.bincount(owner, rows, n_gpus).astype(np.float64)
-    forward, back, weight = np.zeros(n_gpus), np.zeros(n_gpus), np.zeros(n_gpus)
+    used: Values = np.bincount(owner, rows, n_gpus)
+    total = Passes.none(n_gpus)
     for n, k in ((wide, hidden), (hidden, part.size)):
-        forward = forward + machine.grouped(rows, owner, n_gpus, n, k)
-        back = back + machine.grouped(rows, owner, n_gpus, k, n)
-        weight = weight + machine.grouped_weight(rows, owner, n_gpus, n, k)
+        total += Passes(
+            forward_s=machine.grouped(rows, owner, n_gpus, n, k), input_s=machine.grouped(rows, owner, n_gpus, k, n),
+            weight_s=machine.grouped_weight(rows, owner, n_gpus, n, k),
+        )  # fmt: skip
     moved = (used + through) * hidden * WIDE
     # rows scattered to their experts and gathered from them; activation: wide in, size out
-    forward = forward + machine.move(2, 2 * moved) + machine.move(1, used * (wide + part.size) * WIDE)
-    back = back + machine.move(2, 2 * moved) + machine.move(1, used * (2 * wide + part.size) * WIDE)
-    return Passes(forward_s=forward, input_s=back, weight_s=weight)
+    return total + Passes(
+        forward_s=machine.move(2, 2 * moved) + machine.move(1, used * (wide + part.size) * WIDE),
+        input_s=machine.move(2, 2 * moved) + machine.move(1, used * (2 * wide + part.size) * WIDE), weight_s=np.zeros(n_gpus),
+    )  # fmt: skip
 
 
 def head_passes(vocab: int, hidden: int, tokens: Ints, machine: Machine, tensor: int = 1) -> Passes:
@@ -98,8 +107,10 @@ def head_passes(vocab: int, hidden: int, tokens: Ints, machine: Machine, tensor:
     )
 
 
-def _product(machine: Machine, rows: Ints, n: int, k: int) -> tuple[Floats, Floats, Floats]:
-    return machine.product(rows, n, k), machine.product(rows, k, n), machine.weight_product(rows, n, k)
+def _product(machine: Machine, rows: Ints, n: int, k: int) -> Passes:
+    return Passes(
+        forward_s=machine.product(rows, n, k), input_s=machine.product(rows, k, n), weight_s=machine.weight_product(rows, n, k)
+    )
 
 
 def _by_pairs(part: Part) -> bool:
