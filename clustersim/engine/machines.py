@@ -89,14 +89,16 @@ def kernels(gpu: GpuSpec, gemm: str, tiles: str, constants: str, sms_taken: int)
         return seconds
 
     def weight_product(rows: Ints, n: int, k: int) -> Values:
-        return _weight(made, precision, rows, n, k, left) + made.launch_s * (rows > 0)
+        seconds: Values = _weight(made, precision, rows, n, k, left) + made.launch_s * (rows > 0)
+        return seconds
 
     def grouped(rows: Ints, owner: Ints, n_gpus: int, n: int, k: int) -> Values:
         seconds: Values = grouped_seconds(rows, owner, n_gpus, n, k, layout="contiguous", precision=precision, kernels=made)
         used: Ints = np.bincount(owner, rows, n_gpus).astype(np.int64)
         if precision.rate != "bf16":
             seconds = seconds + _quantised(made, used, k, precision)
-        return seconds + made.launch_s * (used > 0)
+        launched: Values = seconds + made.launch_s * (used > 0)
+        return launched
 
     def grouped_weight(rows: Ints, owner: Ints, n_gpus: int, n: int, k: int) -> Values:
         padded = -(-rows // CONTIGUOUS_ROWS) * CONTIGUOUS_ROWS
