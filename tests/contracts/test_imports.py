@@ -14,7 +14,7 @@ import clustersim
 PACKAGE = Path(clustersim.__file__).parent
 GROUND = (
     "types", "pick", "places", "writing", "units", "jit", "kernels", "gpuspec", "model", "parts", "architecture", "hf_config",
-    "wiring", "handmade", "fabrics", "ways", "routes", "route_table", "cluster", "lanes",
+    "wiring", "handmade", "fabrics", "ways", "laying", "routes", "route_table", "cluster", "lanes",
 )  # fmt: skip
 ROOMS = (
     *GROUND, "workload", "importers", "placement", "exchange", "network", "engine", "results", "report", "composition", "config",
