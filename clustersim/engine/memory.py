@@ -321,5 +321,5 @@ def _more(parallel: Parallel, load: Load, *, times: int, most: int) -> tuple[Par
 
 
 def _smaller(value: int) -> list[int]:
-    """Halves, thirds and so on of a number, largest first."""
-    return sorted({value // by for by in (2, 3, 4, 6, 8, 12, 16, 32, 64, 128) if value // by}, reverse=True)
+    """Smaller numbers, each about a sixth less than the one before."""
+    return sorted({int(value * 2 ** (-i / 4)) for i in range(1, 41)} - {0, value}, reverse=True)

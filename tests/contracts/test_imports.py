@@ -13,7 +13,7 @@ import clustersim
 
 PACKAGE = Path(clustersim.__file__).parent
 GROUND = (
-    "types", "pick", "places", "writing", "units", "jit", "kernels", "gpuspec", "model", "parts", "architecture", "hf_config",
+    "types", "pick", "places", "writing", "units", "jit", "kernels", "gpuspec", "model", "parts", "parallel", "architecture", "hf_config",
     "wiring", "handmade", "fabrics", "ways", "routes", "route_table", "cluster", "lanes",
 )  # fmt: skip
 ROOMS = (
