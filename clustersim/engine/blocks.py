@@ -98,7 +98,8 @@ def attention_kernels_seconds(
     if narrow < wide:
         nbytes = tokens * float(sum(k for _, k in shapes)) * (wide + narrow)
         seconds = seconds + _passes(kernels, len(shapes), nbytes, tokens > 0)
-    scores = model.score_flops * context_sum / (kernels.gpu.bf16_flops * kernels.score_share)
+    left = kernels.sms / (kernels.gpu.sms or kernels.sms)
+    scores = model.score_flops * context_sum / (kernels.gpu.bf16_flops * kernels.score_share * left)
     seconds = seconds + np.where(tokens > 0, scores + kernels.launch_s, 0.0)
     if router:
         seconds = seconds + _gemm(kernels, tokens, model.n_experts, model.hidden, PRECISIONS["bf16"])
