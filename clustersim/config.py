@@ -76,6 +76,11 @@ def sweep(overrides: Sequence[str]) -> Iterator[list[str]]:
     return ([*job] for job in product(*lists.values()))
 
 
+def what_is_run(overrides: Sequence[str]) -> list[str]:
+    """The overrides that say what is run; not those of how, and where to."""
+    return [text for text in overrides if text.lstrip("+").partition("=")[0].partition(".")[0] not in HOW]
+
+
 def is_sweep(overrides: Sequence[str]) -> bool:
     """Whether an experiment among the overrides asks for a sweep by itself."""
     if not any(text.startswith("+experiment=") for text in overrides):

@@ -27,7 +27,7 @@ from clustersim.causes import (
     moe_seconds,
     ports_alone,
 )
-from clustersim.config import HOW, Run, compose
+from clustersim.config import Run, compose, what_is_run
 from clustersim.engine.gpu import Played
 from clustersim.identity import Identity, identify
 from clustersim.placement.replicas import chosen_slots
@@ -301,7 +301,7 @@ def _provenance(run: Run, identity: Identity, notes: Sequence[str]) -> dict[str,
         "config": identity.config,
         "run_id": identity.run_id,
         "study": run.study,
-        "overrides": [text for text in run.overrides if text.lstrip("+").partition("=")[0].partition(".")[0] not in HOW],
+        "overrides": what_is_run(run.overrides),
         "seed": run.seed,
         "version": clustersim.__version__,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
