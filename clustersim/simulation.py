@@ -27,7 +27,7 @@ from clustersim.causes import (
     moe_seconds,
     ports_alone,
 )
-from clustersim.config import HOW, Run, compose
+from clustersim.config import Run, compose, what_is_run
 from clustersim.engine.gpu import Played
 from clustersim.identity import Identity, identify
 from clustersim.placement.replicas import chosen_slots
@@ -198,7 +198,7 @@ def _tables(parts: Parts, steps: Sequence[Step]) -> dict[str, pl.DataFrame]:
         made["links"].append(links_table(step.played, parts.cluster, i))
         made["experts"].append(experts_table(step.counts, i))
         made["pairs"].append(step.pairs.table(i))
-        made["placements"].append(placements_table(step.measured, parts.run.model.n_dense_layers, i))
+        made["placements"].append(placements_table(step.measured, parts.run.model.moe_layers, i))
     return {name: pl.concat(each) for name, each in made.items()}
 
 
@@ -211,7 +211,7 @@ def _causes(parts: Parts, steps: Sequence[Step], progress: Callable[[int, str], 
         placed = plan.placements[step]
         protected = capacities.protected_tokens(capacities.stream(seed), rule, tokens[step].context)
         now = replace(parts, workload=tokens[step], placements=placed, protected=protected)
-        kept = routings(now, rule, model.n_dense_layers + layer, tokens[step].choose(layer))[2]
+        kept = routings(now, rule, layer, tokens[step].choose(layer))[2]
         return chosen_slots(kept, placed[layer], parts.cluster)
 
     def without(names: Sequence[str]) -> Floats:
@@ -301,7 +301,7 @@ def _provenance(run: Run, identity: Identity, notes: Sequence[str]) -> dict[str,
         "config": identity.config,
         "run_id": identity.run_id,
         "study": run.study,
-        "overrides": [text for text in run.overrides if text.lstrip("+").partition("=")[0].partition(".")[0] not in HOW],
+        "overrides": what_is_run(run.overrides),
         "seed": run.seed,
         "version": clustersim.__version__,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},

@@ -37,6 +37,30 @@ def beyond(name: str, options: Mapping[str, Any], cluster: Cluster, **more: floa
     return load_kernel(options.get("kernel") or DEFAULT_KERNEL[name]).beyond(asked)
 
 
+def sms_held(name: str, options: Mapping[str, Any], cluster: Cluster) -> int:
+    """Streaming multiprocessors of every GPU that an exchange keeps from computing for as long as it runs.
+
+    Those it is told or takes by default; one for each channel of NCCL; all of the GPU's where the grid follows the tokens
+    (TensorRT-LLM one-sided), so that nothing computes beside it. None where the NIC moves what was posted (low latency: its
+    receiver is called when it is needed), and where no kernel is priced.
+
+    Args:
+        name, options: of the exchange, the kernel's name under `kernel`; other options are passed over.
+
+    Raises:
+        InputError: SMs beyond the GPU's, or a topology that does not say how many there are.
+    """
+    if name not in HELD:
+        return 0
+    kernel = load_kernel(options.get("kernel") or DEFAULT_KERNEL[name])
+    held, there = HELD[name](kernel, cluster, options), cluster.gpu.sms
+    if there is None:
+        raise InputError(f"gpu.sms: {cluster.gpu.name} says nothing of it, and exchange={name} keeps some")
+    if held > there:
+        raise InputError(f"exchange.sms={held}: {cluster.gpu.name} has {there} SMs")
+    return held
+
+
 def _normal(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:
     sms = options.get("sms", 24)
     if cluster.gpu.sms is not None and sms > cluster.gpu.sms:
@@ -61,10 +85,18 @@ def _one_sided(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> 
 
 def _nccl(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:
     """A channel is an SM that sends and receives, so half of what it can copy each way; every peer has one per NVLink."""
-    links = round(cluster.nominal["nvlink"] / kernel["nvlink_lane"])
-    channels = max(1.0, min(kernel["channels"], (cluster.gpus_per_node - 1) * links))
-    rate = channels * kernel["sm_rate"] / 2 * clock_of(cluster, kernel) / kernel["clock"]
+    rate = _channels(kernel, cluster) * kernel["sm_rate"] / 2 * clock_of(cluster, kernel) / kernel["clock"]
     return equip(cluster, {"channel": rate}, nvlink=kernel["nvlink_share"], nic=kernel["nic_share"])
+
+
+def _channels(kernel: Kernel, cluster: Cluster) -> int:
+    links = round(cluster.nominal["nvlink"] / kernel["nvlink_lane"])
+    return max(1, min(round(kernel["channels"]), (cluster.gpus_per_node - 1) * links))
+
+
+def _told(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> int:
+    given = options.get("sms")
+    return int(SMS.get(kernel.name, 24) if given is None else given)
 
 
 EQUIPMENT: dict[str, Callable[[Kernel, Cluster, Mapping[str, Any]], Cluster]] = {
@@ -76,3 +108,7 @@ DEFAULT_KERNEL = {
     "trtllm_one_sided": "trtllm_one_sided", "nccl_alltoall": "nccl", "hybrid_ep": "hybrid_ep", "deepep_v2": "deepep_v2",
 }  # fmt: skip
 SMS = {"hybrid_ep": 16}     # that an exchange takes unless told; else 24
+HELD: dict[str, Callable[[Kernel, Cluster, Mapping[str, Any]], int]] = {
+    "deepep_normal": _told, "hybrid_ep": _told, "deepep_v2": _told, "nccl_alltoall": lambda k, c, o: _channels(k, c),
+    "trtllm_one_sided": lambda k, c, o: c.gpu.sms or 0,
+}  # fmt: skip

@@ -16,7 +16,7 @@ from clustersim.composition import composed, own_files, parse, register, with_ow
 from clustersim.config import judged
 from clustersim.sweeps import pool
 from clustersim.sweeps.job import Outcome, run_judged, seen
-from clustersim.sweeps.run import Swept
+from clustersim.sweeps.run import Swept, listing
 from clustersim.types import InputError
 from clustersim.writing import replacing
 
@@ -72,6 +72,9 @@ def run_by_hydra(overrides: Sequence[str]) -> Swept:
     finally:
         GlobalHydra.instance().hydra = callers
     swept = _what_became(folder)
+    with listing(overrides, swept.jobs) as note:
+        for number, outcome in enumerate(swept.outcomes):
+            note(number, outcome)
     if gave_up is not None and not swept.jobs:
         raise InputError(f"{' '.join(theirs)}: {' '.join(str(gave_up).split())}") from gave_up
     return swept

@@ -1,6 +1,7 @@
 """What a user types, and what they get: words on the terminal, files in a folder, an exit code."""
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -15,8 +16,8 @@ import polars as pl
 import pytest
 
 import clustersim
-from clustersim.cli import GROUPS, main
-from clustersim.places import PACKAGE, group_folder, options
+from clustersim.cli import COMMANDS, main
+from clustersim.places import GROUPS, PACKAGE, group_folder, options
 from clustersim.results.store import SCHEMA_VERSION, TABLES
 
 SMALL = ["topology.nodes=1", "workload.tokens_per_gpu=64", "model.n_layers=2", "workers=0"]
@@ -42,7 +43,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 def runs(folder, study="runs"):
-    return sorted((folder / "results" / study).iterdir())
+    return sorted((folder / "results" / study).glob("*/"))
 
 
 def digests(folder):
@@ -253,7 +254,7 @@ def test_help_shows_the_groups_their_options_and_three_examples(capsys, empty_fo
         examples = out.partition("\nexamples\n")[2].partition("\n\n")[0].splitlines()
         assert len(examples) == 3
         assert all(example.startswith("  clustersim ") for example in examples)
-        assert all(len(line) <= 130 for line in out.splitlines())
+        assert all(len(line) <= 80 for line in out.splitlines())
     assert not list(empty_folder.iterdir())
 
 
@@ -267,6 +268,14 @@ def test_the_examples_of_the_help_are_understood(capsys):
         words = example.split()[1:]
         for job in sweep(words[1:]) if words[0] == "-m" else [words]:
             assert compose(job).overrides == tuple(job)
+
+
+def test_every_command_is_a_file_and_is_in_the_help(capsys):
+    main(["--help"])
+    out = capsys.readouterr().out
+    for command in COMMANDS:
+        assert callable(importlib.import_module(f"clustersim.commands.{command}").command)
+        assert command == "run" or f"\n  clustersim {command} " in out, "run is what there is without a command"
 
 
 def test_list_shows_every_option_with_a_line(capsys):

@@ -1,0 +1,26 @@
+"""Values of KEY=VALUE as commands without a config take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clustersim.types import InputError
+
+
+def whole_number(key: str, text: str) -> int:
+    if not text.isdecimal():
+        raise InputError(f"{key}={text}: must be a whole number")
+    return int(text)
+
+
+def true_or_false(key: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise InputError(f"{key}={text}: must be true or false")
+    return text == "true"
+
+
+def plain_value(text: str) -> Any:
+    """A value of an option as it is meant: whole number, true, false, or text."""
+    if text.removeprefix("-").isdecimal():
+        return int(text)
+    return {"true": True, "false": False}.get(text, text)

@@ -1,0 +1,105 @@
+"""How a model is split over GPUs: sizes of the parallel groups, and which ranks form each. No bytes, no clock.
+
+Attention and experts have meshes of their own over the same ranks ("folded", arXiv 2504.14960): tensor, context, data and
+pipeline for attention; expert-tensor, expert, expert-data and pipeline for experts. The first named is the fastest to change from
+rank to rank, as in Megatron-LM, so tensor groups are neighbours and pipeline stages are far apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from clustersim.pick import did_you_mean
+from clustersim.types import InputError, Ints
+
+ATTENTION = ("tensor", "context", "data", "pipeline")
+EXPERTS = ("expert_tensor", "expert", "expert_data", "pipeline")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parallel:
+    """Sizes of the parallel groups; `data` and `expert_data` follow from the number of GPUs."""
+
+    gpus: int
+    tensor: int = 1                 # GPUs that share the matrices of attention and dense FFNs
+    sequence_parallel: bool = True  # what lies between the parts of a tensor group is split along the sequence
+    context: int = 1                # GPUs that share a sequence
+    pipeline: int = 1               # stages
+    virtual: int = 1                # chunks of layers that a stage holds (interleaved pipelines)
+    expert: int = 1                 # GPUs over which the experts of a layer are spread
+    expert_tensor: int = 1          # GPUs that share the matrices of an expert
+    zero: int = 0                   # what data parallel GPUs split: 1 optimiser states, 2 gradients too, 3 weights too
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "zero" else 1
+            if field.name == "sequence_parallel":
+                if not isinstance(value, bool):
+                    raise InputError(f"parallel.sequence_parallel={value}: must be true or false")
+            elif isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"parallel.{field.name}={value}: must be a whole number from {least} up")
+        if self.zero > 3:
+            raise InputError(f"parallel.zero={self.zero}: must be 0, 1, 2 or 3")
+        for mesh in (ATTENTION, EXPERTS):
+            named = [name for name in mesh if "data" not in name]
+            sizes = [getattr(self, name) for name in named]
+            if self.gpus % prod(sizes):
+                said = " x ".join(f"{name} {size}" for name, size in zip(named, sizes, strict=True))
+                raise InputError(f"parallel: {said} = {prod(sizes)} does not divide {self.gpus} GPUs{self._nearest(named)}")
+
+    @property
+    def data(self) -> int:
+        """GPUs that hold the same part of attention."""
+        return self.gpus // (self.tensor * self.context * self.pipeline)
+
+    @property
+    def expert_data(self) -> int:
+        """GPUs that hold the same experts."""
+        return self.gpus // (self.expert_tensor * self.expert * self.pipeline)
+
+    @property
+    def stage_gpus(self) -> int:
+        """GPUs of one pipeline stage."""
+        return self.gpus // self.pipeline
+
+    def groups(self, name: str) -> Ints:
+        """The ranks of every group of a kind, int [groups, size]; `name` is one of `ATTENTION` or `EXPERTS`."""
+        mesh = ATTENTION if name in ATTENTION else EXPERTS
+        ranks = np.arange(self.gpus).reshape([getattr(self, axis) for axis in reversed(mesh)])
+        axis = len(mesh) - 1 - mesh.index(name)
+        return np.moveaxis(ranks, axis, -1).reshape(-1, getattr(self, name))
+
+    def _nearest(self, named: list[str]) -> str:
+        """What to write instead: of the sizes above 1 the one whose nearest fitting value is least far away."""
+        best: tuple[float, str] | None = None
+        for name in named:
+            size = getattr(self, name)
+            rest = prod(getattr(self, other) for other in named if other != name)
+            for other in range(1, self.gpus // rest + 1 if self.gpus % rest == 0 else 0):
+                if (self.gpus // rest) % other == 0 and size > 1:
+                    far = max(other / size, size / other)
+                    if best is None or far < best[0]:
+                        best = far, f"parallel.{name}={other}"
+        return f"; nearest that does: {best[1]}" if best else ""
+
+
+def parallel_from(config: Mapping[str, Any], gpus: int) -> Parallel:
+    """The sizes of the config group `parallel`; `expert: null` spreads experts over all GPUs of a stage.
+
+    Raises:
+        InputError: an unknown key (with the nearest known one), sizes that do not divide the GPUs.
+    """
+    known = [field.name for field in fields(Parallel) if field.name != "gpus"]
+    for key in config:
+        if key not in (*known, "name"):
+            raise InputError(f"parallel.{key}: there is no such key{did_you_mean(str(key), known)} (known: {', '.join(known)})")
+    given = {key: value for key, value in config.items() if key != "name" and value is not None}
+    if "expert" not in given:
+        alone = Parallel(gpus=gpus, **given)
+        given["expert"] = alone.stage_gpus // alone.expert_tensor
+    return Parallel(gpus=gpus, **given)

@@ -1,0 +1,64 @@
+"""What exchanges keep of a GPU while they run, and what is left to compute with."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clustersim import exchange as exchanges
+from clustersim import load_cluster
+from clustersim.config import compose
+from clustersim.engine import timing
+from clustersim.exchange.software import sms_held
+from clustersim.types import InputError
+
+H100 = load_cluster("h100_sxm", nodes=1)
+
+
+def test_kernels_that_copy_hold_the_sms_they_are_told():
+    assert sms_held("deepep_normal", {"sms": 20, "notify": True}, H100) == 20
+    assert sms_held("deepep_normal", {}, H100) == 24
+    assert sms_held("hybrid_ep", {}, H100) == 16
+
+
+def test_nccl_holds_one_sm_for_each_channel():
+    """18 NVLinks to each of 7 peers are more than the 32 channels that NCCL has; 12 on each of 2 A100s are fewer."""
+    assert sms_held("nccl_alltoall", {}, H100) == 32
+    assert sms_held("nccl_alltoall", {}, load_cluster("a100_sxm", nodes=1, gpus_per_node=2)) == 12
+
+
+def test_what_no_kernel_prices_and_what_the_nic_moves_hold_none():
+    for name in ("direct", "pairwise", "deepep_low_latency", "deepep_low_latency_rdma"):
+        assert sms_held(name, {}, H100) == 0
+
+
+def test_a_grid_of_tokens_leaves_nothing():
+    assert sms_held("trtllm_one_sided", {}, H100) == H100.gpu.sms
+
+
+@pytest.mark.parametrize("path", sorted(Path(exchanges.__file__).parents[1].glob("conf/exchange/*.yaml")), ids=lambda p: p.stem)
+def test_every_exchange_says_how_many_sms_it_holds_of_a_gpu(path):
+    options = {k: v for k, v in compose([f"exchange={path.stem}"]).config["exchange"].items() if k != "name"}
+    assert 0 <= sms_held(path.stem, options, H100) <= H100.gpu.sms
+
+
+def test_more_sms_than_a_gpu_has_are_refused():
+    with pytest.raises(InputError, match=r"exchange\.sms=200.*132 SMs"):
+        sms_held("deepep_normal", {"sms": 200}, H100)
+    nameless = dataclasses.replace(H100, gpu=dataclasses.replace(H100.gpu, sms=None))
+    with pytest.raises(InputError, match=r"gpu\.sms"):
+        sms_held("deepep_normal", {}, nameless)
+
+
+def test_compute_with_fewer_sms_takes_longer_and_scores_in_proportion():
+    """Scores are bound by arithmetic, so with half of the SMs that part takes twice as long; GEMMs take more waves."""
+    model = compose(["model=deepseek_v3"]).model
+    tokens, context = np.array([4096]), np.array([4096.0 * 4097 / 2])
+    whole, half = (timing.kernels(model, H100.gpu, sms_taken=taken) for taken in (0, 66))
+    scores = model.score_flops * context / (H100.gpu.bf16_flops * 0.667)
+    gain = half.attention(3, tokens, context) - half.attention(3, tokens, 0 * context)
+    np.testing.assert_allclose(gain, 2 * scores)
+    gpu_of = np.zeros(32, np.int64)
+    slots = np.full(32, 1024)
+    assert half.experts(slots, gpu_of, 1) > 1.5 * whole.experts(slots, gpu_of, 1)
