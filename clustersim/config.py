@@ -97,8 +97,8 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
     """
     _check_keys(config, choices)
     workload, capacity = config["workload"], config["capacity"]
-    if workload["phase"] != "prefill":
-        raise InputError(f"workload.phase={workload['phase']}: only prefill is built so far")
+    if workload["phase"] not in ("prefill", "training"):
+        raise InputError(f"workload.phase={workload['phase']}: only prefill and training are built so far")
     for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute"):
         for key, value in config[group].items():
             if value == "???" or (key == "path" and not value):
@@ -109,7 +109,7 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         config=config,
         model=played(config["model"]),
         topology=choices["topology"],
-        tokens_per_gpu=whole("workload.tokens_per_gpu", workload["tokens_per_gpu"], least=1),
+        tokens_per_gpu=_tokens_per_gpu(workload),
         capacity_factor=capacity["factor"],         # judged with the rest of the capacity rule
         seed=whole("seed", config["seed"], least=0),
         output=_folder("output", config["output"]),
@@ -121,7 +121,7 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
 def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model, capacity and plug-ins see to theirs."""
     known = {key: [key] for key in config if key in (*GROUPS, *ALONE)}
-    for group in ("trace", "workload", "capacity", "decide", "compute"):
+    for group in ("trace", "workload", "capacity", "decide", "compute", "parallel"):
         chosen = load_yaml(group_folder(group) / f"{choices[group]}.yaml")
         known[group] += [f"{group}.{key!s}" for key in chosen]
     known["export"] += [f"export.{key}" for key in ("timeline", "first_layer", "events", "arrows")]
@@ -129,6 +129,14 @@ def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     for key in leaves({key: value for key, value in config.items() if key not in known or len(known[key]) > 1}):
         if key not in every and not key.startswith("capacity."):
             raise InputError(no_such_key(key, every))
+
+
+def _tokens_per_gpu(workload: Mapping[str, Any]) -> int:
+    """Tokens that a GPU is given at a time; in training those of a micro-batch, before it is split."""
+    if workload["phase"] == "training":
+        both = (whole(f"workload.{key}", workload[key], least=1) for key in ("micro_batch", "sequence"))
+        return next(both) * next(both)
+    return whole("workload.tokens_per_gpu", workload["tokens_per_gpu"], least=1)
 
 
 def _folder(key: str, value: Any) -> Path:

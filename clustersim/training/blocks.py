@@ -107,6 +107,8 @@ class Blocks:
             ops = programs.backward(
                 s.layers[back.stage], routed, head=self._last(back.stage), weights=back.kind == "B", again=s.recompute
             )
+        if not ops:                                         # a stage with nothing but the embedding
+            return Block(seconds=0.0, computed_s=0.0, sent_s=0.0, exchanged_s=0.0, waited_s=0.0)
         routing = {programs.FORWARD: ahead or back, programs.BACKWARD: back or ahead}
         works: dict[tuple[int, int], Work] = {}
 

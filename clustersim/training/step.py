@@ -120,8 +120,8 @@ def _batch(workload: Mapping[str, Any], parallel: Parallel) -> tuple[Batch, int]
     if in_all % each:
         near = max(1, round(in_all / each)) * each
         raise InputError(
-            f"workload.global_batch={in_all}: must be a multiple of micro_batch {sequences} x {parallel.data} data parallel groups "
-            f"= {each}; nearest that is: {near}"
+            f"workload.global_batch={in_all}: must be a multiple of micro_batch {sequences} x {parallel.data} data parallel "
+            f"groups = {each}; nearest that is: {near}"
         )
     pieces = parallel.context * (parallel.tensor if parallel.sequence_parallel else 1)
     if sequence * sequences % pieces:
