@@ -147,7 +147,8 @@ def summary_table(row: Mapping[str, Any]) -> pl.DataFrame:
 
 _MAY_BE_NULL = (
     "capacity_factor", "tokens_per_s", "tokens_per_s_per_gpu", "gate_mass_dropped", "gate_mass_lost", "capacity_used",
-    "imbalance", "over_bound", "ecmp_collision", *CAUSE_COLUMNS, *(f"{name}_ci95" for name in INTERVALS),
+    "imbalance", "over_bound", "ecmp_collision", "nvlink_bytes", "nic_bytes", "seconds_saved_by_dropping", *CAUSE_COLUMNS,
+    *(f"{name}_ci95" for name in INTERVALS),
 )  # fmt: skip
 
 
@@ -223,7 +224,7 @@ def summary_row(
         "tokens_per_s_per_gpu": n_tokens / step_s / n_gpus if step_s else None,
         "drop_rate": (asked - kept) / asked if asked else 0.0,
         "fully_dropped": sum(c.fully_dropped for c in real) / (n_tokens * len(real)),
-        **_trade(real, n_tokens),
+        **trade(real, n_tokens),
         "moe_layers": len(real),
         "experts_per_token": kept / (n_tokens * len(real)),
         "imbalance": layers["imbalance"].mean(),
@@ -237,14 +238,14 @@ def summary_row(
     }
 
 
-def _trade(real: Sequence[LayerCounts], n_tokens: int) -> dict[str, Any]:
+def trade(real: Sequence[LayerCounts], n_tokens: int) -> dict[str, Any]:
     """What a capacity costs beside drop_rate and fully_dropped: mean or sum over the MoE layers."""
     asked, kept = sum(int(c.asked.sum()) for c in real), sum(int(c.kept.sum()) for c in real)
     room = sum(c.room for c in real if c.room is not None)
     mass = sum(c.gate_mass for c in real if c.gate_mass is not None)
     padding = sum(int(c.padding_rows.sum()) for c in real)
     return {
-        "partly_dropped": sum(c.partly_dropped for c in real) / (n_tokens * len(real)),
+        "partly_dropped": sum(c.partly_dropped for c in real) / (n_tokens * len(real)) if real else 0.0,
         "rerouted_rate": sum(int(c.rerouted_here.sum()) for c in real) / asked if asked else 0.0,
         "gate_mass_dropped": sum(c.gate_mass_dropped for c in real) / mass if mass else None,
         "gate_mass_lost": sum(c.gate_mass_lost for c in real) / mass if mass else None,
