@@ -27,7 +27,7 @@ def tasks_table(trained: Trained) -> pl.DataFrame:
             behind = tasks[1] if len(tasks) > 1 else None
             values = (
                 device, begin, end, "+".join(task.kind for task in tasks), tasks[0].stage, tasks[0].batch,
-                behind and behind.stage, behind and behind.batch, *(getattr(block, name) for name in SHARES),
+                behind.stage if behind else None, behind.batch if behind else None, *(getattr(block, name) for name in SHARES),
             )  # fmt: skip
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
@@ -52,18 +52,17 @@ def stages_table(trained: Trained) -> pl.DataFrame:
 
 
 def training_row(trained: Trained, architecture: Architecture) -> dict[str, Any]:
-    """The step in one row of numbers: seconds are means over pipeline devices and add up to the step."""
+    """The step in one row of numbers: seconds are means over pipeline devices; computing, exposed and bubble are the step."""
     stages, gpus = stages_table(trained), trained.parallel.gpus
     mean = {name: float(stages[name].mean()) for name in stages.columns[3:]}        # type: ignore[arg-type]
     tokens, step_s = trained.tokens, trained.step_s
     flops = architecture.flops("training", (trained.batch.sequence + 1) / 2)
-    shares = {name: sum(getattr(block, name) for row in trained.blocks for block in row) for name in SHARES}
     slowest = int(np.argmax(trained.flow.busy_s))
     rate = tokens / step_s if step_s else None
     return {
         "step_s": step_s,
         "compute_s": mean["computed_s"] + mean["optimiser_s"],
-        "exposed_comm_s": mean["sent_s"] + mean["exchanged_s"] + mean["reduce_s"] + mean["gather_s"],
+        "exposed_comm_s": sum(mean[name] for name in ("sent_s", "exchanged_s", "waited_s", "reduce_s", "gather_s")),
         "wait_s": mean["waited_s"],
         "bubble_s": mean["bubble_s"],
         "tensor_comm_s": mean["sent_s"],
@@ -80,7 +79,6 @@ def training_row(trained: Trained, architecture: Architecture) -> dict[str, Any]
         **_dropped(trained.counts, trained),
         "bottleneck": f"pipeline device {slowest}",
         "bottleneck_busy_s": float(trained.flow.busy_s[slowest]),
-        "busiest_share": sum(shares.values()) and max(shares.values()) / sum(shares.values()),
         "over_bound": None, "nvlink_bytes": None, "nic_bytes": None, "seconds_saved_by_dropping": None,
         "solves": trained.solves,
         "events": trained.events,
