@@ -95,9 +95,8 @@ def assemble(run: Run) -> Parts:
         workload=stream.steps[0],
         placements=plan.placements[0],
         exchange=exchange,
-        beyond=beyond(
-            exchange_name, exchange_options, cluster, tokens_per_gpu=stream.steps[0].source.size / cluster.n_gpus
-        ),
+        beyond=beyond(exchange_name, exchange_options, cluster, tokens_per_gpu=stream.steps[0].source.size / cluster.n_gpus)
+        if run.model.n_experts else (),
         network=pick(networks, network_name, **network_options),
         rule=rule,
         top_k=router.options.get("k") or run.model.top_k,

@@ -67,6 +67,9 @@ def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
     }
     if not row["drop_rate"]:
         lines["dropped"] = "nothing"
+    if not row["moe_layers"]:
+        for name in ("choices", "bottleneck", "on the wires", "expert load of a GPU", "dropped"):
+            del lines[name]
     if row["replicates"] == 1:
         del lines["seeds"]
     for name, share in (("rerouted", "rerouted_rate"), ("padding", "padding_share")):
