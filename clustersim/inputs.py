@@ -37,6 +37,7 @@ from clustersim.units import format_bytes
 from clustersim.workload import source
 from clustersim.workload.loads import read_loads
 from clustersim.workload.routing import Router, rerouted
+from clustersim.workload.serving import with_lengths
 from clustersim.workload.streams import Recorded, Stream, passes_of, rerouted_stream, stream_of
 from clustersim.workload.trace_source import recorded_tokens
 
@@ -70,7 +71,7 @@ def stream_from(run: Run, setting: Setting, place: Place, router: Router) -> Str
         InputError: a trace that does not fit, or a router that minds a placement that minds the router.
     """
     if not run.model.n_experts:
-        return without_experts(run, router, setting.cluster.n_gpus)
+        return in_flight(run, without_experts(run, router, setting.cluster.n_gpus), setting.cluster.n_gpus)
     if run.config["trace"]["name"] in ("sampled", "balanced") and run.model.zero_experts not in (0, router.extra):
         raise InputError(
             f"router={router.name}: chooses among {router.extra} experts without weights, and model={run.model.name} has "
@@ -79,7 +80,18 @@ def stream_from(run: Run, setting: Setting, place: Place, router: Router) -> Str
     stream = _recorded(run, setting.cluster.n_gpus, router.extra, looks_at_load(place))
     near = _near(setting, place) if "near" in router.wants else _nobody_near
     label = f"trace={run.config['trace']['name']}"
-    return rerouted_stream(stream, lambda i, step: rerouted(step, router, run.model, run.seed + i, name=label, near=near))
+    stream = rerouted_stream(stream, lambda i, step: rerouted(step, router, run.model, run.seed + i, name=label, near=near))
+    return in_flight(run, stream, setting.cluster.n_gpus)
+
+
+def in_flight(run: Run, stream: Stream, n_gpus: int) -> Stream:
+    """The stream as it is in prefill; in decoding with the lengths of its sequences."""
+    if run.decoding is None:
+        return stream
+    notes = stream.notes
+    if run.decoding.draft and run.config["trace"]["name"] in ("tiny", "file"):
+        notes += ("the trace gives a token per sequence and step: drafts choose experts as tokens of other sequences do",)
+    return replace(stream, steps=with_lengths(stream.steps, run.decoding, n_gpus, run.seed), notes=notes)
 
 
 def plan_from(run: Run, setting: Setting, place: Place, stream: Stream) -> tuple[Plan, Stream]:
@@ -116,9 +128,11 @@ def _trace(path: Path, digest: str | None, tokens: int | None) -> Trace | Record
 def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> Stream:
     """The steps as they are recorded or drawn; `extra` columns of scores beside the experts', `looks_back`: a past is needed."""
     name, options = run.options("trace")
-    decide, workload = run.config["decide"], run.config["workload"]
+    if run.decoding is not None and "sequence" in options:
+        options["sequence"] = run.decoding.per_sequence         # neighbours in a batch belong together in prefill only
+    decide = run.config["decide"]
     apart = decide["name"] == "once" and (looks_back or decide["apart"])
-    keys = {key: workload[key] for key in ("steps", "deal", "domain_steps")}
+    keys = _steps(run)
     if name in ("tiny", "file"):
         path = trace_path(run.config["trace"])
         assert path is not None
@@ -153,9 +167,10 @@ def without_experts(run: Run, router: Router, n_gpus: int) -> Stream:
         InputError: a key that only experts have a use for.
     """
     name, options = run.options("trace")
-    model, workload = run.model, run.config["workload"]
+    model = run.model
     asked = {
-        f"router={router.name}": router.name != "recorded", f"capacity.factor={run.capacity_factor}": run.capacity_factor is not None,
+        f"router={router.name}": router.name != "recorded",
+        f"capacity.factor={run.capacity_factor}": run.capacity_factor is not None,
         "causes=true": run.causes, f"trace={name}": name == "live", "trace.counts=true": bool(options.get("counts")),
         f"decide={run.config['decide']['name']}": run.config["decide"]["name"] != "once",
     }  # fmt: skip
@@ -163,7 +178,7 @@ def without_experts(run: Run, router: Router, n_gpus: int) -> Stream:
         if given:
             raise InputError(f"{key}: model={model.name} has no routed experts for it; leave it out")
     note = f"{model.name} has no routed experts: trace, placement and exchange say nothing but how long sequences are"
-    keys = {key: workload[key] for key in ("steps", "deal", "domain_steps")}
+    keys = _steps(run)
     if name in ("tiny", "file"):
         path = trace_path(run.config["trace"])
         assert path is not None
@@ -174,7 +189,16 @@ def without_experts(run: Run, router: Router, n_gpus: int) -> Stream:
     else:
         even = source.from_balanced(model, n_gpus, run.tokens_per_gpu, sequence=options["sequence"])
         stream = passes_of(lambda seed: even, model, run.seed, **keys)
-    return replace(stream, notes=(note, *(said for said in stream.notes if "MoE layers" not in said and "layers are" not in said)))
+    said = (text for text in stream.notes if "MoE layers" not in text and "layers are" not in text)
+    return replace(stream, notes=(note, *said))
+
+
+def _steps(run: Run) -> dict[str, Any]:
+    """How many steps, and how a trace is dealt: the default of decoding is for traces, and made-up tokens need no deal."""
+    name, workload = run.config["trace"]["name"], run.config["workload"]
+    keys = {key: workload[key] for key in ("steps", "deal", "domain_steps")}
+    made_up = name not in ("tiny", "file") and run.decoding is not None and keys["deal"] == "batched"
+    return keys | ({"deal": "sequences"} if made_up else {})
 
 
 def _one_pass(keys: dict[str, Any], apart: bool) -> int:

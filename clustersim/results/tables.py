@@ -156,8 +156,9 @@ def summary_table(row: Mapping[str, Any]) -> pl.DataFrame:
 
 _MAY_BE_NULL = (
     "capacity_factor", "tokens_per_s", "tokens_per_s_per_gpu", "gate_mass_dropped", "gate_mass_lost", "capacity_used",
-    "imbalance", "over_bound", "ecmp_collision", "moe_layer_s", "balancedness", "utilisation", "gap_to_least", "cross_node_copies",
-    "distinct_nodes", *CAUSE_COLUMNS, *(f"{name}_ci95" for name in INTERVALS),
+    "imbalance", "over_bound", "ecmp_collision", "moe_layer_s", "balancedness", "utilisation", "gap_to_least",
+    "cross_node_copies", "distinct_nodes", "time_per_output_token_s", "tokens_per_s_per_user", *CAUSE_COLUMNS,
+    *(f"{name}_ci95" for name in INTERVALS),
 )  # fmt: skip
 
 
@@ -202,7 +203,7 @@ def collision(links: pl.DataFrame, cluster: Cluster) -> tuple[float, str] | None
 
 def summary_row(
     steps: Sequence[Played], tables: Mapping[str, pl.DataFrame], counts: Sequence[LayerCounts | None], n_tokens: int, n_gpus: int,
-    held_s: float = 0.0,
+    held_s: float = 0.0, made: float | None = None, sequences: int | None = None,
 ) -> dict[str, Any]:
     """The run in one row of numbers; without `seconds_saved_by_dropping`, which needs a second run.
 
@@ -210,6 +211,8 @@ def summary_row(
         counts: of all layers of all steps.
         n_tokens: of one step.
         held_s: mean over steps of what a step waits before it begins.
+        made: tokens that a step of decoding adds to its sequences; None: it is no decoding, and its own tokens count.
+        sequences: in flight, in decoding.
 
     Returns:
         Seconds and bytes of one step, means over the steps; ratios and the bottleneck over all of them together.
@@ -229,8 +232,10 @@ def summary_row(
         "exposed_comm_s": step_s - compute,
         "wait_s": float(gpus["wait_s"].sum()) / n_gpus / n_steps,
         "tokens": n_tokens,
-        "tokens_per_s": n_tokens / step_s if step_s else None,
-        "tokens_per_s_per_gpu": n_tokens / step_s / n_gpus if step_s else None,
+        "tokens_per_s": (n_tokens if made is None else made) / step_s if step_s else None,
+        "tokens_per_s_per_gpu": (n_tokens if made is None else made) / step_s / n_gpus if step_s else None,
+        "time_per_output_token_s": step_s * sequences / made if made and sequences else None,
+        "tokens_per_s_per_user": made / sequences / step_s if made and sequences and step_s else None,
         "drop_rate": (asked - kept) / asked if asked else 0.0,
         "fully_dropped": sum(c.fully_dropped for c in real) / max(1, n_tokens * len(real)),
         **_trade(real, n_tokens),
