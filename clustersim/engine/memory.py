@@ -17,7 +17,7 @@ from typing import Any
 from clustersim.architecture import DTYPES, Architecture
 from clustersim.engine.activations import RECOMPUTE, Keeping, in_hand, kept_of_layer
 from clustersim.engine.buffers import buffer_bytes
-from clustersim.engine.stages import chunks_of, held_by
+from clustersim.engine.stages import chunks_of, most_kept, ordered
 from clustersim.parallel import Parallel
 from clustersim.parts import Attention, Latent, Moe, Part
 from clustersim.pick import did_you_mean
@@ -41,7 +41,7 @@ class Load:
     micro_batch: int = 1            # sequences at a time, of a data-parallel group; decode: all sequences it serves
     sequence: int = 1               # tokens of one that are computed; decode: 1, or more when it speculates
     micro_batches: int = 1          # training: of a step
-    order: str = "1f1b"             # training: one of `stages.ORDERS`
+    order: str = "one_f_one_b"      # training: one of `pipelines`
     keeping: Keeping = field(default_factory=Keeping)       # training
     weights: str | None = None      # format of `DTYPES`; None: as published, in training BF16
     gradients: float = 4.0          # bytes per parameter
@@ -156,13 +156,11 @@ def _of_stage(
     arch: Architecture, parallel: Parallel, load: Load, chunks: tuple[range, ...], stage: int
 ) -> dict[str, float]:
     training, n_chunks = load.phase == "training", len(chunks)
-    held = dict.fromkeys(range(stage, n_chunks, parallel.pipeline), 1)
+    held = tuple(range(stage, n_chunks, parallel.pipeline))
     if training:
-        held = held_by(
-            stage, parallel.pipeline, order=load.order, virtual=parallel.virtual, micro_batches=load.micro_batches
-        )
-    layers = {chunk: Counter(arch.core.layers[i] for i in chunks[chunk]) for chunk in held}       # equal ones once
-    every = sum(layers.values(), Counter[tuple[Part, ...]]())
+        pipeline = ordered(load.order, parallel.pipeline, load.micro_batches, parallel.virtual)
+        held = pipeline.held[stage]
+    every = Counter(arch.core.layers[i] for chunk in held for i in chunks[chunk])       # equal layers once
     parts_of = {part for layer in every for part in layer}
     hidden, keeping = arch.core.hidden, load.keeping
     parts = _states(arch, parallel, load, _tables(arch, parallel, first=0 in held, last=n_chunks - 1 in held), every)
@@ -170,10 +168,9 @@ def _of_stage(
     sizes: dict[str, Any] = {"sequence": load.sequence, "imbalance": load.imbalance}
     parts["working"] = tokens * max((in_hand((part,), hidden, parallel, keeping, **sizes) for part in parts_of), default=0.0)
     if training:
-        kept = {layer: kept_of_layer(layer, hidden, parallel, keeping, **sizes) for layer in every}
-        parts["activations"] = tokens * sum(
-            held[chunk] * many * kept[layer] for chunk, those in layers.items() for layer, many in those.items()
-        )
+        of_layer = {layer: kept_of_layer(layer, hidden, parallel, keeping, **sizes) for layer in every}
+        kept = [sum(of_layer[arch.core.layers[i]] for i in chunks[c]) if c in held else 0.0 for c in range(n_chunks)]
+        parts["activations"] = tokens * most_kept(pipeline, stage, kept)
         if keeping.recompute == "full":
             whole = (in_hand(layer, hidden, parallel, keeping, **sizes) for layer in every)
             parts["working"] += tokens * max(whole, default=0.0)

@@ -1,17 +1,14 @@
-"""Which layers a pipeline stage holds, and how many micro-batches of them it keeps at once. Closed forms; plays no schedule."""
+"""Which layers a pipeline stage holds, and how much it keeps of them at once. Plays nothing: orders are those of `pipelines`."""
 
 from __future__ import annotations
 
-from clustersim.pick import did_you_mean
-from clustersim.types import InputError
+from collections.abc import Sequence
+from functools import lru_cache
 
-ORDERS = {          # of forward and backward passes in a pipeline
-    "gpipe": "all forward, then all backward (arXiv 1811.06965)",
-    "1f1b": "one forward, one backward (arXiv 2104.04473)",
-    "interleaved": "one forward, one backward, over several chunks of layers per stage (arXiv 2104.04473)",
-    "zero_bubble": "as 1f1b, gradients of weights fill the bubbles: ZB-H1 (arXiv 2401.10241)",
-    "dualpipe": "from both ends at once, every stage has two chunks (github:deepseek-ai/DualPipe)",
-}
+from clustersim.engine import pipelines
+from clustersim.engine.pipelines import Pipeline
+from clustersim.pick import find
+from clustersim.types import InputError
 
 
 def chunks_of(n_layers: int, stages: int, virtual: int = 1) -> tuple[range, ...]:
@@ -39,28 +36,26 @@ def chunks_of(n_layers: int, stages: int, virtual: int = 1) -> tuple[range, ...]
     return tuple(range(start, start + size) for start, size in zip(starts, sizes, strict=True))
 
 
-def held_by(stage: int, stages: int, *, order: str, virtual: int = 1, micro_batches: int) -> dict[int, int]:
-    """The chunks that a stage has, and of how many micro-batches at once it keeps the activations of each, at its peak.
-
-    With v chunks each, the first stage keeps v p + p - 1 of them, its share of the layers times p (1 + (p - 1) / (p v))
-    (arXiv 2205.05198); with `dualpipe` every stage keeps p + 1 of its two chunks together.
+@lru_cache(maxsize=16)
+def ordered(order: str, devices: int, micro_batches: int, virtual: int) -> Pipeline:
+    """The pipeline that an order of `pipelines` makes.
 
     Raises:
-        InputError: no such order, or chunks that it does not have.
+        InputError: no such order, or sizes that it cannot take.
     """
-    if order not in ORDERS:
-        raise InputError(f"order={order}: must be one of {', '.join(ORDERS)}{did_you_mean(order, ORDERS)}")
-    if virtual > 1 and order != "interleaved":
-        raise InputError(f"parallel.virtual={virtual}: order={order} has one chunk per stage; order=interleaved takes more")
-    if order == "gpipe":
-        return {stage: micro_batches}
-    if order == "dualpipe":
-        if stages % 2:
-            raise InputError(f"parallel.pipeline={stages}: order=dualpipe needs an even number of stages")
-        each = -(-micro_batches // 2)           # from either end
-        return {stage: min(each, stages - stage), stages - 1 - stage: min(each, stage + 1)}
-    if order != "interleaved" or virtual == 1:
-        return {stage: min(micro_batches, stages - stage)}
-    warm = min(2 * (stages - stage - 1) + (virtual - 1) * stages + 1, micro_batches * virtual)
-    chunks = [i // stages % virtual for i in range(warm)]
-    return {stage + stages * chunk: min(micro_batches, chunks.count(chunk)) for chunk in range(virtual)}
+    made = find(pipelines, order, "parallel.order")(devices, micro_batches, virtual)
+    assert isinstance(made, Pipeline)
+    return made
+
+
+def most_kept(pipeline: Pipeline, device: int, kept: Sequence[float]) -> float:
+    """The most that a device keeps at once, where a micro-batch in stage s keeps `kept[s]` from its F to its B or W.
+
+    A pass that overlaps another has begun before the other has ended.
+    """
+    now = most = 0.0
+    for tasks in pipeline.tasks[device]:
+        now += sum(kept[task.stage] for task in tasks if task.kind == "F")
+        most = max(most, now)
+        now -= sum(kept[task.stage] for task in tasks if task.kind in "BW")
+    return most

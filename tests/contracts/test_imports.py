@@ -14,8 +14,8 @@ import clustersim
 PACKAGE = Path(clustersim.__file__).parent
 GROUND = (
     "types", "pick", "places", "writing", "units", "jit", "kernels", "gpuspec", "parts", "matrices", "stacks", "model",
-    "architecture", "hf_config", "parallel", "wiring", "handmade", "fabrics", "ways", "routes", "route_table", "cluster",
-    "lanes",
+    "architecture", "hf_config", "parallel", "wiring", "handmade", "fabrics", "ways", "laying", "routes", "route_table",
+    "cluster", "lanes",
 )  # fmt: skip
 ROOMS = (
     *GROUND, "workload", "importers", "placement", "exchange", "network", "engine", "results", "report", "composition", "config",

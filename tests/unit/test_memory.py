@@ -7,10 +7,11 @@ import pytest
 import yaml
 
 from clustersim.architecture import Architecture, Stack, describe
+from clustersim.engine import pipelines
 from clustersim.engine.activations import Keeping, kept_of_layer
 from clustersim.engine.buffers import buffer_bytes
 from clustersim.engine.memory import PARTS, Load, need, said
-from clustersim.engine.stages import ORDERS, chunks_of, held_by
+from clustersim.engine.stages import chunks_of, most_kept, ordered
 from clustersim.parallel import Parallel
 from clustersim.parts import KINDS, Attention, Dense, Mamba, Mamba2, Moe, Retention
 from clustersim.places import group_folder
@@ -180,23 +181,26 @@ def test_low_latency_buffers_are_those_that_deepep_asks_for(experts, tokens, hid
 def test_micro_batches_at_once_are_those_of_the_papers(stages):
     many = 10 * stages
 
-    def at_once(order, stage, virtual=1):
-        return held_by(stage, stages, order=order, virtual=virtual, micro_batches=many)
+    def at_once(order, device, virtual=1):
+        pipeline = ordered(order, stages, many, virtual)
+        return most_kept(pipeline, device, [1.0] * pipeline.stages)
 
-    for stage in range(stages):
-        assert at_once("gpipe", stage) == {stage: many}
-        assert at_once("1f1b", stage) == at_once("zero_bubble", stage) == {stage: stages - stage}
-        both = at_once("dualpipe", stage)           # github:deepseek-ai/DualPipe: twice the parameters, PP + 1 activations
-        assert set(both) == {stage, stages - 1 - stage}
-        assert sum(both.values()) == stages + 1
+    for device in range(stages):
+        assert at_once("one_f_one_b", device) == stages - device
+        assert at_once("zero_bubble", device) == stages             # arXiv 2401.10241 §2: ZB-H1 as 1F1B at its peak
+        assert at_once("zero_bubble_2p", device) == 2 * stages - 1
+        assert at_once("dualpipe", device) == stages + 1            # github:deepseek-ai/DualPipe: of either of its two stages
     for virtual in (2, 4):                          # arXiv 2205.05198 §4.2.3: L layers times 1 + (p - 1) / (p m)
-        assert sum(at_once("interleaved", 0, virtual).values()) == stages * virtual * (1 + (stages - 1) / (stages * virtual))
+        assert at_once("interleaved", 0, virtual) == stages * virtual * (1 + (stages - 1) / (stages * virtual))
 
 
-def test_no_order_keeps_more_micro_batches_than_there_are():
-    for order in ORDERS:
-        for stage in range(4):
-            assert max(held_by(stage, 4, order=order, micro_batches=2).values()) <= 2
+@pytest.mark.parametrize("order", pipelines.__all__)
+def test_what_is_kept_is_given_back(order):
+    pipeline = ordered(order, 4, 8, 2 if order == "interleaved" else 1)
+    for device in range(4):
+        kinds = [task.kind for tasks in pipeline.tasks[device] for task in tasks]
+        assert kinds.count("F") == kinds.count("B") + kinds.count("W")
+        assert 1 <= most_kept(pipeline, device, [1.0] * pipeline.stages) <= kinds.count("F")
 
 
 def test_layers_are_spread_evenly_with_fewer_at_the_ends():
@@ -260,7 +264,7 @@ def test_where_no_single_change_does_two_are_offered():
     ({"phase": "trainin"}, "phase=trainin: must be one of prefill, decode, training; did you mean training?"),
     ({"optimiser": "adm"}, "optimiser=adm: must be one of adam, adam_bf16, muon"),
     ({"weights": "fp9"}, "weights=fp9: must be one of bf16, fp8"),
-    ({"order": "dual"}, "order=dual: must be one of gpipe, 1f1b"),
+    ({"order": "dualpip"}, "parallel.order=dualpip: there is no such"),
 ])  # fmt: skip
 def test_what_is_not_known_is_refused_by_name(change, said_so):
     with pytest.raises(InputError) as caught:
