@@ -104,7 +104,8 @@ def test_low_latency_exchanges_leave_a_buffer_per_expert():
 
 @pytest.mark.parametrize(("given", "said"), [
     (["workload.accepted=2"], "workload.accepted=2: no more tokens can be kept than are verified; workload.draft=0 allows 1"),
-    (["workload.draft=1.5"], "workload.draft=1.5: must be a whole number"), (["workload.context=0"], "workload.context=0: must be"),
+    (["workload.draft=1.5"], "workload.draft=1.5: must be a whole number"),
+    (["workload.context=0"], "workload.context=0: must be a number from 1 up"),
     (["workload.rank_spread=-1"], "workload.rank_spread=-1: must be a number from 0 up"),
     (["workload.phase=prefill"], "workload.phase=prefill: is set by the group; write workload=prefill"),
     (["router=expert_choice", "trace=sampled"], "router=expert_choice: ranks the tokens of a batch"),
