@@ -12,6 +12,8 @@ USAGE = (                       # what is typed after `clustersim`, and what it 
     ("-m KEY=A,B,C ...", "a sweep: one run for every combination, compared in one table; --json: for scripts"),
     ("+experiment=NAME", "a study"),
     ("--cfg [KEY=VALUE ...]", "the whole config of a run, without running it"),
+    ("--config-dir DIR ...", "with options of your own: DIR/topology/mine.yaml is topology=mine, DIR/experiment/mine.yaml is "
+     "+experiment=mine"),
     ("list [GROUP]", "all options, one line each; --json"),
     ("inspect PATH", "what a topology, a model, a trace or the folder of a run is (--plot draws a topology or a trace, "
      "-o FILE.png says where; --check: is the trace sound?)"),
