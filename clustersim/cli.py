@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = ("run", "list", "inspect", "convert", "compare", "fit", "report", "capture", "validate", "calibrate")
+COMMANDS = (
+    "run", "list", "inspect", "convert", "compare", "fit", "report", "capture", "validate", "calibrate", "completion",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

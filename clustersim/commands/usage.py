@@ -32,6 +32,7 @@ USAGE = (                       # what is typed after `clustersim`, and what it 
      "scripts, --plot [-o FILE.png] a picture, --leave-out each group without the constants that its own rows set)"),
     ("calibrate LOGS... -o FILE.yaml", "constants of a kernel from your nccl-tests, DeepEP or nvbandwidth logs; for "
      "exchange.kernel=FILE.yaml (KEY=VALUE where a log does not say it: gpu, gpus, gpus_per_node, nic, experts)"),
+    ("completion SHELL", "what bash, zsh or fish needs to complete commands, options and keys"),
 )  # fmt: skip
 EXAMPLES = """\
 examples
