@@ -60,7 +60,7 @@ def test_first_words_are_commands_groups_and_single_keys():
         ("clustersim list net", ["network"]), ("clustersim inspect rail_", ["rail_only"]),
         ("clustersim capture ", ["tiny", "hf"]),
         ("clustersim report --s", ["--svg"]), ("clustersim -", [*FLAGS["run"]]), ("clustersim completion z", ["zsh"]),
-        ("clustersim compare results/a", []), ("clustersim trace.path=/tm", []), ("clustersim report -o ", []), 
+        ("clustersim compare results/a", []), ("clustersim trace.path=/tm", []), ("clustersim report -o ", []),
         ("clustersim no.such.", []), ("clustersim nothing", []),
     ],
 )  # fmt: skip
