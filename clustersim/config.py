@@ -9,8 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from clustersim.architecture import played
 from clustersim.composition import composed, leaves, load_yaml, no_such_key, parse, shown
-from clustersim.model import Model, model_from
+from clustersim.model import Model
 from clustersim.places import GROUPS, option_files
 from clustersim.types import InputError
 
@@ -106,7 +107,7 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         study=choices.get("experiment", "runs"),
         overrides=tuple(overrides),
         config=config,
-        model=model_from(config["model"]),
+        model=played(config["model"]),
         topology=choices["topology"],
         tokens_per_gpu=whole("workload.tokens_per_gpu", workload["tokens_per_gpu"], least=1),
         capacity_factor=capacity["factor"],         # judged with the rest of the capacity rule

@@ -198,7 +198,7 @@ def _tables(parts: Parts, steps: Sequence[Step]) -> dict[str, pl.DataFrame]:
         made["links"].append(links_table(step.played, parts.cluster, i))
         made["experts"].append(experts_table(step.counts, i))
         made["pairs"].append(step.pairs.table(i))
-        made["placements"].append(placements_table(step.measured, parts.run.model.n_dense_layers, i))
+        made["placements"].append(placements_table(step.measured, parts.run.model.moe_layers, i))
     return {name: pl.concat(each) for name, each in made.items()}
 
 
@@ -211,7 +211,7 @@ def _causes(parts: Parts, steps: Sequence[Step], progress: Callable[[int, str], 
         placed = plan.placements[step]
         protected = capacities.protected_tokens(capacities.stream(seed), rule, tokens[step].context)
         now = replace(parts, workload=tokens[step], placements=placed, protected=protected)
-        kept = routings(now, rule, model.n_dense_layers + layer, tokens[step].choose(layer))[2]
+        kept = routings(now, rule, layer, tokens[step].choose(layer))[2]
         return chosen_slots(kept, placed[layer], parts.cluster)
 
     def without(names: Sequence[str]) -> Floats:

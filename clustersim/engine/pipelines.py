@@ -70,11 +70,11 @@ def interleaved(devices: int, micro_batches: int, virtual: int = 2) -> Pipeline:
 
 
 def zero_bubble(devices: int, micro_batches: int, virtual: int = 1) -> Pipeline:
-    """ZB-H1 (arXiv 2401.10241): gradients of weights wait for when nothing else can run; activations as one_f_one_b.
+    """ZB-H1 (arXiv 2401.10241): device d does the gradients of weights d micro-batches later.
 
-    Bubble (p - 1)(F + I - W) where I >= W.
+    Bubble (p - 1)(F + I - W) where I >= W. Every device keeps what W needs of p micro-batches, one_f_one_b's first as many.
     """
-    return _zero_bubble(devices, micro_batches, virtual, lambda device: devices - device)
+    return _zero_bubble(devices, micro_batches, virtual, lambda device: devices - device, 1)
 
 
 def zero_bubble_2p(devices: int, micro_batches: int, virtual: int = 1) -> Pipeline:
@@ -83,7 +83,7 @@ def zero_bubble_2p(devices: int, micro_batches: int, virtual: int = 1) -> Pipeli
     It lies between a device's first and last task (`Flow.gaps_s`): the devices end one after the other as they began, which
     needs an optimiser that does not wait for all of them.
     """
-    return _zero_bubble(devices, micro_batches, virtual, lambda device: 2 * (devices - device) - 1)
+    return _zero_bubble(devices, micro_batches, virtual, lambda device: 2 * (devices - device) - 1, 2)
 
 
 def dualpipe(devices: int, micro_batches: int, virtual: int = 1) -> Pipeline:
@@ -172,42 +172,17 @@ def _steady(forward: list[Pass], backward: list[Pass], ahead: int) -> tuple[tupl
     return tuple((Task(*each),) for each in order)
 
 
-def _zero_bubble(devices: int, micro_batches: int, virtual: int, room: Callable[[int], int]) -> Pipeline:
-    """List scheduling: I before F before W, F as long as fewer than `room(device)` micro-batches are in flight.
-
-    The order is that in which a pipeline would run whose tasks all take the same.
-    """
+def _zero_bubble(devices: int, micro_batches: int, virtual: int, ahead: Callable[[int], int], late: int) -> Pipeline:
+    """`ahead(device)` forward passes, then I, W and F in turn; W of the micro-batch whose I was `late` x device turns before."""
     if virtual != 1:
         raise InputError(f"parallel.virtual={virtual}: zero bubble orders have one chunk of layers per stage; use virtual=1")
-    ready_f = [[0.0] * micro_batches] + [[float("inf")] * micro_batches for _ in range(devices - 1)]
-    ready_i = [[float("inf")] * micro_batches for _ in range(devices)]
-    counts = [{"F": 0, "I": 0, "W": 0} for _ in range(devices)]
-    free = [0.0] * devices
-    order: list[list[tuple[Task, ...]]] = [[] for _ in range(devices)]
-    for _ in range(3 * micro_batches * devices):
-        best: tuple[float, int, int, str] | None = None
-        for device in range(devices):
-            count = counts[device]
-            options = []
-            if count["I"] < micro_batches:
-                options.append((max(free[device], ready_i[device][count["I"]]), 0, "I"))
-            if count["F"] < micro_batches and count["F"] - count["I"] < room(device):
-                options.append((max(free[device], ready_f[device][count["F"]]), 1, "F"))
-            if count["W"] < count["I"]:
-                options.append((free[device], 2, "W"))
-            for at, rank, kind in options:
-                if at < float("inf") and (best is None or (at, rank, device) < best[:3]):
-                    best = at, rank, device, kind
-        assert best is not None, "a pipeline that cannot go on"
-        at, _, device, kind = best
-        batch, end = counts[device][kind], at + 1.0
-        counts[device][kind] += 1
-        free[device] = end
-        order[device].append((Task(kind, device, batch),))
-        if kind == "F" and device + 1 < devices:
-            ready_f[device + 1][batch] = end
-        elif kind == "F":
-            ready_i[device][batch] = end
-        elif kind == "I" and device > 0:
-            ready_i[device - 1][batch] = end
-    return Pipeline(stages=devices, tasks=tuple(tuple(each) for each in order), held=tuple((d,) for d in range(devices)))
+    tasks = []
+    for device in range(devices):
+        first = min(micro_batches, ahead(device))
+        order = [("F", device, i) for i in range(first)]
+        for i in range(micro_batches + late * device):
+            order += [("I", device, i)] if i < micro_batches else []
+            order += [("W", device, i - late * device)] if i >= late * device else []
+            order += [("F", device, first + i)] if first + i < micro_batches else []
+        tasks.append(tuple((Task(*each),) for each in order))
+    return Pipeline(stages=devices, tasks=tuple(tasks), held=tuple((d,) for d in range(devices)))

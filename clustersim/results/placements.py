@@ -26,12 +26,12 @@ class Step:
     held_s: float                           # what the steps wait for experts on their way, because of this one
 
 
-def placements_table(measured: Sequence[Measured], n_dense_layers: int, step: int = 0) -> pl.DataFrame:
+def placements_table(measured: Sequence[Measured], moe_layers: Sequence[int], step: int = 0) -> pl.DataFrame:
     """Per MoE layer: how evenly the placement loads the GPUs, and how far tokens go."""
     return pl.DataFrame(
         {
             "step": np.full(len(measured), step, np.uint32),
-            "layer": np.arange(n_dense_layers, n_dense_layers + len(measured), dtype=np.uint16),
+            "layer": np.array(moe_layers[: len(measured)], np.uint16),
             "mean_load": [m.mean_load for m in measured],
             "max_load": [m.max_load for m in measured],
             "imbalance": [m.imbalance for m in measured],

@@ -133,7 +133,7 @@ def causes_table(causes: Mapping[str, Floats], n_steps: int, model: Model) -> pl
     columns = {}
     for name in CAUSE_COLUMNS:
         seconds = causes[name].tolist() if causes else [None] * n_steps * model.n_layers
-        columns[name] = [None if i % model.n_layers < model.n_dense_layers else value for i, value in enumerate(seconds)]
+        columns[name] = [value if i % model.n_layers in model.moe_layers else None for i, value in enumerate(seconds)]
     if causes:
         parts = np.sum([causes[name] for name in CAUSE_COLUMNS if name != "moe_s"], axis=0)
         assert np.allclose(parts, causes["moe_s"], rtol=1e-9, atol=1e-15), "the causes of a layer do not sum to its time"
