@@ -13,11 +13,11 @@ from clustersim.architecture import played
 from clustersim.composition import composed, leaves, load_yaml, no_such_key, parse, shown
 from clustersim.model import Model
 from clustersim.pick import did_you_mean
-from clustersim.places import GROUPS, group_folder
+from clustersim.places import GROUPS, option_files
 from clustersim.types import InputError
 
-HOW = ("output", "workers", "shard", "export")          # keys that say how and where to run, not what
-ALONE = ("seed", "replicates", "causes", "memory", *HOW)                                  # keys that belong to no group
+HOW = ("output", "workers", "shard", "export", "config_dir")          # keys that say how and where to run, not what
+ALONE = ("seed", "replicates", "causes", "memory", *HOW)               # keys that belong to no group
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -124,15 +124,16 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
 
 def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model, capacity and plug-ins see to theirs."""
+    own = None if config["config_dir"] is None else Path(str(config["config_dir"]))
     known = {key: [key] for key in config if key in (*GROUPS, *ALONE)}
     for group in ("trace", "workload", "capacity", "decide", "compute"):
-        chosen = load_yaml(group_folder(group) / f"{choices[group]}.yaml")
+        chosen = load_yaml(option_files(group, own)[choices[group]])
         known[group] += [f"{group}.{key!s}" for key in chosen]
     known["export"] += [f"export.{key}" for key in ("timeline", "first_layer", "events", "arrows")]
     every = [key for keys in known.values() for key in keys]
     for key in leaves({key: value for key, value in config.items() if key not in known or len(known[key]) > 1}):
         if key not in every and not key.startswith("capacity."):
-            raise InputError(no_such_key(key, every))
+            raise InputError(no_such_key(key, every, own))
 
 
 def _folder(key: str, value: Any) -> Path:
