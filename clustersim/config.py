@@ -15,6 +15,7 @@ from clustersim.model import Model
 from clustersim.pick import did_you_mean
 from clustersim.places import GROUPS, option_files
 from clustersim.types import InputError
+from clustersim.workload.serving import Decoding, decoding_from
 
 HOW = ("output", "workers", "shard", "export", "config_dir")          # keys that say how and where to run, not what
 ALONE = ("seed", "replicates", "causes", "memory", *HOW)               # keys that belong to no group
@@ -29,7 +30,8 @@ class Run:
     config: Mapping[str, Any]           # the resolved config, plain values
     model: Model
     topology: str
-    tokens_per_gpu: int
+    tokens_per_gpu: int                 # that go through the model in a step
+    decoding: Decoding | None           # None: prefill
     capacity_factor: float | None
     seed: int
     output: Path
@@ -98,8 +100,12 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
     """
     _check_keys(config, choices)
     workload, capacity = config["workload"], config["capacity"]
-    if workload["phase"] != "prefill":
-        raise InputError(f"workload.phase={workload['phase']}: only prefill is built so far")
+    if workload["phase"] not in ("prefill", "decode"):
+        raise InputError(f"workload.phase={workload['phase']}: must be prefill or decode; write workload=decode")
+    if (workload["phase"] == "decode") != ("context" in workload):
+        raise InputError(f"workload.phase={workload['phase']}: is set by the group; write workload={workload['phase']}")
+    in_flight = whole("workload.tokens_per_gpu", workload["tokens_per_gpu"], least=1)
+    decoding = decoding_from(workload)
     for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute"):
         for key, value in config[group].items():
             if value == "???" or (key == "path" and not value):
@@ -113,7 +119,8 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         config=config,
         model=played(config["model"]),
         topology=choices["topology"],
-        tokens_per_gpu=whole("workload.tokens_per_gpu", workload["tokens_per_gpu"], least=1),
+        tokens_per_gpu=in_flight * (decoding.per_sequence if decoding else 1),
+        decoding=decoding,
         capacity_factor=capacity["factor"],         # judged with the rest of the capacity rule
         seed=whole("seed", config["seed"], least=0),
         output=_folder("output", config["output"]),

@@ -32,13 +32,14 @@ from clustersim.results.placements import (
     Step,
 )
 from clustersim.results.timeline import Recorder, Watch
-from clustersim.types import Choices, InputError, Ints, Placement, Routing, Transfers, Workload
+from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routing, Transfers, Workload
 from clustersim.workload import capacity as capacities
 from clustersim.workload.capacity_padding import padding_rows, rows_by_source
 from clustersim.workload.routing import Router, router_from
 from clustersim.workload.streams import Stream
 
 Progress = Callable[[float, str], None]
+MASKED = ("deepep_low_latency", "deepep_low_latency_rdma")      # exchanges that deliver rows to a buffer per expert
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -101,9 +102,8 @@ def assemble(run: Run) -> Parts:
         workload=stream.steps[0],
         placements=plan.placements[0],
         exchange=exchange,
-        beyond=beyond(
-            exchange_name, exchange_options, cluster, tokens_per_gpu=stream.steps[0].source.size / cluster.n_gpus
-        ),
+        beyond=beyond(exchange_name, exchange_options, cluster, tokens_per_gpu=stream.steps[0].source.size / cluster.n_gpus)
+        if run.model.n_experts else (),
         network=pick(networks, network_name, **network_options),
         rule=rule,
         top_k=router.options.get("k") or run.model.top_k,
@@ -220,7 +220,8 @@ def _own_times(parts: Parts) -> OwnTimes:
     nics = [link.id for link in parts.cluster.links if link.kind == "nic_down"]
     return OwnTimes(
         parts.timing, parts.run.model, parts.workload, parts.cluster.n_gpus,
-        inputs=whole("workload.encoder_inputs", parts.run.config["workload"]["encoder_inputs"], least=0),
+        per_sequence=None if parts.run.decoding is None else parts.run.decoding.per_sequence,
+        inputs=whole("workload.encoder_inputs", parts.run.config["workload"].get("encoder_inputs", 0), least=0),
         inbound=float(parts.cluster.capacity[nics].min()) if nics else np.inf,
     )  # fmt: skip
 
@@ -264,7 +265,7 @@ def _layer(
     )
     in_slot = rows.sum(axis=0)
     work = LayerWork(
-        attention_s=idle, expert_s=parts.timing.experts(in_slot + computed, placement.gpu_of, n), other_s=idle,
+        attention_s=idle, expert_s=_experts_s(parts, in_slot + computed, placement), other_s=idle,
         dispatch=dispatch, combine=combine,
     )  # fmt: skip
     served = measure(slots, kept.source, placement, parts.room.slots_of, cluster.node_of)
@@ -274,6 +275,18 @@ def _layer(
         renormalised=rule.renormalise and chosen.ids.shape[1] > 1,
     )  # fmt: skip
     return work, counts, served
+
+
+def _experts_s(parts: Parts, rows: Ints, placement: Placement) -> Floats:
+    """Seconds of the routed experts on every GPU.
+
+    What low latency exchanges leave in a buffer per expert when decoding stays there: room for every GPU's tokens.
+    """
+    n = parts.cluster.n_gpus
+    if parts.run.decoding is None or parts.run.config["exchange"]["name"] not in MASKED:
+        return parts.timing.experts(rows, placement.gpu_of, n)
+    buffered: Floats = np.bincount(placement.gpu_of, minlength=n) * np.float64(n * parts.run.tokens_per_gpu)
+    return parts.timing.experts(rows, placement.gpu_of, n, layout="masked", buffered=buffered)
 
 
 def _counted_layer(parts: Parts, moe_layer: int, counts: Ints) -> tuple[LayerWork, LayerCounts]:
@@ -288,7 +301,7 @@ def _counted_layer(parts: Parts, moe_layer: int, counts: Ints) -> tuple[LayerWor
     dispatch, combine = (parts.exchange(phase, routing, placement, cluster, model) for phase in ("dispatch", "combine"))
     in_slot = rows.sum(axis=0)
     work = LayerWork(
-        attention_s=idle, expert_s=parts.timing.experts(in_slot, placement.gpu_of, n), other_s=idle,
+        attention_s=idle, expert_s=_experts_s(parts, in_slot, placement), other_s=idle,
         dispatch=dispatch, combine=combine,
     )  # fmt: skip
     return work, counted_layer(in_slot, placement, n_experts=model.n_experts, n_gpus=n)

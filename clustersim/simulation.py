@@ -154,7 +154,7 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
     held = sum(step.held_s for step in steps) / len(steps)
     numbers = summary_row(
         [step.played for step in steps], tables, [c for step in steps for c in step.counts], parts.workload.source.size,
-        parts.cluster.n_gpus, held,
+        parts.cluster.n_gpus, held, **_made(parts),
     )
     collided = collision(tables["links"], parts.cluster)
     numbers["ecmp_collision"] = collided[0] if collided else None
@@ -189,6 +189,15 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
         notes=(*notes, recorder.note(run.model.n_layers)) if recorder else notes,
         timeline=(recorder, steps[0].played) if recorder else None,
     )  # fmt: skip
+
+
+def _made(parts: Parts) -> dict[str, Any]:
+    """What a step of decoding makes, for `summary_row`; nothing in prefill."""
+    decoding = parts.run.decoding
+    if decoding is None:
+        return {}
+    sequences = decoding.sequences * parts.cluster.n_gpus
+    return {"made": sequences * decoding.accepted, "sequences": sequences}
 
 
 def _tables(parts: Parts, steps: Sequence[Step]) -> dict[str, pl.DataFrame]:

@@ -53,6 +53,8 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
         f"network {row['network']}, capacity {capacity}",
         "step": f"{format_seconds(step)}: {_number(row['tokens_per_s'], 0)} tokens/s, "
         f"{_number(row['tokens_per_s_per_gpu'], 0)} per GPU",
+        "user": f"{format_seconds(row['time_per_output_token_s'] or 0.0)} per token: "
+        f"{_number(row['tokens_per_s_per_user'], 1)} tokens/s for each sequence in flight",
         "seeds": _seeds(row),
         "compute": f"{format_seconds(row['compute_s'])} per GPU",
         "exposed communication": f"{format_seconds(row['exposed_comm_s'])} per GPU, {share}",
@@ -71,8 +73,13 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
         lines["dropped"] = "nothing"
     if memory is None:
         del lines["memory of a GPU"]
+    if not row["moe_layers"]:
+        for name in ("choices", "bottleneck", "on the wires", "expert load of a GPU", "dropped"):
+            del lines[name]
     if row["replicates"] == 1:
         del lines["seeds"]
+    if row["time_per_output_token_s"] is None:
+        del lines["user"]
     for name, share in (("rerouted", "rerouted_rate"), ("padding", "padding_share")):
         if not row[share]:
             del lines[name]
