@@ -90,7 +90,7 @@ def assemble(run: Run) -> Parts:
             f"capacity.{key}: exchange={exchange_name} cannot send padding; use exchange={can}, "
             "or capacity.where=expert, which pads on arrival"
         )
-    memory = memory_of(run, cluster, stream.steps[0], setting.room.slots_of)
+    memory = memory_of(run, cluster, stream.steps[-1], setting.room.slots_of)
     check_memory(run, cluster, memory)
     return Parts(
         run=run,
