@@ -17,8 +17,10 @@ from clustersim.config import Run, whole
 from clustersim.deciding import Plan
 from clustersim.engine import timing
 from clustersim.engine.gpu import LayerWork, Played, play, time_alone
+from clustersim.engine.memory import Memory
 from clustersim.engine.own_times import OwnTimes
 from clustersim.exchange.software import beyond, equipped
+from clustersim.fitting import check_memory, memory_of
 from clustersim.inputs import plan_from, setting_of, stream_from
 from clustersim.network import packets
 from clustersim.pick import bind, find, pick
@@ -57,6 +59,7 @@ class Parts:
     rule: capacities.Rule
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
+    memory: Memory                          # what the GPUs hold
     recorder: Recorder | None               # of the first step, when a time line is asked for
     beyond: tuple[str, ...]                 # what is used outside the range that it was calibrated in
 
@@ -87,12 +90,15 @@ def assemble(run: Run) -> Parts:
             f"capacity.{key}: exchange={exchange_name} cannot send padding; use exchange={can}, "
             "or capacity.where=expert, which pads on arrival"
         )
+    memory = memory_of(run, cluster, stream.steps[-1], setting.room.slots_of)
+    check_memory(run, cluster, memory)
     return Parts(
         run=run,
         cluster=cluster,
         stream=stream,
         plan=plan,
         room=setting.room,
+        memory=memory,
         workload=stream.steps[0],
         placements=plan.placements[0],
         exchange=exchange,

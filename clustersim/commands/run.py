@@ -39,10 +39,10 @@ def command(arguments: list[str]) -> int:
     console = stdout_console()
     if "stages" in result.tables:
         console.print(training_screen.device_table(result.tables["stages"]))
-        console.print(training_screen.summary(result.summary, result.notes))
+        console.print(training_screen.summary(result.summary, result.notes, result.tables["memory"]))
     else:
         console.print(terminal.layer_table(result.tables["layers"]))
-        console.print(terminal.summary(result.summary, result.notes))
+        console.print(terminal.summary(result.summary, result.notes, result.tables["memory"]))
     console.print(f"results in {folder}", soft_wrap=True)
     return 0
 
