@@ -34,6 +34,7 @@ from clustersim.identity import Identity, identify
 from clustersim.placement.replicas import chosen_slots
 from clustersim.playing import Parts, Progress, assemble, part_of, play_all, routings
 from clustersim.results.comparing import leaves
+from clustersim.results.footprint import memory_summary, memory_table
 from clustersim.results.placements import (
     Step,
     mean_step_s,
@@ -152,11 +153,11 @@ def _train_once(run: Run, progress: Progress) -> Result:
     began = time.perf_counter()
     identity = identify(run)
     trained = train(run, progress)
-    numbers = training_row(trained, describe(run.config["model"]))
+    numbers = training_row(trained, describe(run.config["model"])) | memory_summary(trained.memory, trained.gpu_memory)
     summary = {**combined([{**_named(run), "gpus": trained.parallel.gpus, **numbers}]), **_keys(run)}
     tables = {
         "summary": summary_table({"run_id": identity.run_id, **summary}), "stages": stages_table(trained),
-        "tasks": tasks_table(trained),
+        "tasks": tasks_table(trained), "memory": memory_table(trained.memory),
     }  # fmt: skip
     provenance = {**_provenance(run, identity, trained.notes), "wall_s": time.perf_counter() - began}
     return Result(
@@ -175,13 +176,14 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
     live = parts.workload.measure
     measured = dict(live()) if live is not None else {}
     tables, recorder = _tables(parts, steps), parts.recorder
+    tables["memory"] = memory_table(parts.memory)
     parts = replace(parts, recorder=None)           # what else is played is for comparison
     causes = _causes(parts, steps, lambda i, what: progress((1 + i) / rounds, what)) if run.causes else {}
     tables["layers"] = tables["layers"].hstack(causes_table(causes, len(steps), run.model))
     held = sum(step.held_s for step in steps) / len(steps)
     numbers = summary_row(
         [step.played for step in steps], tables, [c for step in steps for c in step.counts], parts.workload.source.size,
-        parts.cluster.n_gpus, held,
+        parts.cluster.n_gpus, held, **_made(parts),
     )
     collided = collision(tables["links"], parts.cluster)
     numbers["ecmp_collision"] = collided[0] if collided else None
@@ -195,6 +197,7 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
         if live is not None:
             numbers |= {f"{name}_dropless": value for name, value in live().items()}
     numbers |= {"seconds_saved_by_dropping": saved, "moe_layer_s": moe_layer_s(steps)}
+    numbers |= memory_summary(parts.memory, parts.cluster.gpu.memory)
     numbers |= placement_summary([m for step in steps for m in step.measured])
     if parts.plan.rebalances:
         kept = play_all(parts, parts.plan.never_again(), parts.rule, part_of(progress, rounds - 1, rounds, "never moved"))
@@ -215,6 +218,15 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
         notes=(*notes, recorder.note(run.model.n_layers)) if recorder else notes,
         timeline=(recorder, steps[0].played) if recorder else None,
     )  # fmt: skip
+
+
+def _made(parts: Parts) -> dict[str, Any]:
+    """What a step of decoding makes, for `summary_row`; nothing in prefill."""
+    decoding = parts.run.decoding
+    if decoding is None:
+        return {}
+    sequences = decoding.sequences * parts.cluster.n_gpus
+    return {"made": sequences * decoding.accepted, "sequences": sequences}
 
 
 def _tables(parts: Parts, steps: Sequence[Step]) -> dict[str, pl.DataFrame]:

@@ -6,15 +6,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from clustersim.commands.arguments import with_value
 from clustersim.commands.screen import run_progress, stdout_console
 from clustersim.types import InputError
 
 
 def command(arguments: list[str]) -> int:
+    own, arguments = with_value("--config-dir", arguments)
     flags = [a for a in arguments if a.startswith("-")]
-    overrides = [a for a in arguments if not a.startswith("-")]
+    overrides = [f"config_dir={own}"] * (own is not None) + [a for a in arguments if not a.startswith("-")]
     if unknown := [a for a in flags if a not in ("-m", "--multirun", "--cfg", "--json")]:
-        raise InputError(f"{unknown[0]}: there is no such flag (-m sweeps, --cfg shows the config, --json is for scripts)")
+        raise InputError(f"{unknown[0]}: there is no such flag (-m, --cfg, --config-dir DIR, --json; --help says what for)")
     as_json = "--json" in flags
     from clustersim import config
 
@@ -37,10 +39,10 @@ def command(arguments: list[str]) -> int:
     console = stdout_console()
     if "stages" in result.tables:
         console.print(training_screen.device_table(result.tables["stages"]))
-        console.print(training_screen.summary(result.summary, result.notes))
+        console.print(training_screen.summary(result.summary, result.notes, result.tables["memory"]))
     else:
         console.print(terminal.layer_table(result.tables["layers"]))
-        console.print(terminal.summary(result.summary, result.notes))
+        console.print(terminal.summary(result.summary, result.notes, result.tables["memory"]))
     console.print(f"results in {folder}", soft_wrap=True)
     return 0
 

@@ -14,9 +14,9 @@ from clustersim.pick import did_you_mean
 from clustersim.types import InputError
 from clustersim.writing import replacing, sweep_up
 
-TABLES = ("summary", "layers", "gpus", "links", "experts", "pairs", "placements")
-TRAINING = ("summary", "stages", "tasks")       # of a training step
-MORE = ("replicates", *TRAINING[1:])            # tables that only some runs have
+TABLES = ("summary", "layers", "gpus", "links", "experts", "pairs", "placements", "memory")
+TRAINING = ("summary", "stages", "tasks", "memory")     # of a training step
+MORE = ("replicates", "stages", "tasks")                # tables that only some runs have
 SCHEMA_VERSION = 2
 
 

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from clustersim.results.footprint import memory_line
 from clustersim.units import format_seconds
 
 
@@ -35,8 +36,8 @@ def device_table(stages: pl.DataFrame) -> Table:
     return table
 
 
-def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
-    """The step in a dozen lines."""
+def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame) -> RenderableType:
+    """The step in a dozen lines; `memory` is that table."""
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(style="bold")
     table.add_column()
@@ -63,6 +64,7 @@ def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
         "waits for others": share("wait_s"),
         "pipeline bubble": share("bubble_s"),
         "gradients and weights": share("gradient_comm_s"),
+        "memory of a GPU": memory_line(row, memory),
         "expert load of a GPU": "" if row["imbalance"] is None else f"max/mean {row['imbalance']:.2f}, mean over the layers",
         "dropped": f"{100 * row['drop_rate']:.2f} % of the choices" if row["drop_rate"] else "",
     }

@@ -68,6 +68,27 @@ def update(
     )
 
 
+def exposed_update(
+    update: Update, zero: int, rounds: int, ahead: Sequence[float], back: Sequence[float], *, hide: bool
+) -> tuple[float, float]:
+    """Seconds of gradients and of weights that no pass of the device hides.
+
+    Up to `zero` 1 gradients are reduced once, beside the last backward pass, and weights gathered once, beside the first forward
+    pass. Gradients that are kept split (2) are reduced in every round, weights that are (3) gathered twice in each: what is
+    longer than all passes together stands out.
+
+    Args:
+        rounds: times that a chunk of layers is gone through without another in between.
+        ahead, back: seconds of the device's forward and backward passes, in order.
+    """
+    reduces, gathers = rounds if zero >= 2 else 1, 2 * rounds if zero == 3 else 1
+    if not hide:
+        return reduces * update.reduce_s, gathers * update.gather_s
+    reduce_s = max(update.reduce_s - back[-1], reduces * update.reduce_s - sum(back))
+    gather_s = max(update.gather_s - ahead[0], gathers * update.gather_s - sum(ahead) - (sum(back) if zero == 3 else 0.0))
+    return max(0.0, reduce_s), max(0.0, gather_s)
+
+
 def _dense(part: Part, hidden: int, tensor: int) -> float:
     """Weights of a part on one GPU of a tensor group, without routed experts."""
     mine = split(part, tensor)

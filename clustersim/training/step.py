@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -10,24 +11,33 @@ from typing import Any
 import numpy as np
 
 from clustersim import network as networks
+from clustersim.architecture import describe
 from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, whole
-from clustersim.engine import machines, pipelines
+from clustersim.engine import machines
+from clustersim.engine.activations import Keeping
+from clustersim.engine.blocks import PRECISIONS
 from clustersim.engine.collectives import Wires, send_s, wires_of
 from clustersim.engine.machines import Machine
+from clustersim.engine.memory import Load, Memory, need
 from clustersim.engine.pipeline_play import Flow, play_pipeline
 from clustersim.engine.pipelines import Pipeline, Task
+from clustersim.engine.stages import chunks_of, ordered
 from clustersim.exchange.software import sms_held
 from clustersim.model import Model
 from clustersim.parallel import Parallel, parallel_from
-from clustersim.pick import find, pick
+from clustersim.pick import pick
 from clustersim.playing import Progress, Traffic, assemble, same_layers, traffic
 from clustersim.results.counting import LayerCounts
 from clustersim.training.blocks import Block, Blocks, Stages
-from clustersim.training.gradients import WEIGHT, Update, held, update
+from clustersim.training.gradients import WEIGHT, Update, exposed_update, held, update
 from clustersim.training.layers import Batch
-from clustersim.training.stages import stage_layers
 from clustersim.types import Floats, InputError
+
+OFFERS = {              # what may be changed where a step does not fit
+    "gpus": "{} GPUs", "tensor": "parallel.tensor={}", "pipeline": "parallel.pipeline={}", "zero": "parallel.zero={}",
+    "micro_batch": "workload.micro_batch={}", "recompute": "workload.recompute={}",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -38,6 +48,8 @@ class Trained:
     parallel: Parallel
     batch: Batch
     micro_batches: int
+    memory: Memory
+    gpu_memory: float                               # bytes of a GPU
     layers: tuple[range, ...]
     pipeline: Pipeline
     flow: Flow
@@ -69,37 +81,37 @@ def train(run: Run, progress: Progress = lambda fraction, what: None) -> Trained
     gpus, per_node = _gpus(run)
     parallel = parallel_from(run.config["parallel"], gpus)
     batch, micro_batches = _batch(workload, parallel)
-    layers = stage_layers(model.n_layers, parallel.pipeline * parallel.virtual, run.config["parallel"]["stage_layers"])
-    order = find(pipelines, run.config["parallel"]["order"], "parallel.order")
-    pipeline: Pipeline = order(parallel.pipeline, micro_batches, parallel.virtual)
+    layers = _layers(run, parallel)
+    order = str(run.config["parallel"]["order"])
+    pipeline = ordered(order, parallel.pipeline, micro_batches, parallel.virtual)
     small = _cluster(run, per_node, nodes=min(2, max(1, gpus // per_node)))
     wires = wires_of(small)
+    memory = _memory(run, parallel, batch, micro_batches, small)
     stages, counts = _stages(run, parallel, batch, layers, per_node, wires)
     total = _distinct(pipeline, stages)
     blocks = Blocks(stages, lambda played: progress(min(0.99, played / total), f"{played} of {total} kinds of passes"))
-    flow = play_pipeline(pipeline, lambda tasks: _longest(blocks, stages, tasks), _sender(run, parallel, batch, model, wires))
+    flow = play_pipeline(pipeline, lambda tasks: blocks.of(tasks).seconds, _sender(run, parallel, batch, model, wires))
     every = tuple(tuple(blocks.of(tasks) for tasks in device) for device in pipeline.tasks)
     updates = tuple(
         update(held(model, mine, layers, parallel), parallel, wires, stages.machine,
                gradient_bytes=_positive("workload.gradient_bytes", workload["gradient_bytes"]))
         for mine in pipeline.held
     )  # fmt: skip
-    hide = workload["hide_gradients"]
-    reduce_s = np.array([
-        max(0.0, u.reduce_s - (_hiding(device, "BIW", blocks, last=True) if hide else 0.0))
+    rounds = micro_batches // (parallel.pipeline if order == "interleaved" else 1)
+    left = [
+        exposed_update(u, parallel.zero, rounds, _passes(device, "F", blocks), _passes(device, "BIW", blocks),
+                       hide=_flag("workload.hide_gradients", workload["hide_gradients"]))
         for u, device in zip(updates, pipeline.tasks, strict=True)
-    ])  # fmt: skip
-    gather_s = np.array([
-        max(0.0, u.gather_s - (_hiding(device, "F", blocks, last=False) if hide else 0.0))
-        for u, device in zip(updates, pipeline.tasks, strict=True)
-    ])  # fmt: skip
+    ]  # fmt: skip
+    reduce_s, gather_s = (np.array(values) for values in zip(*left, strict=True))
     ends = np.array([ended[-1] for ended in flow.ended])
     after = reduce_s + np.array([u.optimiser_s for u in updates]) + gather_s
     return Trained(
-        model=model, parallel=parallel, batch=batch, micro_batches=micro_batches, layers=layers, pipeline=pipeline, flow=flow,
-        blocks=every, updates=updates, reduce_s=reduce_s, gather_s=gather_s, step_s=float((ends + after).max()),
-        counts=tuple(counts), played=blocks.played, group_gpus=stages.cluster.n_gpus, solves=blocks.solves,
-        events=blocks.events + flow.events, notes=_notes(stages, parallel, blocks, micro_batches),
+        model=model, parallel=parallel, batch=batch, micro_batches=micro_batches, memory=memory,
+        gpu_memory=small.gpu.memory, layers=layers, pipeline=pipeline, flow=flow, blocks=every, updates=updates,
+        reduce_s=reduce_s, gather_s=gather_s, step_s=float((ends + after).max()), counts=tuple(counts), played=blocks.played,
+        group_gpus=stages.cluster.n_gpus, solves=blocks.solves, events=blocks.events + flow.events,
+        notes=_notes(stages, parallel, blocks, micro_batches),
     )  # fmt: skip
 
 
@@ -214,16 +226,40 @@ def _machine(run: Run, cluster: Cluster, sms: int) -> Machine:
     raise InputError(f"compute={name}: training knows none, roofline and kernels")
 
 
+def _layers(run: Run, parallel: Parallel) -> tuple[range, ...]:
+    """The layers of every stage: as `chunks_of` says, or as the config does."""
+    n_layers, stages, given = run.model.n_layers, parallel.pipeline * parallel.virtual, run.config["parallel"]["stage_layers"]
+    if given is None:
+        return chunks_of(n_layers, parallel.pipeline, parallel.virtual)
+    whole_numbers = isinstance(given, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in given)
+    if not whole_numbers or len(given) != stages or sum(given) != n_layers:
+        raise InputError(
+            f"parallel.stage_layers={given}: must be a number of layers for each of {stages} stages, {n_layers} in all; "
+            f"null is {[len(one) for one in chunks_of(n_layers, parallel.pipeline, parallel.virtual)]}"
+        )
+    ends = np.cumsum([0, *given]).tolist()
+    return tuple(range(begin, end) for begin, end in itertools.pairwise(ends))
+
+
+def _memory(run: Run, parallel: Parallel, batch: Batch, micro_batches: int, cluster: Cluster) -> Memory:
+    """What a step needs on its fullest GPU; refused where it does not fit, unless `memory=ignore`."""
+    workload = run.config["workload"]
+    narrow = PRECISIONS[run.model.gemm].activation_bytes
+    load = Load(
+        phase="training", micro_batch=batch.sequences, sequence=batch.sequence, micro_batches=micro_batches,
+        order=str(run.config["parallel"]["order"]), keeping=Keeping(recompute=str(workload["recompute"]), linear=narrow),
+        gradients=_positive("workload.gradient_bytes", workload["gradient_bytes"]), optimiser=str(workload["optimiser"]),
+        exchange=run.options("exchange")[0],
+    )  # fmt: skip
+    found = need(describe(run.config["model"]), parallel, load)
+    if run.config["memory"] == "check":
+        found.check(cluster.gpu.memory, name=run.topology, offers=OFFERS)
+    return found
+
+
 def _recompute(run: Run) -> bool:
-    how = run.config["workload"]["recompute"]
-    if how not in ("none", "full"):
-        raise InputError(f"workload.recompute={how}: must be none or full")
-    return bool(how == "full")
-
-
-def _longest(blocks: Blocks, stages: Stages, tasks: tuple[Task, ...]) -> float:
-    """Seconds of a task; with weights split over data parallel GPUs (ZeRO-3) no less than it takes to gather them."""
-    return blocks.of(tasks).seconds
+    """Whether layers are run once more; what else is computed again to save memory is not priced."""
+    return bool(run.config["workload"]["recompute"] == "full")
 
 
 def _sender(run: Run, parallel: Parallel, batch: Batch, model: Model, wires: Wires) -> Callable[[int, int], float]:
@@ -238,10 +274,9 @@ def _sender(run: Run, parallel: Parallel, batch: Batch, model: Model, wires: Wir
     return seconds
 
 
-def _hiding(device: tuple[tuple[Task, ...], ...], kinds: str, blocks: Blocks, *, last: bool) -> float:
-    """Seconds of the first or last pass of these kinds on a device, beside which something else travels."""
-    found = [tasks for tasks in device if any(task.kind in kinds for task in tasks)]
-    return blocks.of(found[-1 if last else 0]).seconds
+def _passes(device: tuple[tuple[Task, ...], ...], kinds: str, blocks: Blocks) -> list[float]:
+    """Seconds of a device's passes of these kinds, in order."""
+    return [blocks.of(tasks).seconds for tasks in device if any(task.kind in kinds for task in tasks)]
 
 
 def _distinct(pipeline: Pipeline, stages: Stages) -> int:
@@ -252,6 +287,12 @@ def _distinct(pipeline: Pipeline, stages: Stages) -> int:
         tuple((task.kind, alike[task.stage], task.batch % stages.routings) for task in tasks)
         for device in pipeline.tasks for tasks in device
     })  # fmt: skip
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{key}={json.dumps(value)}: must be true or false")
+    return value
 
 
 def _positive(key: str, value: Any) -> float:

@@ -30,7 +30,8 @@ def some_runs(tmp_path_factory):
     more: list[list[str]] = [[], ["capacity.factor=1"], ["capacity.factor=1.5"], ["causes=true"]]
     more += [["trace=sampled", "exchange=direct", "replicates=2"]]
     more += [["trace=sampled", "workload.steps=3", "placement=eplb", "decide=periodic", "decide.warmup=1", "decide.period=1"]]
-    training = ["workload=training", "workload.sequence=32", "workload.global_batch=8", "parallel.expert=4", "parallel.pipeline=2"]
+    training = ["workload=training", "workload.sequence=32", "workload.global_batch=8", "parallel.expert=4"]
+    training += ["parallel.pipeline=2"]
     more += [training]
     for overrides in more:
         few = [] if overrides is training else [FEW]
