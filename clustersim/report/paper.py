@@ -59,11 +59,11 @@ def _paint(axes: Any, shape: Shape, order: int) -> None:
             zorder=order,
         )  # fmt: skip
     elif isinstance(shape, Bars):
-        for x, y, wide in shape.spans:
-            axes.add_patch(Rectangle((x, y), wide, shape.height, facecolor=LIGHT[shape.fill], linewidth=0, zorder=order))
+        for left, top, wide in shape.spans:
+            axes.add_patch(Rectangle((left, top), wide, shape.height, facecolor=LIGHT[shape.fill], linewidth=0, zorder=order))
     elif isinstance(shape, Words):
-        for x, y, text in shape.places:
-            axes.text(x, y, text, fontsize=shape.size * POINTS, color=LIGHT[shape.ink], ha="center", va="baseline", zorder=order)
+        for left, base, text in shape.places:
+            axes.text(left, base, text, fontsize=shape.size * POINTS, color=LIGHT[shape.ink], ha="center", zorder=order)
     elif isinstance(shape, Raster):
         colours = np.zeros((256, 4), np.uint8)
         table = ramp()

@@ -11,15 +11,15 @@ import polars as pl
 from clustersim.report.axes import SMALL, WIDE, Frame, count_ticks, legend, nice_ticks, plain, seconds_unit, x_ticks
 from clustersim.report.reading import RunData
 from clustersim.report.shapes import Bars, Figure, Label, Picture, Shape, Words
-from clustersim.report.wording import percent, seconds
-from clustersim.types import Floats
+from clustersim.report.wording import percent
+from clustersim.types import Floats, Ints
 
 FILLS = {"F": "forward", "B": "backward", "I": "input", "W": "weight"}
 NAMES = {
     "forward": "F forward", "backward": "B backward", "input": "I gradient of inputs", "weight": "W gradient of weights",
     "gradients": "gradients, weights", "optimiser": "optimiser", "bubble": "bubble",
 }  # fmt: skip
-MOST = 18.0         # bars for every pixel of width, at most: a page has room for two pictures of so many
+MOST = 12.0         # bars for every pixel of width, at most: a page has room for two pictures of so many
 TEXT = 10.5         # of the number of a micro-batch
 READABLE = 19.0     # pixels that a pass has in the picture of the beginning
 
@@ -34,7 +34,7 @@ class Row:
     batches: Sequence[tuple[str, ...]]          # micro-batches, likewise; empty after the passes
 
 
-def pipeline_figures(run: RunData) -> list[Figure]:
+def figures_of_pipeline(run: RunData) -> list[Figure]:
     """The whole step, and its beginning where the whole is too small to read."""
     rows = rows_of(run)
     step = float(run.summary["step_s"] or 0.0)
@@ -55,10 +55,12 @@ def pipeline_figures(run: RunData) -> list[Figure]:
         draw=lambda width: _picture(width, rows, 0.0, step, entries, "What every pipeline device does, from begin to end"),
     )  # fmt: skip
     median = _median_pass(rows)
-    if len(rows) == 1 or median * 830 / step >= READABLE or step <= 0:
+    if len(rows) == 1 or median * 830 / step >= READABLE:
         return [whole]
+    numbered = _tall(len(rows)) > TEXT + 3
     begin = Figure(
-        name="pipeline_begin", title="How it begins", caption="The same, larger; the numbers are micro-batches.",
+        name="pipeline_begin", title="How it begins",
+        caption="The same, larger; the numbers are micro-batches." if numbered else "The same, larger.",
         draw=lambda width: _picture(
             width, rows, 0.0, min(step, median * (width - 50) / READABLE), entries, "The beginning of the step, enlarged"
         ),
@@ -72,8 +74,8 @@ def rows_of(run: RunData) -> list[Row]:
     for after in run.tables["stages"].sort("device").iter_rows(named=True):
         tasks = run.tables["tasks"].filter(pl.col("device") == after["device"]).sort("begin_s")
         begin, end = tasks["begin_s"].to_list(), tasks["end_s"].to_list()
-        fills = [tuple(FILLS[kind] for kind in kinds.split("+")) for kinds in tasks["kind"]]
-        batches = [
+        fills: list[tuple[str, ...]] = [tuple(FILLS[kind] for kind in kinds.split("+")) for kinds in tasks["kind"]]
+        batches: list[tuple[str, ...]] = [
             (str(one),) if other is None else (str(one), str(other))
             for one, other in zip(tasks["batch"], tasks["batch_back"], strict=True)
         ]
@@ -96,7 +98,7 @@ def _picture(
     width: float, rows: Sequence[Row], low: float, high: float, entries: Sequence[tuple[str, str]], says: str
 ) -> Picture:
     shapes, tall = legend(46, 4, width - 50, entries)
-    each = max(5.0, min(26.0, 440.0 / len(rows)))
+    each = _tall(len(rows))
     top = tall + 10
     frame = Frame(
         left=46, right=width - 8, top=top, bottom=top + each * len(rows), x_low=low, x_high=high, y_low=len(rows), y_high=0
@@ -122,6 +124,11 @@ def _picture(
         shapes.append(Bars(bars, (each - gap) / 2, fill))
     shapes.append(Words(words, TEXT, "surface"))
     return Picture(width=width, height=frame.bottom + 38, shapes=[*shapes, *_axes(frame, len(rows), each)], says=says)
+
+
+def _tall(devices: int) -> float:
+    """Pixels of a row."""
+    return max(3.0, min(26.0, 440.0 / devices))
 
 
 def _axes(frame: Frame, devices: int, each: float) -> list[Shape]:
@@ -154,7 +161,7 @@ def thinned(
     """
     seen = np.flatnonzero((row.end > low) & (row.begin < high) & (row.end > row.begin))
     if seen.size <= most and (not seen.size or float(np.median((row.end - row.begin)[seen])) >= pixel / 2):
-        return [(float(row.begin[i]), float(row.end[i]), row.fills[i], row.batches[i]) for i in seen]
+        return [(float(row.begin[i]), float(row.end[i]), row.fills[i], row.batches[i]) for i in seen.tolist()]
     edges = np.linspace(low, high, max(2, min(most, int((high - low) / pixel)) + 1))
     kinds: Mapping[tuple[str, ...], int] = {fills: i for i, fills in enumerate(dict.fromkeys(row.fills))}
     own = np.array([kinds[fills] for fills in row.fills])
@@ -164,12 +171,12 @@ def thinned(
         knots = np.stack([begin, end], axis=1).ravel()
         spent = np.stack([np.cumsum(end - begin) - (end - begin), np.cumsum(end - begin)], axis=1).ravel()
         shares[kind] = np.diff(np.interp(edges, knots, spent))
-    first = shares.argmax(axis=0)
+    first: Ints = shares.argmax(axis=0)
     first[np.diff(edges) - shares.sum(axis=0) > shares.max(axis=0)] = -1
     names = list(kinds)
     cuts = np.flatnonzero(np.diff(first)) + 1
     return [
-        (float(edges[a]), float(edges[b]), names[first[a]], ())
+        (float(edges[a]), float(edges[b]), names[int(first[a])], ())
         for a, b in zip([0, *cuts], [*cuts, first.size], strict=True) if first[a] >= 0
     ]  # fmt: skip
 

@@ -53,7 +53,8 @@ def _shape(shape: Shape, colours: Mapping[str, str]) -> str:
         way = "".join(f"M{_n(x)} {_n(y + half)}h{_n(wide)}" for x, y, wide in shape.spans)
         return f'<path d="{way}" stroke="{colours[shape.fill]}" stroke-width="{_n(shape.height)}"/>' if way else ""
     if isinstance(shape, Words):
-        said = "".join(f'<text x="{_n(x)}" y="{_n(y)}" font-size="{_n(shape.size)}">{escape(text)}</text>' for x, y, text in shape.places)
+        size = f'font-size="{_n(shape.size)}"'
+        said = "".join(f'<text x="{_n(x)}" y="{_n(y)}" {size}>{escape(text)}</text>' for x, y, text in shape.places)
         return f'<g fill="{colours[shape.ink]}" text-anchor="middle">{said}</g>' if said else ""
     return _raster(shape)
 

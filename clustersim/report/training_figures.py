@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import polars as pl
 
 from clustersim.report.axes import SMALL, Frame, count_ticks, legend, nice_ticks, plain, seconds_unit, x_ticks, y_grid
-from clustersim.report.pipeline_figures import pipeline_figures
+from clustersim.report.pipeline_figures import figures_of_pipeline
 from clustersim.report.reading import RunData
 from clustersim.report.shapes import Box, Figure, Label, Line, Picture, Shape
 from clustersim.report.wording import nbytes, percent, seconds
@@ -18,13 +18,16 @@ SHARES = (                      # of a device's step: colour, name, columns of t
     ("gradients", "gradients, weights", ("reduce_s", "gather_s")), ("optimiser", "optimiser", ("optimiser_s",)),
     ("bubble", "bubble", ("bubble_s",)),
 )  # fmt: skip
-HELD = ("compute", "dispatch", "gradients", "optimiser", "forward", "combine", "wait", "best", "input")      # colours of parts
+HELD = {                        # colours of what a GPU holds
+    "weights": "compute", "gathered": "faint", "gradients": "gradients", "optimiser": "optimiser", "activations": "forward",
+    "working": "combine", "logits": "input", "cache": "best", "buffers": "wait",
+}  # fmt: skip
 LEAST = 1e-9            # shares of a step that are nothing but rounding
 
 
 def figures_of_training(run: RunData) -> list[Figure]:
     """All figures that the run's tables have something for."""
-    figures = pipeline_figures(run)
+    figures = figures_of_pipeline(run)
     if run.summary["step_s"]:
         figures.append(_split(run))
         if run.tables["stages"].height > 1:
@@ -75,7 +78,7 @@ def _split(run: RunData) -> Figure:
 def _devices(run: RunData) -> Figure:
     parts, stages, step = shares_of(run), run.tables["stages"].sort("device"), float(run.summary["step_s"])
     layers, held = stages["layers"].to_list(), stages["stages"].to_list()
-    columns = [dict(zip([name for _, name, _ in parts], values, strict=True)) for values in zip(*(v for _, _, v in parts), strict=True)]
+    columns = [{name: values[i] for _, name, values in parts} for i in range(stages.height)]
 
     def draw(width: float) -> Picture:
         shapes, tall = legend(46, 4, width - 50, [(fill, _short(name, width)) for fill, name, _ in parts])
@@ -84,7 +87,8 @@ def _devices(run: RunData) -> Figure:
         shapes.append(Label(frame.left, tall + 16, f"of the step, {name}", size=SMALL))
         shapes += y_grid(frame, unit)
         for i, column in enumerate(columns):
-            shapes += _column(frame, i, [(fill, name, column[name]) for fill, name, _ in parts], _named(i, layers[i], held[i]), seconds)
+            spent = [(fill, name, column[name]) for fill, name, _ in parts]
+            shapes += _column(frame, i, spent, _named(i, layers[i], held[i]), seconds)
         shapes += x_ticks(frame, count_ticks(len(columns), frame.right - frame.left))
         shapes.append(Label((frame.left + frame.right) / 2, frame.bottom + 32, "pipeline device", "middle", SMALL))
         return Picture(width=width, height=frame.bottom + 38, shapes=shapes, says="What every pipeline device's step consists of")
@@ -102,7 +106,9 @@ def _named(device: int, layers: int, held: str) -> str:
     return f"device {device}, {layers} layers, stage{'s' if ',' in held else ''} {held.replace(',', ', ')}"
 
 
-def _column(frame: Frame, i: int, parts: Sequence[tuple[str, str, float]], name: str, shown: object) -> list[Shape]:
+def _column(
+    frame: Frame, i: int, parts: Sequence[tuple[str, str, float]], name: str, shown: Callable[[float], str]
+) -> list[Shape]:
     """One stack, from below."""
     each = frame.x(1) - frame.x(0)
     gap = min(3.0, each * 0.18)
@@ -111,8 +117,8 @@ def _column(frame: Frame, i: int, parts: Sequence[tuple[str, str, float]], name:
     for fill, what, value in parts:
         if value > 0:
             top = frame.y(below + value)
-            said = shown(value)  # type: ignore[operator]
-            shapes.append(Box(frame.x(i) + gap / 2, top, each - gap, frame.y(below) - top, fill, f"{name}: {what} {said}"))
+            note = f"{name}: {what} {shown(value)}" if each > 10 else ""        # notes are long, and such a bar is hard to hit
+            shapes.append(Box(frame.x(i) + gap / 2, top, each - gap, frame.y(below) - top, fill, note))
             below += value
     return shapes
 
@@ -120,32 +126,32 @@ def _column(frame: Frame, i: int, parts: Sequence[tuple[str, str, float]], name:
 def _memory(run: RunData) -> Figure:
     """What a GPU of each stage holds, and what it has."""
     table, has = run.tables["memory"], float(run.summary["gpu_memory_bytes"])
-    held = table.group_by("part", maintain_order=True).agg(pl.sum("held_bytes")).filter(pl.col("held_bytes") > 0)["part"].to_list()
+    held = table.filter(pl.col("held_bytes") > 0)["part"].unique(maintain_order=True).to_list()
     stages = sorted(table["stage"].unique().to_list())
     of = {(row["stage"], row["part"]): row["held_bytes"] for row in table.iter_rows(named=True)}
     sums = {stage: sum(of.get((stage, part), 0.0) for part in held) for stage in stages}
 
     def draw(width: float) -> Picture:
-        shapes, tall = legend(52, 4, width - 56, [(HELD[i % len(HELD)], part) for i, part in enumerate(held)])
+        shapes, tall = legend(52, 4, width - 56, [(HELD.get(part, "axis"), part) for part in held])
         high = max(has, *sums.values())
         frame = Frame(left=52, right=width - 4, top=tall + 24, bottom=250 + tall, x_high=len(stages), y_high=high * 1.06)
         shapes.append(Label(frame.left, tall + 16, "on a GPU, GB", size=SMALL))
         shapes += y_grid(frame, 1e9)
         for i, stage in enumerate(stages):
-            parts = [(HELD[j % len(HELD)], part, of.get((stage, part), 0.0)) for j, part in enumerate(held)]
+            parts = [(HELD.get(part, "axis"), part, of.get((stage, part), 0.0)) for part in held]
             shapes += _column(frame, i, parts, f"stage {stage}", nbytes)
         shapes.append(Line([(frame.left, frame.y(has)), (frame.right, frame.y(has))], "ink", 1.2, dash=True))
         shapes.append(Label(frame.right, frame.y(has) - 4, f"the GPU has {nbytes(has)}", "end", SMALL, "ink"))
         shapes += x_ticks(frame, count_ticks(len(stages), frame.right - frame.left))
         shapes.append(Label((frame.left + frame.right) / 2, frame.bottom + 32, "pipeline device", "middle", SMALL))
-        return Picture(width=width, height=frame.bottom + 38, shapes=shapes, says="Memory of a GPU of every stage, by what it holds")
+        return Picture(width=width, height=frame.bottom + 38, shapes=shapes, says="What a GPU of every stage holds")
 
     fullest = max(stages, key=lambda stage: sums[stage])
     most = max(held, key=lambda part: of.get((fullest, part), 0.0))
     return Figure(
         name="memory", title="What a GPU holds", draw=draw,
-        caption=f"Fullest: stage {fullest}, {nbytes(sums[fullest])} of {nbytes(has)}, {percent(sums[fullest] / has)}; most of it is "
-        f"{most}, {nbytes(of[fullest, most])}.",
+        caption=f"Fullest: stage {fullest}, {nbytes(sums[fullest])} of {nbytes(has)}, {percent(sums[fullest] / has)}; most of it "
+        f"is {most}, {nbytes(of[fullest, most])}.",
     )  # fmt: skip
 
 

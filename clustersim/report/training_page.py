@@ -64,6 +64,8 @@ def _devices(run: RunData) -> str:
     rows: list[list[html.Cell]] = []
     for one in run.tables["stages"].iter_rows(named=True):
         times: list[html.Cell] = [(seconds(one[key]), float(one[key])) for key in names]
-        rows.append([str(one["device"]), one["stages"], str(one["layers"]), *times, percent(one["bubble_s"] / step if step else 0.0)])
-    headings = ("device", "stages", "layers", "computes", "sent", "exchanged", "waits", "reduce", "optimiser", "gather", "bubble", "%")
+        idle = percent(one["bubble_s"] / step if step else 0.0)
+        rows.append([str(one["device"]), one["stages"], str(one["layers"]), *times, idle])
+    spent = ("computes", "sent", "exchanged", "waits", "reduce", "optimiser", "gather", "bubble")
+    headings = ("device", "stages", "layers", *spent, "of the step")
     return f"<details><summary>All devices as a table</summary>{html.card('', '', html.table(headings, rows))}</details>"
