@@ -31,7 +31,7 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
 
     links = np.zeros(capacity.size, kernel.LINK)
     links["capacity"] = capacity
-    links["level"] = links["ends"] = np.inf
+    links["level"] = np.inf
     links["order_at"] = -1
     links["paid"] = -np.inf
     to_come = np.zeros(0 if changes is None else changes.time.size, kernel.CHANGE)
@@ -39,7 +39,8 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
         to_come["time"], to_come["link"], to_come["capacity"] = changes.time, changes.link, changes.capacity
     none = np.zeros(0, np.int64)
     return kernel.State(
-        links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP), lists=none,
+        links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP),
+        ends=np.full(capacity.size, np.inf), lists=none,
         owned=np.zeros(0, kernel.OWNED), events=np.zeros(0, kernel.EVENT), order=np.zeros(capacity.size + 1, kernel.EVENT),
         moves=np.zeros(0, kernel.MOVE), counters=np.zeros(0, kernel.COUNTER), changes=to_come, after=none, next=none,
         started=none, moved=none, touched=none, chain=none, ended=none, tally=np.zeros(kernel.N_TALLY, np.int64),
@@ -94,7 +95,7 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     position[flows] = np.arange(flows.size)
     renumber = np.full(state.counters.size, -1)
     renumber[counters] = np.arange(counters.size)
-    assert (state.flows["status"][np.setdiff1d(np.arange(state.flows.size), flows)] == kernel.DONE).all(), "a flow is left behind"
+    assert (state.flows["status"][position[:-1] < 0] == kernel.DONE).all(), "a flow is left behind"
     records = state.flows[flows]
     records["inbox"], records["outbox"] = renumber[records["inbox"]], renumber[records["outbox"]]
     records["hold"] = position[records["hold"]]
@@ -170,7 +171,7 @@ def _assemble(
     assert state.tally[kernel.N_EVENTS] == due.size, "an event was left behind"
     started, moved, touched, chain = (np.zeros(n, np.int64) for _ in range(4))
     return kernel.State(
-        links=links, flows=flows, hops=hops, lists=lists, owned=owned, events=events, order=state.order,
+        links=links, flows=flows, hops=hops, ends=state.ends.copy(), lists=lists, owned=owned, events=events, order=state.order,
         moves=np.zeros(2 * n, kernel.MOVE), counters=counters, changes=state.changes, after=after, next=following,
         started=started, moved=moved, touched=touched, chain=chain, ended=np.zeros(counters.size, np.int64),
         tally=state.tally, clock=state.clock,
