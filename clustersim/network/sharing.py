@@ -12,6 +12,9 @@ from clustersim.types import Floats, InputError, Ints, Routes, Transfers, indepe
 if TYPE_CHECKING:
     from clustersim.network.kernel import Records, State
 
+MANY = 20_000           # flows that start together: with a resolution they are played in steps of their own (`steps`)
+GROWTH = 2.5            # x resolution: soon after the start a step is this share of the time gone by
+
 
 def inverse(members: Ints, length: Ints, n: int) -> tuple[Ints, Ints]:
     """Turn rows of `members` (`length[i]` of them in row i) around: start [n + 1] and rows, for each member the rows it is in."""
@@ -282,6 +285,11 @@ def drain_times(
     if small is not None:
         kind, example, capacity, routes = small
         nbytes, release = nbytes[example], release[example]
+    elif resolution > 0 and changes is None and nbytes.size >= MANY and (release == release[0]).all():
+        from clustersim.network import steps
+
+        drain, n = steps.drain_times(capacity, routes, nbytes, resolution * least, GROWTH * resolution)
+        return release[0] + drain, n
     zero = np.zeros(nbytes.size, np.int64)
     state = extend(
         empty(capacity, changes), routes, independent(zero, zero, nbytes), inbox=zero, outbox=zero, n_counters=1
@@ -307,7 +315,7 @@ def coarsen(state: State, resolution: float, seconds: float) -> None:
 
     clock = state.clock
     clock[kernel.QUANTUM] = resolution * seconds
-    clock[kernel.GROWTH] = 2.5 * resolution
+    clock[kernel.GROWTH] = GROWTH * resolution
     clock[kernel.TIE] = max(kernel.SAME_LEVEL, 0.5 * resolution)
     clock[kernel.STILL] = max(kernel.SAME_RATE, 0.03 * resolution)
     clock[kernel.SMALL] = 0.03 * resolution * clock[kernel.QUANTUM]
