@@ -12,7 +12,6 @@ from clustersim.types import Floats, InputError, Ints, Routes, Transfers, indepe
 if TYPE_CHECKING:
     from clustersim.network.kernel import Records, State
 
-MANY = 20_000           # flows that start together: with a resolution they are played in steps of their own (`steps`)
 GROWTH = 2.5            # x resolution: soon after the start a step is this share of the time gone by
 
 
@@ -285,7 +284,7 @@ def drain_times(
     if small is not None:
         kind, example, capacity, routes = small
         nbytes, release = nbytes[example], release[example]
-    elif resolution > 0 and changes is None and nbytes.size >= MANY and (release == release[0]).all():
+    elif resolution > 0 and changes is None and (release == release[0]).all():
         from clustersim.network import steps
 
         drain, n = steps.drain_times(capacity, routes, nbytes, resolution * least, GROWTH * resolution)
