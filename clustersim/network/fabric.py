@@ -172,8 +172,7 @@ class Bound:
     def arrive(self, exchange: Exchange, me: int) -> None:
         if exchange.n_entered < exchange.entered.size:
             return
-        end, _ = exchange.bound()
-        end = max(end, self.env.now)
+        end = max(exchange.bound()[0], float(self.env.now))
         if exchange.transfers.least is not None:
             end = max(end, float((exchange.entered + exchange.transfers.least).max()))
         exchange.start = exchange.released()
