@@ -292,7 +292,8 @@ class Fluid:
         )  # fmt: skip
         if self.resolution > 0:
             sharing.coarsen(self._state, self.resolution, min(other.least for other in self._exchanges))
-        exchange.open_counters = sum(np.count_nonzero(np.bincount(gpus, minlength=n)) for gpus in (transfers.dst, transfers.src))
+        ends = transfers.dst, transfers.src
+        exchange.open_counters = sum(int(np.count_nonzero(np.bincount(gpus, minlength=n))) for gpus in ends)
         self._of = np.concatenate((self._of, np.full(transfers.n, len(self._exchanges) - 1)))
         self._row = np.concatenate((self._row, np.arange(transfers.n)))
 

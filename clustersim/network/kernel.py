@@ -1106,17 +1106,6 @@ def _release_event(s, t, horizon):
 
 
 @lean
-def names_twice(start, links):
-    """Whether a route names a link twice."""
-    for i in range(start.size - 1):
-        for a in range(start[i], start[i + 1]):
-            for b in range(a + 1, start[i + 1]):
-                if links[a] == links[b]:
-                    return True
-    return False
-
-
-@lean
 def release(s, moving, at):
     """Each of `moving` may move from its time in `at` on, once what it follows lets it."""
     for i in range(moving.size):

@@ -62,8 +62,7 @@ def extend(
     """
     from clustersim.network import kernel
 
-    if kernel.names_twice(routes.start, routes.links):
-        routes = _merged(routes)
+    routes = _each_link_once(routes)
     flows = np.zeros(transfers.n, kernel.FLOW)
     flows["nbytes"] = flows["key"] = transfers.nbytes
     flows["piece"] = np.minimum(1.0, transfers.chunk / transfers.nbytes)
@@ -111,8 +110,12 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     )  # fmt: skip
 
 
-def _merged(routes: Routes) -> Routes:
+def _each_link_once(routes: Routes) -> Routes:
     """Each link once per flow, with the sum of its weights there."""
+    from clustersim.network import loads
+
+    if not loads.names_twice(routes.start, routes.links):
+        return routes
     row = np.repeat(np.arange(routes.start.size - 1), np.diff(routes.start))
     pairs, which = np.unique(np.stack((row, routes.links)), axis=1, return_inverse=True)
     start = np.concatenate(([0], np.cumsum(np.bincount(pairs[0], minlength=routes.start.size - 1)))).astype(np.int64)
@@ -278,13 +281,15 @@ def drain_times(
         least: seconds that it takes at least, from the first release on.
         changes: capacities to come.
     """
-    from clustersim.network import symmetry
+    from clustersim.network import pruning, symmetry
 
     small = symmetry.one_of_each(capacity, routes, nbytes, release) if changes is None else None
     if small is not None:
         kind, example, capacity, routes = small
         nbytes, release = nbytes[example], release[example]
-    elif resolution > 0 and changes is None and (release == release[0]).all():
+    elif changes is None:
+        routes = pruning.pruned(capacity, _each_link_once(routes))
+    if small is None and resolution > 0 and changes is None and (release == release[0]).all():
         from clustersim.network import steps
 
         drain, n = steps.drain_times(capacity, routes, nbytes, resolution * least, GROWTH * resolution)

@@ -92,7 +92,7 @@ def _list_flows(s):
 
 @lean
 def _freeze(s, link, level, step, at):
-    """This link limits all of its flows without a rate, which go to owned[at:]; the end of them, and the least that one has left."""
+    """This link limits its flows without a rate, which go to owned[at:]. Returns their end, and the least that one has left."""
     start, links, weights, listed, shares, filled = s.start, s.links, s.weights, s.listed, s.shares, s.filled
     room, weight, unfilled, owned, left, own_left = s.room, s.weight, s.unfilled, s.owned, s.left, s.own_left
     s.own_start[link] = at
