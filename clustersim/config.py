@@ -105,7 +105,7 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         raise InputError(f"workload.phase={workload['phase']}: is set by the group; write workload={workload['phase']}")
     in_flight = whole("workload.tokens_per_gpu", workload["tokens_per_gpu"], least=1)
     decoding = decoding_from(workload)
-    for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute"):
+    for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute", "schedule"):
         for key, value in config[group].items():
             if value == "???" or (key == "path" and not value):
                 raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")

@@ -21,6 +21,7 @@ GROUPS = {                      # group -> what is chosen by it
     "exchange": "how tokens travel",
     "network": "how links are shared",
     "compute": "how long GPUs compute",
+    "schedule": "what runs beside what",
     "experiment": "a study (write +experiment=NAME)",
 }
 
