@@ -12,12 +12,13 @@ from typing import Any
 from clustersim.architecture import played
 from clustersim.composition import composed, leaves, load_yaml, no_such_key, parse, shown
 from clustersim.model import Model
+from clustersim.pick import did_you_mean
 from clustersim.places import GROUPS, option_files
 from clustersim.types import InputError
 from clustersim.workload.serving import Decoding, decoding_from
 
 HOW = ("output", "workers", "shard", "export", "config_dir")          # keys that say how and where to run, not what
-ALONE = ("seed", "replicates", "causes", *HOW)                                  # keys that belong to no group
+ALONE = ("seed", "replicates", "causes", "memory", *HOW)               # keys that belong to no group
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -109,6 +110,9 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         for key, value in config[group].items():
             if value == "???" or (key == "path" and not value):
                 raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")
+    if config["memory"] not in ("check", "ignore"):
+        near = did_you_mean(str(config["memory"]), ("check", "ignore"))
+        raise InputError(f"memory={shown(config['memory'])}: must be check or ignore{near}")
     return Run(
         study=choices.get("experiment", "runs"),
         overrides=tuple(overrides),

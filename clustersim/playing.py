@@ -19,12 +19,14 @@ from clustersim.deciding import Plan
 from clustersim.engine import schedules, timing
 from clustersim.engine.cutting import cut_of, routing_of, workload_of
 from clustersim.engine.gpu import LayerWork, Played, play, time_alone
+from clustersim.engine.memory import Memory
 from clustersim.engine.overlapped import play_overlapped
 from clustersim.engine.own_times import OwnTimes, last_of_sequence
 from clustersim.engine.program import Work
 from clustersim.engine.schedules import Schedule
 from clustersim.engine.timing import Timing
 from clustersim.exchange.software import beyond, equipped, sms_held
+from clustersim.fitting import check_memory, memory_of
 from clustersim.inputs import plan_from, setting_of, stream_from
 from clustersim.network import packets
 from clustersim.pick import bind, find, pick
@@ -65,6 +67,7 @@ class Parts:
     rule: capacities.Rule
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
+    memory: Memory                          # what the GPUs hold
     recorder: Recorder | None               # of the first step, when a time line is asked for
     beyond: tuple[str, ...]                 # what is used outside the range that it was calibrated in
 
@@ -96,12 +99,15 @@ def assemble(run: Run) -> Parts:
             f"capacity.{key}: exchange={exchange_name} cannot send padding; use exchange={can}, "
             "or capacity.where=expert, which pads on arrival"
         )
+    memory = memory_of(run, cluster, stream.steps[-1], setting.room.slots_of)
+    check_memory(run, cluster, memory)
     return Parts(
         run=run,
         cluster=cluster,
         stream=stream,
         plan=plan,
         room=setting.room,
+        memory=memory,
         workload=stream.steps[0],
         placements=plan.placements[0],
         exchange=exchange,
@@ -129,7 +135,7 @@ def _schedule(run: Run) -> Schedule:
         raise InputError(f"schedule={name}: model={run.model.name} exchanges nothing; use schedule=in_order")
     if made.cuts > run.tokens_per_gpu // (run.decoding.per_sequence if run.decoding else 1):
         asked = f"workload.tokens_per_gpu={run.config['workload']['tokens_per_gpu']}"
-        raise InputError(f"schedule={name}: cuts a batch in {made.cuts}, and {asked} is below that; least that works: {made.cuts}")
+        raise InputError(f"schedule={name}: {asked} is below the {made.cuts} pieces that it is cut in; least: {made.cuts}")
     refused = {
         "causes=true": run.causes, "decide.migration=overlapped": run.config["decide"].get("migration") == "overlapped",
         "trace.counts=true": made.cuts > 1 and bool(run.config["trace"].get("counts")),

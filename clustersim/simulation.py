@@ -33,6 +33,7 @@ from clustersim.identity import Identity, identify
 from clustersim.placement.replicas import chosen_slots
 from clustersim.playing import Parts, Progress, assemble, part_of, play_all, routings
 from clustersim.results.comparing import leaves
+from clustersim.results.footprint import memory_summary, memory_table
 from clustersim.results.placements import (
     Step,
     mean_step_s,
@@ -146,6 +147,7 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
     live = parts.workload.measure
     measured = dict(live()) if live is not None else {}
     tables, recorder = _tables(parts, steps), parts.recorder
+    tables["memory"] = memory_table(parts.memory)
     parts = replace(parts, recorder=None)           # what else is played is for comparison
     causes = _causes(parts, steps, lambda i, what: progress((1 + i) / rounds, what)) if run.causes else {}
     tables["layers"] = tables["layers"].hstack(causes_table(causes, len(steps), run.model))
@@ -166,6 +168,7 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
         if live is not None:
             numbers |= {f"{name}_dropless": value for name, value in live().items()}
     numbers |= {"seconds_saved_by_dropping": saved, "moe_layer_s": moe_layer_s(steps)}
+    numbers |= memory_summary(parts.memory, parts.cluster.gpu.memory)
     numbers |= placement_summary([m for step in steps for m in step.measured])
     if parts.plan.rebalances:
         kept = play_all(parts, parts.plan.never_again(), parts.rule, part_of(progress, rounds - 1, rounds, "never moved"))

@@ -38,7 +38,7 @@ def command(arguments: list[str]) -> int:
         return 0
     console = stdout_console()
     console.print(terminal.layer_table(result.tables["layers"]))
-    console.print(terminal.summary(result.summary, result.notes))
+    console.print(terminal.summary(result.summary, result.notes, result.tables["memory"]))
     console.print(f"results in {folder}", soft_wrap=True)
     return 0
 

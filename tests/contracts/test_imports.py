@@ -19,7 +19,7 @@ GROUND = (
 )  # fmt: skip
 ROOMS = (
     *GROUND, "workload", "importers", "placement", "exchange", "network", "engine", "results", "report", "composition", "config",
-    "identity", "deciding", "inputs", "playing", "causes", "simulation", "sweeps", "validation", "commands", "cli",
+    "identity", "deciding", "inputs", "fitting", "playing", "causes", "simulation", "sweeps", "validation", "commands", "cli",
 )  # fmt: skip
 HEAVY = {
     "numba", "polars", "hydra", "numpy", "simpy", "networkx", "scipy", "pyarrow", "omegaconf", "rich", "torch", "yaml",
