@@ -22,6 +22,7 @@ GROUPS = {                      # group -> what is chosen by it
     "network": "how links are shared",
     "compute": "how long GPUs compute",
     "schedule": "what runs beside what",
+    "parallel": "how training splits a model over GPUs",
     "experiment": "a study (write +experiment=NAME)",
 }
 

@@ -242,7 +242,7 @@ def _forward_pass(
     model = parts.run.model
     counts: list[LayerCounts | None] = [None] * model.n_layers
     measured: list[Measured] = []
-    same = _same_layers(parts, rule)
+    same = same_layers(parts, rule)
     made: dict[int, tuple[tuple[ExpertWork, ...], LayerCounts | None, Measured | None]] = {}    # layers that stand for others
 
     def experts_of(layer: int) -> tuple[ExpertWork, ...]:
@@ -351,7 +351,7 @@ def _own_times(parts: Parts, timed: Timing, mine: NDArray[np.bool_] | None = Non
     )  # fmt: skip
 
 
-def _same_layers(parts: Parts, rule: capacities.Rule) -> list[int]:
+def same_layers(parts: Parts, rule: capacities.Rule) -> list[int]:
     """For every layer the first that has the same choices under the same placement: a trace with few layers repeats."""
     model, period = parts.run.model, parts.workload.period
     same = list(range(model.n_layers))
@@ -364,70 +364,80 @@ def _same_layers(parts: Parts, rule: capacities.Rule) -> list[int]:
     return same
 
 
-def _layer(
-    parts: Parts, layer: int, rule: capacities.Rule
-) -> tuple[tuple[ExpertWork, ...], LayerCounts | None, Measured | None]:
-    """What the routed experts of one layer have to do, piece by piece of the schedule, what its router did, and how the placement
-    served it (None: no token is known); nothing in a layer without any."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Piece:
+    """What the routed experts of a layer are sent of one piece of its tokens."""
+
+    dispatch: Transfers
+    combine: Transfers
+    rows: Ints                      # [slots] tokens each expert works on, padding included
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Traffic:
+    """What the routed experts of one layer are sent, and what its router did."""
+
+    pieces: tuple[Piece, ...]       # of the schedule; one unless it cuts the batch
+    gpu_of: Ints                    # [slots]
+    counts: LayerCounts
+    served: Measured | None         # how the placement served it; None: no token is known
+
+    @property
+    def dispatch(self) -> Transfers:
+        return self.pieces[0].dispatch
+
+    @property
+    def combine(self) -> Transfers:
+        return self.pieces[0].combine
+
+    @property
+    def rows(self) -> Ints:
+        return self.pieces[0].rows
+
+
+def traffic(parts: Parts, layer: int, rule: capacities.Rule) -> Traffic:
+    """The exchanges of a layer with routed experts under a capacity rule."""
     model, cluster, tokens = parts.run.model, parts.cluster, parts.workload
-    n = cluster.n_gpus
-    if layer not in model.moe_layers:
-        return (), None, None
-    moe_layer = model.moe_layers.index(layer)
+    n, moe_layer = cluster.n_gpus, model.moe_layers.index(layer)
     if tokens.count is not None:
-        return *_counted_layer(parts, moe_layer, tokens.count(moe_layer)), None
+        return _counted_traffic(parts, moe_layer, tokens.count(moe_layer))
     per_gpu = np.bincount(tokens.source, minlength=n)
     chosen, placement = tokens.choose(moe_layer), parts.placements[moe_layer]
     limited, sent, kept = routings(parts, rule, moe_layer, chosen)
     if tokens.kept is not None:
         tokens.kept(moe_layer, kept.assigned)
-    pieces = [(sent, kept)]
+    cuts = [(sent, kept)]
     if parts.schedule.cuts > 1:
         cut = _cut_of(parts)
-        pieces = [(routing_of(sent, cut == i), routing_of(kept, cut == i)) for i in range(parts.schedule.cuts)]
-    work, in_slot, slots = [], np.zeros(placement.n_slots, np.int64), []
+        cuts = [(routing_of(sent, cut == i), routing_of(kept, cut == i)) for i in range(parts.schedule.cuts)]
+    pieces, in_slot, slots = [], np.zeros(placement.n_slots, np.int64), []
     travelling: Ints | None = None
     computed = np.zeros(placement.n_slots, np.int64)
-    for sent_now, kept_now in pieces:
+    for sent_now, kept_now in cuts:
         slots.append(chosen_slots(kept_now, placement, cluster))
         rows = rows_by_source(slots[-1], kept_now.source, n, placement.n_slots)
-        if len(pieces) == 1:
+        if len(cuts) == 1:
             travelling, computed = padding_rows(rule, limited, rows, per_gpu, placement.expert_of)
         dispatch, combine = (
             parts.exchange(phase, replace(routing, padding=travelling), placement, cluster, model)
             for phase, routing in (("dispatch", sent_now), ("combine", kept_now))
         )
-        work.append(_expert_work(parts, rows.sum(axis=0) + computed, placement, dispatch, combine))
+        pieces.append(Piece(dispatch=dispatch, combine=combine, rows=rows.sum(axis=0) + computed))
         in_slot += rows.sum(axis=0)
-    where = np.concatenate([one.source for _, one in pieces])
-    served = measure(np.concatenate(slots), where, placement, parts.room.slots_of, cluster.node_of)
     counts = count_layer(
         chosen, kept, placement, in_slot, travelling, computed, n_experts=model.n_experts, n_gpus=n,
         row_bytes=model.dispatch_token_bytes + model.combine_token_bytes,
         renormalised=rule.renormalise and chosen.ids.shape[1] > 1,
     )  # fmt: skip
-    return tuple(work), counts, served
-
-
-def _expert_work(parts: Parts, rows: Ints, placement: Placement, dispatch: Transfers, combine: Transfers) -> ExpertWork:
-    """The routed experts over rows [slots].
-
-    What low latency exchanges leave in a buffer per expert when decoding stays there: room for every GPU's tokens.
-    """
-    n = parts.cluster.n_gpus
-    layout: dict[str, Any] = {}
-    if parts.run.decoding is not None and parts.run.config["exchange"]["name"] in MASKED:
-        buffered: Floats = np.bincount(placement.gpu_of, minlength=n) * np.float64(n * parts.run.tokens_per_gpu)
-        layout = {"layout": "masked", "buffered": buffered}
-    return ExpertWork(
-        seconds=parts.timing.experts(rows, placement.gpu_of, n, **layout),
-        beside=None if parts.beside is None else parts.beside.experts(rows, placement.gpu_of, n, **layout),
-        dispatch=dispatch, combine=combine,
+    where = np.concatenate([one.source for _, one in cuts])
+    return Traffic(
+        pieces=tuple(pieces), gpu_of=placement.gpu_of, counts=counts,
+        served=measure(np.concatenate(slots), where, placement, parts.room.slots_of, cluster.node_of),
     )  # fmt: skip
 
 
-def _counted_layer(parts: Parts, moe_layer: int, counts: Ints) -> tuple[tuple[ExpertWork, ...], LayerCounts]:
-    """As `_layer`, where only counts [gpus, experts] are known: their rows travel as padding does, without any token."""
+def _counted_traffic(parts: Parts, moe_layer: int, counts: Ints) -> Traffic:
+    """As `traffic`, where only counts [gpus, experts] are known: their rows travel as padding does, without any token."""
     model, cluster, placement = parts.run.model, parts.cluster, parts.placements[moe_layer]
     rows = counts[:, placement.expert_of]                   # [gpus, slots]: every expert has one
     nobody = np.zeros((0, model.top_k), np.int64)
@@ -436,8 +446,38 @@ def _counted_layer(parts: Parts, moe_layer: int, counts: Ints) -> tuple[tuple[Ex
     )
     dispatch, combine = (parts.exchange(phase, routing, placement, cluster, model) for phase in ("dispatch", "combine"))
     in_slot = rows.sum(axis=0)
-    work = _expert_work(parts, in_slot, placement, dispatch, combine)
-    return (work,), counted_layer(in_slot, placement, n_experts=model.n_experts, n_gpus=cluster.n_gpus)
+    return Traffic(
+        pieces=(Piece(dispatch=dispatch, combine=combine, rows=in_slot),), gpu_of=placement.gpu_of, served=None,
+        counts=counted_layer(in_slot, placement, n_experts=model.n_experts, n_gpus=cluster.n_gpus),
+    )  # fmt: skip
+
+
+def _layer(
+    parts: Parts, layer: int, rule: capacities.Rule
+) -> tuple[tuple[ExpertWork, ...], LayerCounts | None, Measured | None]:
+    """What the routed experts of one layer have to do, piece by piece of the schedule, what its router did, and how the placement
+    served it (None: no token is known); nothing in a layer without any."""
+    if layer not in parts.run.model.moe_layers:
+        return (), None, None
+    sent = traffic(parts, layer, rule)
+    return tuple(_expert_work(parts, piece, sent.gpu_of) for piece in sent.pieces), sent.counts, sent.served
+
+
+def _expert_work(parts: Parts, piece: Piece, gpu_of: Ints) -> ExpertWork:
+    """The routed experts over the rows of a piece.
+
+    What low latency exchanges leave in a buffer per expert when decoding stays there: room for every GPU's tokens.
+    """
+    n = parts.cluster.n_gpus
+    layout: dict[str, Any] = {}
+    if parts.run.decoding is not None and parts.run.config["exchange"]["name"] in MASKED:
+        buffered: Floats = np.bincount(gpu_of, minlength=n) * np.float64(n * parts.run.tokens_per_gpu)
+        layout = {"layout": "masked", "buffered": buffered}
+    return ExpertWork(
+        seconds=parts.timing.experts(piece.rows, gpu_of, n, **layout),
+        beside=None if parts.beside is None else parts.beside.experts(piece.rows, gpu_of, n, **layout),
+        dispatch=piece.dispatch, combine=piece.combine,
+    )  # fmt: skip
 
 
 def routings(parts: Parts, rule: capacities.Rule, moe_layer: int, chosen: Choices) -> tuple[capacities.Limited, Routing, Routing]:
