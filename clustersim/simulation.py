@@ -28,6 +28,7 @@ from clustersim.causes import (
     ports_alone,
 )
 from clustersim.config import Run, compose, what_is_run
+from clustersim.cost import cost_from, cost_row
 from clustersim.engine.gpu import Played
 from clustersim.identity import Identity, identify
 from clustersim.placement.replicas import chosen_slots
@@ -176,6 +177,7 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
             steps, kept, rebalances=parts.plan.rebalances, buffer_bytes=parts.plan.buffer_bytes,
             expert_bytes=run.model.expert_params * run.model.expert_weight_bytes,
         )
+    numbers |= cost_row(numbers, cost_from(run.config["cost"]), parts.cluster, parts.cluster.n_gpus)
     notes = _notes(parts, numbers)
     if collided and collided[0] > 1.01:
         notes += (f"routes pile up: the busiest {collided[1]} takes {collided[0]:.2f} times what an even spread would leave it",)
