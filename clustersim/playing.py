@@ -183,7 +183,7 @@ def _forward_pass(
     model = parts.run.model
     counts: list[LayerCounts | None] = [None] * model.n_layers
     measured: list[Measured] = []
-    same = _same_layers(parts, rule)
+    same = same_layers(parts, rule)
     first_moe = min(model.moe_layers, default=None)
     own = _own_times(parts)
     made: dict[int, tuple[LayerWork, LayerCounts | None, Measured | None]] = {}      # of the layers that stand for others
@@ -226,7 +226,7 @@ def _own_times(parts: Parts) -> OwnTimes:
     )  # fmt: skip
 
 
-def _same_layers(parts: Parts, rule: capacities.Rule) -> list[int]:
+def same_layers(parts: Parts, rule: capacities.Rule) -> list[int]:
     """For every layer the first that has the same choices under the same placement: a trace with few layers repeats."""
     model, period = parts.run.model, parts.workload.period
     same = list(range(model.n_layers))
@@ -239,18 +239,24 @@ def _same_layers(parts: Parts, rule: capacities.Rule) -> list[int]:
     return same
 
 
-def _layer(
-    parts: Parts, layer: int, rule: capacities.Rule
-) -> tuple[LayerWork, LayerCounts | None, Measured | None]:
-    """What the routed experts of one layer have to do, what its router did, and how the placement served it (None: no token is
-    known). What GPUs do with their own tokens is not in it."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Traffic:
+    """What the routed experts of one layer are sent, and what its router did."""
+
+    dispatch: Transfers
+    combine: Transfers
+    rows: Ints                      # [slots] tokens each expert works on, padding included
+    gpu_of: Ints                    # [slots]
+    counts: LayerCounts
+    served: Measured | None         # how the placement served it; None: no token is known
+
+
+def traffic(parts: Parts, layer: int, rule: capacities.Rule) -> Traffic:
+    """The exchanges of a layer with routed experts under a capacity rule."""
     model, cluster, tokens = parts.run.model, parts.cluster, parts.workload
-    n, idle = cluster.n_gpus, np.zeros(cluster.n_gpus)
-    if layer not in model.moe_layers:
-        return LayerWork(attention_s=idle, expert_s=idle, other_s=idle, dispatch=None, combine=None), None, None
-    moe_layer = model.moe_layers.index(layer)
+    n, moe_layer = cluster.n_gpus, model.moe_layers.index(layer)
     if tokens.count is not None:
-        return *_counted_layer(parts, moe_layer, tokens.count(moe_layer)), None
+        return _counted_traffic(parts, moe_layer, tokens.count(moe_layer))
     per_gpu = np.bincount(tokens.source, minlength=n)
     chosen, placement = tokens.choose(moe_layer), parts.placements[moe_layer]
     limited, sent, kept = routings(parts, rule, moe_layer, chosen)
@@ -264,35 +270,20 @@ def _layer(
         for phase, routing in (("dispatch", sent), ("combine", kept))
     )
     in_slot = rows.sum(axis=0)
-    work = LayerWork(
-        attention_s=idle, expert_s=_experts_s(parts, in_slot + computed, placement), other_s=idle,
-        dispatch=dispatch, combine=combine,
-    )  # fmt: skip
-    served = measure(slots, kept.source, placement, parts.room.slots_of, cluster.node_of)
     counts = count_layer(
         chosen, kept, placement, in_slot, travelling, computed, n_experts=model.n_experts, n_gpus=n,
         row_bytes=model.dispatch_token_bytes + model.combine_token_bytes,
         renormalised=rule.renormalise and chosen.ids.shape[1] > 1,
     )  # fmt: skip
-    return work, counts, served
+    return Traffic(
+        dispatch=dispatch, combine=combine, rows=in_slot + computed, gpu_of=placement.gpu_of, counts=counts,
+        served=measure(slots, kept.source, placement, parts.room.slots_of, cluster.node_of),
+    )  # fmt: skip
 
 
-def _experts_s(parts: Parts, rows: Ints, placement: Placement) -> Floats:
-    """Seconds of the routed experts on every GPU.
-
-    What low latency exchanges leave in a buffer per expert when decoding stays there: room for every GPU's tokens.
-    """
-    n = parts.cluster.n_gpus
-    if parts.run.decoding is None or parts.run.config["exchange"]["name"] not in MASKED:
-        return parts.timing.experts(rows, placement.gpu_of, n)
-    buffered: Floats = np.bincount(placement.gpu_of, minlength=n) * np.float64(n * parts.run.tokens_per_gpu)
-    return parts.timing.experts(rows, placement.gpu_of, n, layout="masked", buffered=buffered)
-
-
-def _counted_layer(parts: Parts, moe_layer: int, counts: Ints) -> tuple[LayerWork, LayerCounts]:
-    """As `_layer`, where only counts [gpus, experts] are known: their rows travel as padding does, without any token."""
+def _counted_traffic(parts: Parts, moe_layer: int, counts: Ints) -> Traffic:
+    """As `traffic`, where only counts [gpus, experts] are known: their rows travel as padding does, without any token."""
     model, cluster, placement = parts.run.model, parts.cluster, parts.placements[moe_layer]
-    n, idle = cluster.n_gpus, np.zeros(cluster.n_gpus)
     rows = counts[:, placement.expert_of]                   # [gpus, slots]: every expert has one
     nobody = np.zeros((0, model.top_k), np.int64)
     routing = Routing(
@@ -300,11 +291,38 @@ def _counted_layer(parts: Parts, moe_layer: int, counts: Ints) -> tuple[LayerWor
     )
     dispatch, combine = (parts.exchange(phase, routing, placement, cluster, model) for phase in ("dispatch", "combine"))
     in_slot = rows.sum(axis=0)
-    work = LayerWork(
-        attention_s=idle, expert_s=_experts_s(parts, in_slot, placement), other_s=idle,
-        dispatch=dispatch, combine=combine,
+    return Traffic(
+        dispatch=dispatch, combine=combine, rows=in_slot, gpu_of=placement.gpu_of, served=None,
+        counts=counted_layer(in_slot, placement, n_experts=model.n_experts, n_gpus=cluster.n_gpus),
     )  # fmt: skip
-    return work, counted_layer(in_slot, placement, n_experts=model.n_experts, n_gpus=n)
+
+
+def _experts_s(parts: Parts, rows: Ints, gpu_of: Ints) -> Floats:
+    """Seconds of the routed experts on every GPU.
+
+    What low latency exchanges leave in a buffer per expert when decoding stays there: room for every GPU's tokens.
+    """
+    n = parts.cluster.n_gpus
+    if parts.run.decoding is None or parts.run.config["exchange"]["name"] not in MASKED:
+        return parts.timing.experts(rows, gpu_of, n)
+    buffered: Floats = np.bincount(gpu_of, minlength=n) * np.float64(n * parts.run.tokens_per_gpu)
+    return parts.timing.experts(rows, gpu_of, n, layout="masked", buffered=buffered)
+
+
+def _layer(
+    parts: Parts, layer: int, rule: capacities.Rule
+) -> tuple[LayerWork, LayerCounts | None, Measured | None]:
+    """What the routed experts of one layer have to do, what its router did, and how the placement served it (None: no token is
+    known). What GPUs do with their own tokens is not in it."""
+    idle = np.zeros(parts.cluster.n_gpus)
+    if layer not in parts.run.model.moe_layers:
+        return LayerWork(attention_s=idle, expert_s=idle, other_s=idle, dispatch=None, combine=None), None, None
+    sent = traffic(parts, layer, rule)
+    work = LayerWork(
+        attention_s=idle, expert_s=_experts_s(parts, sent.rows, sent.gpu_of), other_s=idle,
+        dispatch=sent.dispatch, combine=sent.combine,
+    )  # fmt: skip
+    return work, sent.counts, sent.served
 
 
 def routings(parts: Parts, rule: capacities.Rule, moe_layer: int, chosen: Choices) -> tuple[capacities.Limited, Routing, Routing]:

@@ -157,9 +157,10 @@ def summary_table(row: Mapping[str, Any]) -> pl.DataFrame:
 
 _MAY_BE_NULL = (
     "capacity_factor", "tokens_per_s", "tokens_per_s_per_gpu", "gate_mass_dropped", "gate_mass_lost", "capacity_used",
-    "imbalance", "over_bound", "ecmp_collision", "moe_layer_s", "balancedness", "utilisation", "gap_to_least",
-    "cross_node_copies", "distinct_nodes", "time_per_output_token_s", "tokens_per_s_per_user", *CAUSE_COLUMNS,
-    *COST_COLUMNS, *(f"{name}_ci95" for name in INTERVALS),
+    "imbalance", "over_bound", "ecmp_collision", "nvlink_bytes", "nic_bytes", "seconds_saved_by_dropping", "moe_layer_s",
+    "balancedness", "utilisation", "gap_to_least", "cross_node_copies", "distinct_nodes", "time_per_output_token_s",
+    "tokens_per_s_per_user", *CAUSE_COLUMNS, *COST_COLUMNS,
+    *(f"{name}_ci95" for name in INTERVALS),
 )  # fmt: skip
 
 
@@ -239,7 +240,7 @@ def summary_row(
         "tokens_per_s_per_user": made / sequences / step_s if made and sequences and step_s else None,
         "drop_rate": (asked - kept) / asked if asked else 0.0,
         "fully_dropped": sum(c.fully_dropped for c in real) / max(1, n_tokens * len(real)),
-        **_trade(real, n_tokens),
+        **trade(real, n_tokens),
         "moe_layers": len(real),
         "experts_per_token": kept / max(1, n_tokens * len(real)),
         "imbalance": layers["imbalance"].mean(),
@@ -253,7 +254,7 @@ def summary_row(
     }
 
 
-def _trade(real: Sequence[LayerCounts], n_tokens: int) -> dict[str, Any]:
+def trade(real: Sequence[LayerCounts], n_tokens: int) -> dict[str, Any]:
     """What a capacity costs beside drop_rate and fully_dropped: mean or sum over the MoE layers."""
     asked, kept = sum(int(c.asked.sum()) for c in real), sum(int(c.kept.sum()) for c in real)
     room = sum(c.room for c in real if c.room is not None)
