@@ -140,7 +140,7 @@ def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model, capacity and plug-ins see to theirs."""
     own = None if config["config_dir"] is None else Path(str(config["config_dir"]))
     known = {key: [key] for key in config if key in (*GROUPS, *ALONE)}
-    for group in ("trace", "workload", "capacity", "decide", "compute", "parallel"):
+    for group in ("trace", "workload", "capacity", "decide", "compute", "parallel", "cost"):
         chosen = load_yaml(option_files(group, own)[choices[group]])
         known[group] += [f"{group}.{key!s}" for key in chosen]
     known["export"] += [f"export.{key}" for key in ("timeline", "first_layer", "events", "arrows")]

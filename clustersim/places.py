@@ -23,6 +23,7 @@ GROUPS = {                      # group -> what is chosen by it
     "compute": "how long GPUs compute",
     "schedule": "what runs beside what",
     "parallel": "how training splits a model over GPUs",
+    "cost": "what GPU-hours are paid with",
     "experiment": "a study (write +experiment=NAME)",
 }
 
