@@ -116,7 +116,7 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
                 raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")
     plain = (config["schedule"].get("name"), config["schedule"].get("shared")) == ("in_order", "after")
     if workload["phase"] == "training" and not plain:
-        raise InputError(f"schedule={config['schedule']['name']}: orders a forward pass; what training overlaps is parallel.order")
+        raise InputError(f"schedule={config['schedule']['name']}: orders a forward pass; training has parallel.order")
     if config["memory"] not in ("check", "ignore"):
         near = did_you_mean(str(config["memory"]), ("check", "ignore"))
         raise InputError(f"memory={shown(config['memory'])}: must be check or ignore{near}")
