@@ -6,15 +6,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from clustersim.commands.arguments import with_value
 from clustersim.commands.screen import run_progress, stdout_console
 from clustersim.types import InputError
 
 
 def command(arguments: list[str]) -> int:
+    own, arguments = with_value("--config-dir", arguments)
     flags = [a for a in arguments if a.startswith("-")]
-    overrides = [a for a in arguments if not a.startswith("-")]
+    overrides = [f"config_dir={own}"] * (own is not None) + [a for a in arguments if not a.startswith("-")]
     if unknown := [a for a in flags if a not in ("-m", "--multirun", "--cfg", "--json")]:
-        raise InputError(f"{unknown[0]}: there is no such flag (-m sweeps, --cfg shows the config, --json is for scripts)")
+        raise InputError(f"{unknown[0]}: there is no such flag (-m, --cfg, --config-dir DIR, --json; --help says what for)")
     as_json = "--json" in flags
     from clustersim import config
 
@@ -25,7 +27,7 @@ def command(arguments: list[str]) -> int:
         from clustersim.commands import sweep
 
         return sweep.command(overrides, as_json=as_json)
-    from clustersim.results import documents, terminal
+    from clustersim.results import documents, terminal, training_screen
     from clustersim.simulation import simulate
 
     with run_progress() as progress:
@@ -35,8 +37,12 @@ def command(arguments: list[str]) -> int:
         print(json.dumps(documents.run_document(result.tables, result.notes, folder), indent=2, allow_nan=False))
         return 0
     console = stdout_console()
-    console.print(terminal.layer_table(result.tables["layers"]))
-    console.print(terminal.summary(result.summary, result.notes))
+    if "stages" in result.tables:
+        console.print(training_screen.device_table(result.tables["stages"]))
+        console.print(training_screen.summary(result.summary, result.notes, result.tables["memory"]))
+    else:
+        console.print(terminal.layer_table(result.tables["layers"]))
+        console.print(terminal.summary(result.summary, result.notes, result.tables["memory"]))
     console.print(f"results in {folder}", soft_wrap=True)
     return 0
 

@@ -12,6 +12,8 @@ USAGE = (                       # what is typed after `clustersim`, and what it 
     ("-m KEY=A,B,C ...", "a sweep: one run for every combination, compared in one table; --json: for scripts"),
     ("+experiment=NAME", "a study"),
     ("--cfg [KEY=VALUE ...]", "the whole config of a run, without running it"),
+    ("--config-dir DIR ...", "with options of your own: DIR/topology/mine.yaml is topology=mine, DIR/experiment/mine.yaml is "
+     "+experiment=mine"),
     ("list [GROUP]", "all options, one line each; --json"),
     ("inspect PATH", "what a topology, a model, a trace or the folder of a run is (--plot draws a topology or a trace, "
      "-o FILE.png says where; --check: is the trace sound?)"),
@@ -30,6 +32,7 @@ USAGE = (                       # what is typed after `clustersim`, and what it 
      "scripts, --plot [-o FILE.png] a picture, --leave-out each group without the constants that its own rows set)"),
     ("calibrate LOGS... -o FILE.yaml", "constants of a kernel from your nccl-tests, DeepEP or nvbandwidth logs; for "
      "exchange.kernel=FILE.yaml (KEY=VALUE where a log does not say it: gpu, gpus, gpus_per_node, nic, experts)"),
+    ("completion SHELL", "what bash, zsh or fish needs to complete commands, options and keys"),
 )  # fmt: skip
 EXAMPLES = """\
 examples

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from clustersim.engine.gpu import ATTENDED, COMBINED, Played
+from clustersim.engine.gpu import Played
 from clustersim.placement.measures import Measured, balancedness, utilisation
 from clustersim.results.counting import LayerCounts
 from clustersim.results.pairs import PairBytes
@@ -41,8 +41,14 @@ def placements_table(measured: Sequence[Measured], moe_layers: Sequence[int], st
             "distinct_nodes": [m.distinct_nodes for m in measured],
             "distinct_gpus": [m.distinct_gpus for m in measured],
             "moved_experts": [m.moved_slots for m in measured],
-        }
+        },
+        schema_overrides=_COLUMNS if not measured else None,
     )
+
+
+_COLUMNS = dict.fromkeys(
+    ("mean_load", "max_load", "imbalance", "least_max_load", "gap_to_least", "distinct_nodes", "distinct_gpus"), pl.Float64
+) | {"cross_node_copies": pl.Int64, "moved_experts": pl.Int64}
 
 
 def placement_summary(measured: Sequence[Measured]) -> dict[str, Any]:
@@ -64,15 +70,15 @@ def mean_step_s(steps: Sequence[Step]) -> float:
     return sum(step.played.step_s for step in steps) / len(steps)
 
 
-def moe_layer_s(steps: Sequence[Step]) -> float:
-    """Seconds from entering a dispatch to the end of the combine: mean over GPUs, MoE layers and steps."""
+def moe_layer_s(steps: Sequence[Step]) -> float | None:
+    """Seconds of experts and of standing still for dispatch and combine, mean over GPUs, MoE layers and steps; None: no MoE."""
     spans = [
-        (step.played.marks[layer, COMBINED] - step.played.marks[layer, ATTENDED]).mean()
-        for step in steps
+        sum(parts[name][layer] for name in ("dispatch_s", "expert_s", "combine_s")).mean()
+        for step, parts in ((step, step.played.parts()) for step in steps)
         for layer, pair in enumerate(step.played.exchanges)
         if pair is not None
     ]
-    return float(np.mean(spans))
+    return float(np.mean(spans)) if spans else None
 
 
 def rebalance_summary(

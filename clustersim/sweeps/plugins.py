@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clustersim.composition import composed, own_files, parse, register, with_own_files
+from clustersim.composition import composed, own_files, own_folder, parse, register, with_own_files
 from clustersim.config import judged
 from clustersim.sweeps import pool
 from clustersim.sweeps.job import Outcome, run_judged, seen
@@ -56,7 +56,7 @@ def run_by_hydra(overrides: Sequence[str]) -> Swept:
     folder = Path(str(said["output"])) / ".hydra" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{time.monotonic_ns() % 1_000_000:06d}"
     settings = {**QUIET, "hydra/launcher": "clustersim", "hydra.sweep.dir": str(folder), "hydra.sweep.subdir": "${hydra.job.num}"}
     settings = {key: value for key, value in settings.items() if key not in named}
-    register()
+    register(own_folder(parse(ours)))
     callers, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     gave_up = None
     try:
