@@ -100,6 +100,8 @@ def parallel_from(config: Mapping[str, Any], gpus: int) -> Parallel:
         if key not in (*known, *OTHERS):
             raise InputError(f"parallel.{key}: there is no such key{did_you_mean(str(key), known)} (known: {', '.join(known)})")
     given = {key: value for key, value in config.items() if key not in OTHERS and value is not None}
+    if "virtual" not in given and config.get("order") == "interleaved":
+        given["virtual"] = 2
     if "expert" not in given:
         alone = Parallel(gpus=gpus, **given)
         given["expert"] = alone.stage_gpus // alone.expert_tensor
