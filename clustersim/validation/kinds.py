@@ -11,11 +11,12 @@ from typing import Any
 
 from clustersim.validation.exchanges import exchange
 from clustersim.validation.gemms import expert_compute, gemm
+from clustersim.validation.moe_layers import moe_layer
 from clustersim.validation.identities import closed_form, distinct_places, dropped, eplb, load, share_of_slots, sigmas, worst_part
 
 distinct = distinct_places
 
-__all__ = ["closed_form", "distinct", "dropped", "eplb", "exchange", "expert_compute", "gemm", "load"]
+__all__ = ["closed_form", "distinct", "dropped", "eplb", "exchange", "expert_compute", "gemm", "load", "moe_layer"]
 
 NOT_YET = {                     # kinds that rows of the table have and nothing simulates
     "step": "whole steps are not simulated yet",
