@@ -94,7 +94,7 @@ NCCL, NORMAL, LOW, LINK = (
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (["nowhere.log", "-o", "a.yaml"], "cannot be read"), ([NORMAL, "-o", "a.yaml"], "does not say gpus"),
-    ([__file__, "-o", "a.yaml"], "is no output of deepep, nccl_tests, nvbandwidth"), ([LINK], "takes logs"),
+    ([str(Path(__file__).with_name("test_units.py")), "-o", "a.yaml"], "is no output of deepep, nccl_tests, nvbandwidth"), ([LINK], "takes logs"),
     ([LINK, "-o", "a.yaml"], "no log of an exchange"),
     ([NCCL, LOW, "gpu=h100_sxm", "gpus=8", "-o", "a.yaml"], "one kernel at a time"),
 ])  # fmt: skip
