@@ -2,18 +2,19 @@
 
 The language (files of `conf/model`, docs/models.md): `parts` names what layers are made of (see `parts`), `layers` says
 their order as a list of `{times, of: ["part part", ...]}`, each text one layer. A file without `layers` is the short form of a
-mixture-of-experts transformer (`Model`), which the engine plays.
+mixture-of-experts transformer (`Model`). `played` makes what the engine plays of either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from clustersim.model import Model, model_from
-from clustersim.parts import Attention, Dense, Latent, Moe, Part, part_from
+from clustersim.parts import Moe, Part, part_from
 from clustersim.pick import did_you_mean
+from clustersim.stacks import Encoder, Retrieval, Stack
 from clustersim.types import InputError
 
 DTYPES = {                      # bytes per weight, scales included
@@ -25,47 +26,12 @@ DTYPES = {                      # bytes per weight, scales included
     "nvfp4": 0.5 + 1 / 16,      # an 8-bit scale per 16
 }
 PHASES = ("prefill", "decode", "training")
-KEYS = ("name", "hidden", "vocab", "tied_embeddings", "positions", "parts", "layers", "encoders", "retrieval", "dtypes", "status")
+PLAYED = ("router", "dispatch_bytes", "combine_bytes", "activation_bytes", "cache_bytes", "gemm")        # as in the short form
+KEYS = (
+    "name", "hidden", "vocab", "tied_embeddings", "positions", "parts", "layers", "encoders", "retrieval", "dtypes", "status",
+    *PLAYED,
+)  # fmt: skip
 NEEDED = ("name", "hidden", "vocab", "parts", "layers")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stack:
-    """Layers of one width."""
-
-    hidden: int
-    layers: tuple[tuple[Part, ...], ...]
-
-    @property
-    def parts(self) -> Iterator[Part]:
-        return (part for layer in self.layers for part in layer)
-
-    @property
-    def params(self) -> int:
-        return sum(part.params(self.hidden) for part in self.parts)
-
-    @property
-    def active(self) -> float:
-        return sum(part.active(self.hidden) for part in self.parts)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoder:
-    """A stack before the core, for images or sound, whose outputs stand among the tokens of the core."""
-
-    stack: Stack
-    tokens: int             # of one image or piece of sound, inside the encoder
-    outputs: int            # places they take in the core
-    projection: int         # weights from the encoder's width to the core's
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retrieval:
-    """A look-up before the core (RAG; RETRO has its cross-attention among the parts)."""
-
-    latency_s: float
-    nbytes: float           # that come back
-    tokens: int             # of context that they add
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,25 +150,39 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     )  # fmt: skip
 
 
+def played(config: Mapping[str, Any]) -> Model:
+    """The model that the engine plays, of a file of `conf/model` in either form.
+
+    Raises:
+        InputError: what `describe` raises; layers with mixtures of experts of more than one shape, or two in one layer.
+    """
+    if "layers" not in config:
+        return model_from(config)
+    given = describe(config)
+    shapes = list(dict.fromkeys(part for part in given.core.parts if isinstance(part, Moe)))
+    if len(shapes) > 1:
+        raise InputError(f"model={given.name}: its layers mix experts of {len(shapes)} shapes; a placement holds experts of one")
+    if double := [i for i, layer in enumerate(given.core.layers) if sum(isinstance(part, Moe) for part in layer) > 1]:
+        raise InputError(f"model={given.name}: layer {double[0]} has two mixtures of experts; make them two layers")
+    moe = shapes[0] if shapes else None
+    wire = {key: config[key] for key in PLAYED if key in config}
+    return Model(
+        name=given.name, n_layers=len(given.core.layers), hidden=given.core.hidden, vocab=given.vocab,
+        n_experts=moe.experts if moe else 0, top_k=moe.top_k if moe else 0, expert_ffn=moe.size if moe else 0,
+        n_shared_experts=int(moe is not None and moe.shared_size > 0), shared_ffn=moe.shared_size if moe else 0,
+        zero_experts=moe.zero_experts if moe else 0, expert_matrices=moe.matrices if moe else 3,
+        tied_embeddings=given.tied_embeddings, positions=given.positions, blocks=given.core.layers,
+        encoders=tuple(given.encoders.items()), retrieval=given.retrieval, expert_weight_bytes=given.expert_dtype,
+        weight_bytes=given.dtype, **wire,
+    )  # fmt: skip
+
+
 def _of_model(model: Model) -> Architecture:
     """The short form, written out."""
-    a = model.attention
-
-    def attention(layer: int) -> Part:
-        if a.kind == "gqa":
-            assert a.kv_heads is not None
-            assert a.head_dim is not None
-            window = a.sliding_window if a.windowed(layer) else None
-            return Attention(heads=a.heads, kv_heads=a.kv_heads, head_dim=a.head_dim, window=window)
-        rank, nope, rope, value = a.latent
-        return Latent(heads=a.heads, q_rank=a.q_lora_rank, kv_rank=rank, nope_dim=nope, rope_dim=rope, value_dim=value)
-
-    moe = Moe(experts=model.n_experts, top_k=model.top_k, size=model.expert_ffn, shared_size=model.shared_ffn)
-    n_dense = model.n_dense_layers
-    layers = tuple((attention(i), Dense(size=model.dense_ffn) if i < n_dense else moe) for i in range(model.n_layers))
     return Architecture(
-        name=model.name, core=Stack(hidden=model.hidden, layers=layers), vocab=model.vocab, tied_embeddings=model.tied_embeddings,
-        positions=0, encoders={}, retrieval=None, expert_dtype=model.expert_weight_bytes, dtype=model.weight_bytes, status="",
+        name=model.name, core=Stack(hidden=model.hidden, layers=model.layers), vocab=model.vocab,
+        tied_embeddings=model.tied_embeddings, positions=0, encoders={}, retrieval=None, expert_dtype=model.expert_weight_bytes,
+        dtype=model.weight_bytes, status="",
     )  # fmt: skip
 
 

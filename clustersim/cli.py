@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = ("run", "list", "inspect", "convert", "compare", "fit", "report", "capture", "validate", "calibrate")
+COMMANDS = (
+    "run", "list", "inspect", "convert", "compare", "fit", "report", "capture", "validate", "calibrate", "completion",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +49,9 @@ def _dispatch(arguments: list[str]) -> int:
         print(__version__)
         return 0
     first = arguments[0] if arguments else ""
+    at = 2 if first == "--config-dir" else 1        # this flag may stand before a command
+    if first.startswith("--config-dir") and len(arguments) > at and arguments[at] in COMMANDS:
+        return _run(arguments[at], [*arguments[:at], *arguments[at + 1 :]])
     if first in COMMANDS:
         return _run(first, arguments[1:])
     if first and "=" not in first and first[0] not in "-+~":

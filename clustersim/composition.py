@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from clustersim.pick import did_you_mean
-from clustersim.places import GROUPS, PACKAGE, group_folder
+from clustersim.places import GROUPS, PACKAGE, group_folder, groups, option_files
 from clustersim.types import InputError
 
 FROM_FILES = {"topology": ("machine", "nodes"), "model": ("model", "hidden")}      # groups whose option may be one's own file
+OWN = "config_dir"                      # the key that names a folder of one's own options
 own_files: dict[str, str] = {}          # options given as files: "group=name" -> file as it was given
 
 
@@ -36,8 +37,30 @@ def parse(overrides: Sequence[str]) -> list[Any]:
     for override in parsed:
         if override.package is not None or override.key_or_group.partition(".")[0].partition("/")[0] == "hydra":
             raise InputError(f"{override.input_line}: this setting of Hydra's has no effect here; leave it out")
-        _check_group(override)
+    own = own_folder(parsed)
+    for override in parsed:
+        _check_group(override, own)
     return parsed
+
+
+def own_folder(parsed: Sequence[Any]) -> Path | None:
+    """The user's own folder of configs, where the overrides name one: `config_dir=FOLDER`.
+
+    Raises:
+        InputError: no such folder, one without groups, or an option in it that has the name of one of ours.
+    """
+    said = [override.value() for override in parsed if override.get_key_element() == OWN]
+    if not said or said[-1] is None:
+        return None
+    folder = Path(str(said[-1]))
+    if not folder.is_dir():
+        raise InputError(f"{OWN}={folder}: there is no such folder")
+    for group in (mine := [path.name for path in folder.iterdir() if path.is_dir()]):
+        if group in GROUPS and (both := {path.stem for path in (folder / group).glob("*.yaml")} & option_files(group).keys()):
+            raise InputError(f"{folder / group / min(both)}.yaml: clustersim has a {group} of that name; call it otherwise")
+    if not mine:
+        raise InputError(f"{OWN}={folder}: holds no folder of options, such as {folder / 'topology'} or {folder / 'experiment'}")
+    return folder
 
 
 @lru_cache(maxsize=4096)
@@ -58,17 +81,17 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _check_group(override: Any) -> None:
+def _check_group(override: Any, own: Path | None) -> None:
     group = override.key_or_group
-    if group not in GROUPS:
+    if group not in groups(own):
         return
     from hydra.core.override_parser.types import Glob
 
-    known = sorted(path.stem for path in group_folder(group).glob("*.yaml"))
+    known = sorted(option_files(group, own))
     offer = f"(known: {', '.join(known)})"
     if isinstance(override.value(), dict | list | Glob):
         raise InputError(f"{override.input_line}: {group} takes one option by name {offer}")
-    plus = "+" if group == "experiment" else ""         # the one group without a default
+    plus = "+" if group == "experiment" or group not in GROUPS else ""         # groups without a default
     if not override.input_line.startswith(f"{plus}{group}"):
         raise InputError(f"{override.input_line}: write {plus}{override.input_line.lstrip('+')}")
     for value in override.sweep_iterator() if override.is_sweep_override() else [override.value()]:
@@ -86,10 +109,12 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
         InputError: what the overrides ask for cannot be composed.
     """
     parsed = parse(overrides)
-    choosing = tuple(o.input_line for o in parsed if o.key_or_group in GROUPS)
-    setting = [o for o in parsed if o.key_or_group not in GROUPS]
+    own = own_folder(parsed)
+    chosen = (*groups(own), OWN)
+    choosing = tuple(o.input_line for o in parsed if o.key_or_group in chosen)
+    setting = [o for o in parsed if o.key_or_group not in chosen]
     try:
-        base = _base(choosing, _stamp(choosing))
+        base = _base(choosing, _stamp(choosing, own))
     except InputError:
         if not setting:
             raise
@@ -108,9 +133,10 @@ def _base(choosing: tuple[str, ...], stamp: tuple[tuple[str, int], ...]) -> dict
     return by_hydra(choosing)
 
 
-def _stamp(choosing: Sequence[str]) -> tuple[tuple[str, int], ...]:
+def _stamp(choosing: Sequence[str], mine: Path | None) -> tuple[tuple[str, int], ...]:
     """Every file that a composition may read, and when it was written."""
     folders = [PACKAGE / "conf", *(group_folder(group) for group in GROUPS)]
+    folders += [path for path in mine.iterdir() if path.is_dir()] if mine is not None else []
     files = [entry for folder in folders for entry in os.scandir(folder) if entry.name.endswith(".yaml")]
     own = [text.partition("=")[2] for text in choosing if text.partition("=")[0] in FROM_FILES]
     stamp = [(entry.path, entry.stat().st_mtime_ns) for entry in files]
@@ -152,7 +178,8 @@ def by_hydra(overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
-    register()
+    parsed = parse(overrides)
+    register(own_folder(parsed))
     callers = GlobalHydra.instance().hydra             # we may be called from inside a Hydra application
     GlobalHydra.instance().hydra = None
     try:
@@ -172,14 +199,35 @@ def by_hydra(overrides: Sequence[str]) -> dict[str, Any]:
     return {**{str(key): value for key, value in values.items()}, "hydra": hydra}
 
 
-def register() -> None:
-    """Put the topologies and studies of this installation among Hydra's options."""
+def register(own: Path | None = None) -> None:
+    """Put the topologies and studies of this installation, and the options in a user's own folder, among Hydra's options."""
     from hydra.core.config_store import ConfigStore
 
-    for group, package in (("topology", "topology"), ("experiment", "_global_")):
-        for path in group_folder(group).glob("*.yaml"):
-            node = load_yaml(path)
+    theirs = [(group, own / group) for group in groups(own)] if own is not None else []
+    for group, folder in (("topology", group_folder("topology")), ("experiment", group_folder("experiment")), *theirs):
+        package = group if group in GROUPS and group != "experiment" else "_global_"
+        for path in sorted(folder.glob("*.yaml")):
+            node = _mapping(path)
             ConfigStore.instance().store(group=group, name=path.stem, node=node, package=package, provider=str(path))
+
+
+def _mapping(path: Path) -> Any:
+    """What an option's file sets, by key.
+
+    Raises:
+        InputError: not a YAML file, or one that sets no keys.
+    """
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        node = load_yaml(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML file: {_first_line(error)}") from error
+    if not isinstance(node, DictConfig):
+        raise InputError(f"{path}: sets no keys")
+    return node
 
 
 def _is_file(value: Any) -> bool:
@@ -233,22 +281,24 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     """What is wrong with the overrides, in our words where we can tell."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    values = [o for o in OverridesParser.create().parse_overrides(list(overrides)) if o.key_or_group not in GROUPS]
-    groups = [text for text in overrides if text not in {o.input_line for o in values}]
+    every = OverridesParser.create().parse_overrides(list(overrides))
+    own = own_folder(every)
+    values = [o for o in every if o.key_or_group not in (*groups(own), OWN)]
+    choosing = [text for text in overrides if text not in {o.input_line for o in values}]
     if values:
-        known = list(leaves(composed(groups)))
+        known = list(leaves(composed(choosing)))
         for override in values:
             key = override.key_or_group
             if key not in known and not override.is_add():
-                return no_such_key(key, known)
+                return no_such_key(key, known, own)
     at = getattr(error, "full_key", None)
     return f"{at}: {_first_line(error)}" if at else " ".join(str(error).split())
 
 
-def no_such_key(key: str, known: Sequence[str]) -> str:
+def no_such_key(key: str, known: Sequence[str], own: Path | None = None) -> str:
     """What to say of a key that no group has; `known` holds all keys, those of groups included."""
     section, _, leaf = key.rpartition(".")
-    if owners := _options_with(section, leaf):
+    if owners := _options_with(section, leaf, own):
         return f"{key}: belongs to {section}={' or '.join(owners)}, and another {section} is chosen"
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     meant = [siblings[near] for near in get_close_matches(leaf, siblings, n=1)]
@@ -260,11 +310,11 @@ def no_such_key(key: str, known: Sequence[str]) -> str:
     return f"{key}: there is no such key{near} (known: {', '.join(beside)})"
 
 
-def _options_with(group: str, key: str) -> list[str]:
+def _options_with(group: str, key: str, own: Path | None) -> list[str]:
     """The options of a group that have this key."""
     if group not in GROUPS:
         return []
-    keys_of = {path.stem: load_yaml(path).keys() for path in sorted(group_folder(group).glob("*.yaml"))}
+    keys_of = {name: load_yaml(path).keys() for name, path in option_files(group, own).items()}
     return [name for name, keys in keys_of.items() if key in keys]
 
 

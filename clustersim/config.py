@@ -9,13 +9,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from clustersim.architecture import played
 from clustersim.composition import composed, leaves, load_yaml, no_such_key, parse, shown
-from clustersim.model import Model, model_from
-from clustersim.places import GROUPS, group_folder
+from clustersim.model import Model
+from clustersim.pick import did_you_mean
+from clustersim.places import GROUPS, option_files
 from clustersim.types import InputError
+from clustersim.workload.serving import Decoding, decoding_from
 
-HOW = ("output", "workers", "shard", "export")          # keys that say how and where to run, not what
-ALONE = ("seed", "replicates", "causes", *HOW)                                  # keys that belong to no group
+HOW = ("output", "workers", "shard", "export", "config_dir")          # keys that say how and where to run, not what
+ALONE = ("seed", "replicates", "causes", "memory", *HOW)               # keys that belong to no group
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -27,7 +30,8 @@ class Run:
     config: Mapping[str, Any]           # the resolved config, plain values
     model: Model
     topology: str
-    tokens_per_gpu: int
+    tokens_per_gpu: int                 # that go through the model in a step
+    decoding: Decoding | None           # None: prefill
     capacity_factor: float | None
     seed: int
     output: Path
@@ -75,6 +79,11 @@ def sweep(overrides: Sequence[str]) -> Iterator[list[str]]:
     return ([*job] for job in product(*lists.values()))
 
 
+def what_is_run(overrides: Sequence[str]) -> list[str]:
+    """The overrides that say what is run; not those of how, and where to."""
+    return [text for text in overrides if text.lstrip("+").partition("=")[0].partition(".")[0] not in HOW]
+
+
 def is_sweep(overrides: Sequence[str]) -> bool:
     """Whether an experiment among the overrides asks for a sweep by itself."""
     if not any(text.startswith("+experiment=") for text in overrides):
@@ -91,19 +100,27 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
     """
     _check_keys(config, choices)
     workload, capacity = config["workload"], config["capacity"]
-    if workload["phase"] != "prefill":
-        raise InputError(f"workload.phase={workload['phase']}: only prefill is built so far")
+    if workload["phase"] not in ("prefill", "decode"):
+        raise InputError(f"workload.phase={workload['phase']}: must be prefill or decode; write workload=decode")
+    if (workload["phase"] == "decode") != ("context" in workload):
+        raise InputError(f"workload.phase={workload['phase']}: is set by the group; write workload={workload['phase']}")
+    in_flight = whole("workload.tokens_per_gpu", workload["tokens_per_gpu"], least=1)
+    decoding = decoding_from(workload)
     for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute"):
         for key, value in config[group].items():
             if value == "???" or (key == "path" and not value):
                 raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")
+    if config["memory"] not in ("check", "ignore"):
+        near = did_you_mean(str(config["memory"]), ("check", "ignore"))
+        raise InputError(f"memory={shown(config['memory'])}: must be check or ignore{near}")
     return Run(
         study=choices.get("experiment", "runs"),
         overrides=tuple(overrides),
         config=config,
-        model=model_from(config["model"]),
+        model=played(config["model"]),
         topology=choices["topology"],
-        tokens_per_gpu=whole("workload.tokens_per_gpu", workload["tokens_per_gpu"], least=1),
+        tokens_per_gpu=in_flight * (decoding.per_sequence if decoding else 1),
+        decoding=decoding,
         capacity_factor=capacity["factor"],         # judged with the rest of the capacity rule
         seed=whole("seed", config["seed"], least=0),
         output=_folder("output", config["output"]),
@@ -114,15 +131,16 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
 
 def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model, capacity and plug-ins see to theirs."""
+    own = None if config["config_dir"] is None else Path(str(config["config_dir"]))
     known = {key: [key] for key in config if key in (*GROUPS, *ALONE)}
     for group in ("trace", "workload", "capacity", "decide", "compute"):
-        chosen = load_yaml(group_folder(group) / f"{choices[group]}.yaml")
+        chosen = load_yaml(option_files(group, own)[choices[group]])
         known[group] += [f"{group}.{key!s}" for key in chosen]
     known["export"] += [f"export.{key}" for key in ("timeline", "first_layer", "events", "arrows")]
     every = [key for keys in known.values() for key in keys]
     for key in leaves({key: value for key, value in config.items() if key not in known or len(known[key]) > 1}):
         if key not in every and not key.startswith("capacity."):
-            raise InputError(no_such_key(key, every))
+            raise InputError(no_such_key(key, every, own))
 
 
 def _folder(key: str, value: Any) -> Path:

@@ -1,17 +1,19 @@
-"""The part of a mixture-of-experts model that decides bytes and FLOPs. Shapes only: no weights, no clock, no cluster."""
+"""The part of a model that decides bytes and FLOPs, as the engine plays it. Shapes only: no weights, no clock, no cluster."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
+from clustersim import parts
+from clustersim.parts import Dense, Latent, Moe, Part
 from clustersim.pick import did_you_mean
-from clustersim.types import InputError, Ints
+from clustersim.stacks import Encoder, Retrieval
+from clustersim.types import InputError
 
 _KEYS_OF = {
     "gqa": ("kv_heads", "head_dim", "sliding_window", "full_every"),
@@ -63,33 +65,9 @@ class Attention:
         queries = hidden * query if self.q_lora_rank is None else self.q_lora_rank * (hidden + query)
         return queries + hidden * (rank + rope) + rank * self.heads * (nope + value) + self.heads * value * hidden
 
-    @property
-    def score_flops(self) -> int:
-        """FLOPs per pair of a query token and a token it looks at, all heads: query · key, then weight · value.
-
-        MLA in its prefill form, where the latents of the batch are expanded to keys and values once per token
-        (that expansion is among the projections).
-        """
-        if self.kind == "gqa":
-            return 4 * self.heads * _int(self.head_dim)
-        _, nope, rope, value = self.latent
-        return 2 * self.heads * (nope + rope + value)
-
-    @property
-    def kv_values(self) -> int:
-        """Values the KV cache keeps per token and layer: keys and values, or MLA's latent and its rotary key."""
-        if self.kind == "gqa":
-            return 2 * _int(self.kv_heads) * _int(self.head_dim)
-        rank, _, rope, _ = self.latent
-        return rank + rope
-
     def windowed(self, layer: int) -> bool:
         """Whether `layer` (from 0, dense ones counted) looks only at the last `sliding_window` tokens."""
         return self.sliding_window is not None and (self.full_every is None or (layer + 1) % self.full_every != 0)
-
-    def layer_context(self, context: Ints, layer: int) -> Ints:
-        """int [tokens], tokens each token looks at in `layer`, given those before it and itself (`context`, int [tokens])."""
-        return np.minimum(context, _int(self.sliding_window)) if self.windowed(layer) else context
 
     @property
     def latent(self) -> tuple[int, int, int, int]:
@@ -99,40 +77,51 @@ class Attention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A mixture-of-experts transformer: `n_dense_layers` dense layers, then MoE layers; every FFN is gated (three matrices).
+    """A model as it is played. In the short form a transformer: `n_dense_layers` dense layers, then MoE layers, gated FFNs.
 
-    Parameter counts leave out norms and biases (below 0.1 % of any model here).
+    In the long form `blocks` are the layers, and what is said of experts holds for all layers that have any; without any,
+    `n_experts`, `top_k` and `expert_ffn` are 0. Parameter counts leave out norms and biases (below 0.1 % of any model here).
     """
 
     name: str
     n_layers: int
-    n_dense_layers: int = 0             # the first ones (`first_k_dense_replace`)
+    n_dense_layers: int = 0             # the first ones (`first_k_dense_replace`); of the short form only
     n_experts: int                      # routed experts per layer
     top_k: int
     n_shared_experts: int = 0           # never leave their GPU
+    zero_experts: int = 0               # experts without weights, on every GPU
     hidden: int                         # activations per token
     expert_ffn: int                     # intermediate size of one routed expert
+    expert_matrices: int = 3            # of a routed or shared expert: 3 gated, 2 not
     shared_ffn: int = 0                 # intermediate size of the shared experts together
-    dense_ffn: int = 0                  # intermediate size of the FFN of a dense layer
+    dense_ffn: int = 0                  # intermediate size of the FFN of a dense layer; of the short form only
     vocab: int
     tied_embeddings: bool = False       # one table serves as embedding and unembedding
-    attention: Attention
+    positions: int = 0                  # learned ones
+    attention: Attention | None = None  # of every layer; None in the long form
+    blocks: tuple[tuple[Part, ...], ...] | None = None      # the layers of the long form
+    encoders: tuple[tuple[str, Encoder], ...] = ()          # before the core, by name
+    retrieval: Retrieval | None = None                      # the same
     router: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)     # name and options, for router=model
     dispatch_bytes: float = 2.0         # on the wire per activation: BF16 = 2, FP8 with a 4-byte scale per 128 = 1 + 4/128
     combine_bytes: float = 2.0
     expert_weight_bytes: float = 2.0    # in memory per parameter of a routed or shared expert: BF16 = 2, FP8 = 1, MXFP4 = 4.25/8
     weight_bytes: float = 2.0           # in memory per other parameter
     activation_bytes: float = 2.0       # in memory per activation
+    cache_bytes: float = 2.0            # in memory per value of keys and values, latents and states that are kept
     gemm: str = "bf16"                  # the rate of its GEMMs: bf16 | fp8 | fp4
 
     def __post_init__(self) -> None:
-        for key in ("n_layers", "n_experts", "top_k", "hidden", "expert_ffn", "vocab"):
+        dense = self.blocks is not None and not any(isinstance(part, Moe) for layer in self.blocks for part in layer)
+        for key in ("n_layers", "hidden", "vocab", *(() if dense else ("n_experts", "top_k", "expert_ffn"))):
             _positive_int(f"model.{key}", getattr(self, key))
+        if (self.attention is None) == (self.blocks is None):
+            raise InputError("model.attention: must be given exactly where layers are not")
         for key in ("n_dense_layers", "n_shared_experts", "shared_ffn", "dense_ffn"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise InputError(f"model.{key} = {value!r}: must be a whole number from 0 up")
-        for key in ("dispatch_bytes", "combine_bytes", "expert_weight_bytes", "weight_bytes", "activation_bytes"):
+        for key in ("dispatch_bytes", "combine_bytes", "expert_weight_bytes", "weight_bytes", "activation_bytes", "cache_bytes"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise InputError(f"model.{key} = {value!r}: must be a number of bytes above 0, for example 2 (BF16)")
@@ -140,7 +129,7 @@ class Model:
             raise InputError(
                 f"model.n_dense_layers = {self.n_dense_layers}: leaves no MoE layer of n_layers = {self.n_layers}"
             )
-        if self.top_k > self.n_experts:
+        if self.top_k > self.n_experts + self.zero_experts:
             raise InputError(
                 f"model.top_k = {self.top_k}: asks for more experts than n_experts = {self.n_experts}; "
                 "each token picks distinct experts"
@@ -158,8 +147,18 @@ class Model:
             raise InputError(f"model.gemm = {self.gemm!r}: must be bf16, fp8 or fp4{did_you_mean(str(self.gemm), rates)}")
 
     @property
+    def layers(self) -> tuple[tuple[Part, ...], ...]:
+        """The parts of every layer, in order."""
+        return _written_out(self) if self.blocks is None else self.blocks
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """The layers that have a mixture of experts, from 0."""
+        return _moe_layers(self.layers)
+
+    @property
     def n_moe_layers(self) -> int:
-        return self.n_layers - self.n_dense_layers
+        return len(self.moe_layers)
 
     @property
     def dispatch_token_bytes(self) -> float:
@@ -172,34 +171,14 @@ class Model:
         return self.hidden * self.combine_bytes
 
     @property
-    def attention_params(self) -> int:
-        """Weights of the attention of one layer."""
-        return self.attention.params(self.hidden)
-
-    @property
-    def score_flops(self) -> int:
-        """Attention FLOPs per (query token, token it looks at) in one layer, all heads."""
-        return self.attention.score_flops
-
-    @property
     def expert_params(self) -> int:
-        """Weights of one routed expert: gate, up and down."""
-        return 3 * self.hidden * self.expert_ffn
+        """Weights of one routed expert."""
+        return self.expert_matrices * self.hidden * self.expert_ffn
 
     @property
     def shared_params(self) -> int:
         """Weights of the shared experts of one MoE layer, together."""
-        return 3 * self.hidden * self.shared_ffn
-
-    @property
-    def dense_params(self) -> int:
-        """Weights of the FFN of one dense layer."""
-        return 3 * self.hidden * self.dense_ffn
-
-    @property
-    def router_params(self) -> int:
-        """Weights of the router of one MoE layer."""
-        return self.hidden * self.n_experts
+        return self.expert_matrices * self.hidden * self.shared_ffn
 
     @property
     def embedding_params(self) -> int:
@@ -209,47 +188,69 @@ class Model:
     @property
     def total_params(self) -> int:
         """All weights; the multi-token-prediction module of DeepSeek-V3 is no part of the model here."""
-        return self._params(self.n_experts)
+        around = sum(encoder.stack.params + encoder.projection for _, encoder in self.encoders)
+        return self._tables + sum(part.params(self.hidden) for layer in self.layers for part in layer) + around
 
     @property
-    def active_params(self) -> int:
-        """Weights that serve one token: all but the experts it does not go to. Both embedding tables count."""
-        return self._params(self.top_k)
+    def active_params(self) -> float:
+        """Weights that serve one token: all but encoders and the experts it does not go to. Both embedding tables count."""
+        return self._tables + sum(part.active(self.hidden) for layer in self.layers for part in layer)
 
-    def _params(self, experts: int) -> int:
-        tables = self.embedding_params * (1 if self.tied_embeddings else 2)
-        moe_layer = experts * self.expert_params + self.shared_params + self.router_params
-        ffns = self.n_dense_layers * self.dense_params + self.n_moe_layers * moe_layer
-        return tables + self.n_layers * self.attention_params + ffns
+    @property
+    def _tables(self) -> int:
+        return self.embedding_params * (1 if self.tied_embeddings else 2) + self.positions * self.hidden
+
+
+@lru_cache(maxsize=64)
+def _written_out(model: Model) -> tuple[tuple[Part, ...], ...]:
+    """The layers of a model in the short form."""
+    a = model.attention
+    assert a is not None
+
+    def attention(layer: int) -> Part:
+        if a.kind == "gqa":
+            window = a.sliding_window if a.windowed(layer) else None
+            return parts.Attention(heads=a.heads, kv_heads=_int(a.kv_heads), head_dim=_int(a.head_dim), window=window)
+        rank, nope, rope, value = a.latent
+        return Latent(heads=a.heads, q_rank=a.q_lora_rank, kv_rank=rank, nope_dim=nope, rope_dim=rope, value_dim=value)
+
+    moe = Moe(
+        experts=model.n_experts, top_k=model.top_k, size=model.expert_ffn, shared_size=model.shared_ffn,
+        matrices=model.expert_matrices, zero_experts=model.zero_experts,
+    )  # fmt: skip
+    n_dense = model.n_dense_layers
+    return tuple((attention(i), Dense(size=model.dense_ffn) if i < n_dense else moe) for i in range(model.n_layers))
+
+
+@lru_cache(maxsize=64)
+def _moe_layers(layers: tuple[tuple[Part, ...], ...]) -> tuple[int, ...]:
+    return tuple(i for i, layer in enumerate(layers) if any(isinstance(part, Moe) for part in layer))
 
 
 def model_from(config: Mapping[str, Any]) -> Model:
-    """The model a config describes: keys are the fields of `Model`, `attention` holds those of `Attention`.
+    """The model a config in the short form describes: keys are those of `Model`, `attention` holds those of `Attention`.
 
     Raises:
-        InputError: an unknown key (with the nearest known one), a missing key, or a value that cannot be; a model that is
-            described as `layers`, which is counted and not played (see `architecture`).
+        InputError: an unknown key (with the nearest known one), a missing key, or a value that cannot be.
     """
-    if "layers" in config:
-        name = config.get("name")
-        raise InputError(
-            f"model={name}: the engine plays attention with mixtures of experts so far; clustersim inspect {name} counts this one"
-        )
-    values = _known(config, Model, "model")
+    values = _known(config, Model, "model", apart=("blocks", "encoders", "retrieval"), needed=("attention",))
     attention = values["attention"]
     if not isinstance(attention, Mapping):
         raise InputError(f"model.attention = {attention!r}: must be a group of keys with a kind (gqa or mla)")
     return Model(**(values | {"attention": Attention(**_known(attention, Attention, "model.attention"))}))
 
 
-def _known(config: Mapping[str, Any], kind: type, key: str) -> dict[str, Any]:
-    """`config` as a dict, once its keys are known fields of the dataclass `kind` and none is missing."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+def _known(
+    config: Mapping[str, Any], kind: type, key: str, *, apart: Sequence[str] = (), needed: Sequence[str] = ()
+) -> dict[str, Any]:
+    """`config` as a dict, once its keys are known fields of the dataclass `kind`, but those `apart`, and none is missing."""
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.name not in apart}
     for name in config:
         if name not in fields:
             raise InputError(f"{key}.{name}: there is no such key; known: {', '.join(fields)}{did_you_mean(str(name), fields)}")
     for name, field in fields.items():
-        if field.default is field.default_factory is dataclasses.MISSING and name not in config:
+        optional = not (field.default is field.default_factory is dataclasses.MISSING)
+        if name not in config and (name in needed or not optional):
             raise InputError(f"{key}.{name}: is missing")
     return dict(config)
 

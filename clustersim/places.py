@@ -1,4 +1,8 @@
-"""The config groups, and where their files are: at the top of a checkout, or inside the package of an installed wheel."""
+"""The config groups and where their files are: at the top of a checkout, inside an installed package, in a folder of the user's.
+
+A user's own folder (`--config-dir`) has folders named like groups, with further options; a folder of another name is a group
+of its own, whose options may set any key.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,28 @@ def data_folder(name: str) -> Path:
 def group_folder(group: str) -> Path:
     """Where the options of a config group are."""
     return {"topology": data_folder("topologies"), "experiment": data_folder("experiments")}.get(group, PACKAGE / "conf" / group)
+
+
+def groups(own: Path | None = None) -> dict[str, str]:
+    """All groups and what is chosen by each, those of a user's own folder last."""
+    theirs = sorted(path.name for path in own.iterdir() if path.is_dir() and path.name[0] not in "._") if own is not None else []
+    return GROUPS | {name: f"your own (write +{name}=NAME)" for name in theirs if name not in GROUPS}
+
+
+def option_files(group: str, own: Path | None = None) -> dict[str, Path]:
+    """The options of a group, ours and then the user's: name -> file. Where both have a name, the file is ours."""
+    folders = [group_folder(group)] if group in GROUPS else []
+    folders += [own / group] if own is not None else []
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def options_of(group: str, own: Path | None = None) -> dict[str, str]:
+    """The options of a group, ours and then the user's: name -> what it is."""
+    return {name: _first_comment(path) for name, path in option_files(group, own).items()}
 
 
 def options(folder: Path) -> dict[str, str]:

@@ -15,9 +15,12 @@ from clustersim import network as networks
 from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, whole
 from clustersim.deciding import Plan
-from clustersim.engine import compute, timing
+from clustersim.engine import timing
 from clustersim.engine.gpu import LayerWork, Played, play, time_alone
+from clustersim.engine.memory import Memory
+from clustersim.engine.own_times import OwnTimes
 from clustersim.exchange.software import beyond, equipped
+from clustersim.fitting import check_memory, memory_of
 from clustersim.inputs import plan_from, setting_of, stream_from
 from clustersim.network import packets
 from clustersim.pick import bind, find, pick
@@ -36,6 +39,7 @@ from clustersim.workload.routing import Router, router_from
 from clustersim.workload.streams import Stream
 
 Progress = Callable[[float, str], None]
+MASKED = ("deepep_low_latency", "deepep_low_latency_rdma")      # exchanges that deliver rows to a buffer per expert
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -55,6 +59,7 @@ class Parts:
     rule: capacities.Rule
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
+    memory: Memory                          # what the GPUs hold
     recorder: Recorder | None               # of the first step, when a time line is asked for
     beyond: tuple[str, ...]                 # what is used outside the range that it was calibrated in
 
@@ -85,18 +90,20 @@ def assemble(run: Run) -> Parts:
             f"capacity.{key}: exchange={exchange_name} cannot send padding; use exchange={can}, "
             "or capacity.where=expert, which pads on arrival"
         )
+    memory = memory_of(run, cluster, stream.steps[-1], setting.room.slots_of)
+    check_memory(run, cluster, memory)
     return Parts(
         run=run,
         cluster=cluster,
         stream=stream,
         plan=plan,
         room=setting.room,
+        memory=memory,
         workload=stream.steps[0],
         placements=plan.placements[0],
         exchange=exchange,
-        beyond=beyond(
-            exchange_name, exchange_options, cluster, tokens_per_gpu=stream.steps[0].source.size / cluster.n_gpus
-        ),
+        beyond=beyond(exchange_name, exchange_options, cluster, tokens_per_gpu=stream.steps[0].source.size / cluster.n_gpus)
+        if run.model.n_experts else (),
         network=pick(networks, network_name, **network_options),
         rule=rule,
         top_k=router.options.get("k") or run.model.top_k,
@@ -177,20 +184,23 @@ def _forward_pass(
     counts: list[LayerCounts | None] = [None] * model.n_layers
     measured: list[Measured] = []
     same = _same_layers(parts, rule)
+    first_moe = min(model.moe_layers, default=None)
+    own = _own_times(parts)
     made: dict[int, tuple[LayerWork, LayerCounts | None, Measured | None]] = {}      # of the layers that stand for others
 
     def work_of(layer: int) -> LayerWork:
         if same[layer] in made:
             work, counts[layer], served = made[same[layer]]
-            work = replace(work, attention_s=_attention_s(parts, layer))
         else:
             work, counts[layer], served = _layer(parts, layer, rule)
             if same[layer] != layer or same.count(layer) > 1:
                 made[layer] = work, counts[layer], served
+        attention, other = own.layer(layer)
+        work = replace(work, attention_s=attention, other_s=other)
         measured.extend([] if served is None else [served])
-        if layer == model.n_dense_layers and parts.run.config["network"]["name"] == "packet":
+        if layer == first_moe and parts.run.config["network"]["name"] == "packet":
             both = [transfers for transfers in (work.dispatch, work.combine) if transfers is not None]
-            packets.need_few(parts.cluster, both, model.n_layers - layer, parts.run.config["network"]["chunk"])
+            packets.need_few(parts.cluster, both, model.n_moe_layers, parts.run.config["network"]["chunk"])
         if layer == 0:                          # what can be wrong has been found by now
             networks.when_compiling(
                 lambda: progress(0.0, "compiling the network solver, once for this installation"),
@@ -205,42 +215,45 @@ def _forward_pass(
     return played, counts, measured
 
 
+def _own_times(parts: Parts) -> OwnTimes:
+    """Seconds of what GPUs do with their own tokens in the step in hand."""
+    nics = [link.id for link in parts.cluster.links if link.kind == "nic_down"]
+    return OwnTimes(
+        parts.timing, parts.run.model, parts.workload, parts.cluster.n_gpus,
+        per_sequence=None if parts.run.decoding is None else parts.run.decoding.per_sequence,
+        inputs=whole("workload.encoder_inputs", parts.run.config["workload"].get("encoder_inputs", 0), least=0),
+        inbound=float(parts.cluster.capacity[nics].min()) if nics else np.inf,
+    )  # fmt: skip
+
+
 def _same_layers(parts: Parts, rule: capacities.Rule) -> list[int]:
     """For every layer the first that has the same choices under the same placement: a trace with few layers repeats."""
     model, period = parts.run.model, parts.workload.period
     same = list(range(model.n_layers))
     if period is None or rule.limits:           # what is dropped may be drawn for each layer
         return same
-    for moe_layer in range(period, model.n_moe_layers):
-        one, other = parts.placements[moe_layer % period], parts.placements[moe_layer]
+    for number, layer in enumerate(model.moe_layers[period:], period):
+        one, other = parts.placements[number % period], parts.placements[number]
         if np.array_equal(one.gpu_of, other.gpu_of) and np.array_equal(one.expert_of, other.expert_of):
-            same[model.n_dense_layers + moe_layer] = model.n_dense_layers + moe_layer % period
+            same[layer] = model.moe_layers[number % period]
     return same
-
-
-def _attention_s(parts: Parts, layer: int) -> Floats:
-    """Seconds of attention and router on every GPU, [gpus]."""
-    tokens, n = parts.workload, parts.cluster.n_gpus
-    context = compute.context_sums(parts.run.model, layer, tokens.context, tokens.source, n)
-    return parts.timing.attention(layer, np.bincount(tokens.source, minlength=n), context)
 
 
 def _layer(
     parts: Parts, layer: int, rule: capacities.Rule
 ) -> tuple[LayerWork, LayerCounts | None, Measured | None]:
-    """What the GPUs have to do in one layer, what its router did, and how the placement served it (None: no token is known)."""
+    """What the routed experts of one layer have to do, what its router did, and how the placement served it (None: no token is
+    known). What GPUs do with their own tokens is not in it."""
     model, cluster, tokens = parts.run.model, parts.cluster, parts.workload
     n, idle = cluster.n_gpus, np.zeros(cluster.n_gpus)
-    per_gpu = np.bincount(tokens.source, minlength=n)
-    attention = _attention_s(parts, layer)
-    moe_layer = layer - model.n_dense_layers
-    if moe_layer < 0:
-        dense = parts.timing.dense(per_gpu)
-        return LayerWork(attention_s=attention, expert_s=idle, other_s=dense, dispatch=None, combine=None), None, None
+    if layer not in model.moe_layers:
+        return LayerWork(attention_s=idle, expert_s=idle, other_s=idle, dispatch=None, combine=None), None, None
+    moe_layer = model.moe_layers.index(layer)
     if tokens.count is not None:
-        return *_counted_layer(parts, layer, tokens.count(moe_layer), attention, per_gpu), None
+        return *_counted_layer(parts, moe_layer, tokens.count(moe_layer)), None
+    per_gpu = np.bincount(tokens.source, minlength=n)
     chosen, placement = tokens.choose(moe_layer), parts.placements[moe_layer]
-    limited, sent, kept = routings(parts, rule, layer, chosen)
+    limited, sent, kept = routings(parts, rule, moe_layer, chosen)
     if tokens.kept is not None:
         tokens.kept(moe_layer, kept.assigned)
     slots = chosen_slots(kept, placement, cluster)
@@ -252,12 +265,9 @@ def _layer(
     )
     in_slot = rows.sum(axis=0)
     work = LayerWork(
-        attention_s=attention,
-        expert_s=parts.timing.experts(in_slot + computed, placement.gpu_of, n),
-        other_s=parts.timing.shared(per_gpu),
-        dispatch=dispatch,
-        combine=combine,
-    )
+        attention_s=idle, expert_s=_experts_s(parts, in_slot + computed, placement), other_s=idle,
+        dispatch=dispatch, combine=combine,
+    )  # fmt: skip
     served = measure(slots, kept.source, placement, parts.room.slots_of, cluster.node_of)
     counts = count_layer(
         chosen, kept, placement, in_slot, travelling, computed, n_experts=model.n_experts, n_gpus=n,
@@ -267,12 +277,22 @@ def _layer(
     return work, counts, served
 
 
-def _counted_layer(
-    parts: Parts, layer: int, counts: Ints, attention: Floats, per_gpu: Ints
-) -> tuple[LayerWork, LayerCounts]:
+def _experts_s(parts: Parts, rows: Ints, placement: Placement) -> Floats:
+    """Seconds of the routed experts on every GPU.
+
+    What low latency exchanges leave in a buffer per expert when decoding stays there: room for every GPU's tokens.
+    """
+    n = parts.cluster.n_gpus
+    if parts.run.decoding is None or parts.run.config["exchange"]["name"] not in MASKED:
+        return parts.timing.experts(rows, placement.gpu_of, n)
+    buffered: Floats = np.bincount(placement.gpu_of, minlength=n) * np.float64(n * parts.run.tokens_per_gpu)
+    return parts.timing.experts(rows, placement.gpu_of, n, layout="masked", buffered=buffered)
+
+
+def _counted_layer(parts: Parts, moe_layer: int, counts: Ints) -> tuple[LayerWork, LayerCounts]:
     """As `_layer`, where only counts [gpus, experts] are known: their rows travel as padding does, without any token."""
-    model, cluster, placement = parts.run.model, parts.cluster, parts.placements[layer - parts.run.model.n_dense_layers]
-    n = cluster.n_gpus
+    model, cluster, placement = parts.run.model, parts.cluster, parts.placements[moe_layer]
+    n, idle = cluster.n_gpus, np.zeros(cluster.n_gpus)
     rows = counts[:, placement.expert_of]                   # [gpus, slots]: every expert has one
     nobody = np.zeros((0, model.top_k), np.int64)
     routing = Routing(
@@ -281,30 +301,27 @@ def _counted_layer(
     dispatch, combine = (parts.exchange(phase, routing, placement, cluster, model) for phase in ("dispatch", "combine"))
     in_slot = rows.sum(axis=0)
     work = LayerWork(
-        attention_s=attention,
-        expert_s=parts.timing.experts(in_slot, placement.gpu_of, n),
-        other_s=parts.timing.shared(per_gpu),
-        dispatch=dispatch,
-        combine=combine,
-    )
+        attention_s=idle, expert_s=_experts_s(parts, in_slot, placement), other_s=idle,
+        dispatch=dispatch, combine=combine,
+    )  # fmt: skip
     return work, counted_layer(in_slot, placement, n_experts=model.n_experts, n_gpus=n)
 
 
-def routings(parts: Parts, rule: capacities.Rule, layer: int, chosen: Choices) -> tuple[capacities.Limited, Routing, Routing]:
-    """What the capacity rule makes of a layer's choices: those that are dispatched, and those that are computed and come home."""
+def routings(parts: Parts, rule: capacities.Rule, moe_layer: int, chosen: Choices) -> tuple[capacities.Limited, Routing, Routing]:
+    """What the capacity rule makes of a MoE layer's choices: those that are dispatched, those that are computed and come home."""
     tokens, model, n = parts.workload, parts.run.model, parts.cluster.n_gpus
     asked = Routing(
         asked=chosen.ids, assigned=chosen.ids, weights=chosen.weights, source=tokens.source, index=tokens.index, capacity=None
     )
     computing = None
     if rule.per == "gpu" and rule.factor is not None:
-        placement = parts.placements[layer - model.n_dense_layers]
+        placement = parts.placements[moe_layer]
         slots = chosen_slots(asked, placement, parts.cluster)
         computing = np.where(slots < 0, -1, placement.gpu_of[slots])
     limited = capacities.limit(
-        capacities.stream(parts.run.seed, layer), rule, chosen, source=tokens.source, index=tokens.index, n_gpus=n,
-        n_experts=model.n_experts, top_k=min(parts.top_k, chosen.ids.shape[1]), gpu_of_choice=computing,
-        protected=parts.protected,
+        capacities.stream(parts.run.seed, model.moe_layers[moe_layer]), rule, chosen, source=tokens.source,
+        index=tokens.index, n_gpus=n, n_experts=model.n_experts, top_k=min(parts.top_k, chosen.ids.shape[1]),
+        gpu_of_choice=computing, protected=parts.protected,
     )  # fmt: skip
     weights = None
     if chosen.weights is not None:

@@ -13,11 +13,12 @@ import numpy as np
 
 from clustersim.pick import did_you_mean
 from clustersim.types import Floats, InputError, Ints, Routes
-from clustersim.ways import Bools, Ragged, Ways, concatenated, repeat_rows
+from clustersim.ways import FAR, Bools, Ragged, Ways, concatenated, in_one_block, repeat_rows
 
 __all__ = ["ecmp", "pxn", "shortest", "spray", "table"]
 
 Choose = Callable[[Ways, Ints, Ints], Ragged]
+MANY = 4096             # of so many pairs, the routes are made by compiled loops: importing numba takes half a second
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -44,6 +45,8 @@ class Wires:
 
 def shortest(wires: Wires, src: Ints, dst: Ints) -> Routes:
     """The first of the ways with the fewest hops, always the same one for the same switches."""
+    if src.size >= MANY:
+        return _laid_out(wires, src, dst)
     return _routes(wires, _leg(wires, src, dst, _first))
 
 
@@ -184,6 +187,35 @@ def _routes(wires: Wires, ways: Ragged) -> Routes:
     seconds = wires.latency[ways.links] * ways.shares
     latency = np.add.reduceat(seconds, start[:-1]) if ways.length.size else np.zeros(0)
     return Routes(start=start, links=ways.links, weights=ways.shares, latency=latency)
+
+
+def _laid_out(wires: Wires, src: Ints, dst: Ints) -> Routes:
+    """`shortest` of many pairs: a way for each kind of pair, then all rows in one go."""
+    from clustersim import laying
+
+    near, far = wires.nvlink, wires.network
+    src, dst = np.ascontiguousarray(src, np.int64), np.ascontiguousarray(dst, np.int64)
+    n_kinds = near.hops.size + far.hops.size
+    place, first, kind = np.full(n_kinds, -1), np.empty(min(n_kinds, src.size), np.int64), np.empty(src.size, np.int32)
+    found = laying.sort_by_kind(
+        src, dst, (near.start_of, near.end_of, near.hops, FAR), (far.start_of, far.end_of, far.hops, FAR), place, first, kind
+    )
+    if found < 0:
+        raise complaint(wires, int(src[-1 - found]), int(dst[-1 - found]))
+    first = first[:found]
+    inside = near.reaches(src[first], dst[first])
+    few, of_source = near.up.shape[1], near.up.shape[1] + far.up.shape[1]
+    way = _sorted_out(
+        inside,
+        near.first_way(src[first[inside]], dst[first[inside]], up=0, down=of_source),
+        far.first_way(src[first[~inside]], dst[first[~inside]], up=few, down=of_source + few),
+    )
+    n = int(laying.total(kind, way.length))
+    (start, links), (weights, latency) = in_one_block([src.size + 1, n], [n, src.size])
+    begin = np.concatenate(([0], np.cumsum(way.length)))
+    ports = np.concatenate((near.up, far.up, near.down, far.down), axis=1)
+    laying.lay_out(src, dst, kind, begin, way.links, ports, of_source, wires.latency, start, links, weights, latency)
+    return Routes(start=start, links=links, weights=weights, latency=latency)
 
 
 def _first(ways: Ways, src: Ints, dst: Ints) -> Ragged:

@@ -27,12 +27,13 @@ from clustersim.causes import (
     moe_seconds,
     ports_alone,
 )
-from clustersim.config import HOW, Run, compose
+from clustersim.config import Run, compose, what_is_run
 from clustersim.engine.gpu import Played
 from clustersim.identity import Identity, identify
 from clustersim.placement.replicas import chosen_slots
 from clustersim.playing import Parts, Progress, assemble, part_of, play_all, routings
 from clustersim.results.comparing import leaves
+from clustersim.results.footprint import memory_summary, memory_table
 from clustersim.results.placements import (
     Step,
     mean_step_s,
@@ -146,13 +147,14 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
     live = parts.workload.measure
     measured = dict(live()) if live is not None else {}
     tables, recorder = _tables(parts, steps), parts.recorder
+    tables["memory"] = memory_table(parts.memory)
     parts = replace(parts, recorder=None)           # what else is played is for comparison
     causes = _causes(parts, steps, lambda i, what: progress((1 + i) / rounds, what)) if run.causes else {}
     tables["layers"] = tables["layers"].hstack(causes_table(causes, len(steps), run.model))
     held = sum(step.held_s for step in steps) / len(steps)
     numbers = summary_row(
         [step.played for step in steps], tables, [c for step in steps for c in step.counts], parts.workload.source.size,
-        parts.cluster.n_gpus, held,
+        parts.cluster.n_gpus, held, **_made(parts),
     )
     collided = collision(tables["links"], parts.cluster)
     numbers["ecmp_collision"] = collided[0] if collided else None
@@ -166,6 +168,7 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
         if live is not None:
             numbers |= {f"{name}_dropless": value for name, value in live().items()}
     numbers |= {"seconds_saved_by_dropping": saved, "moe_layer_s": moe_layer_s(steps)}
+    numbers |= memory_summary(parts.memory, parts.cluster.gpu.memory)
     numbers |= placement_summary([m for step in steps for m in step.measured])
     if parts.plan.rebalances:
         kept = play_all(parts, parts.plan.never_again(), parts.rule, part_of(progress, rounds - 1, rounds, "never moved"))
@@ -188,6 +191,15 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
     )  # fmt: skip
 
 
+def _made(parts: Parts) -> dict[str, Any]:
+    """What a step of decoding makes, for `summary_row`; nothing in prefill."""
+    decoding = parts.run.decoding
+    if decoding is None:
+        return {}
+    sequences = decoding.sequences * parts.cluster.n_gpus
+    return {"made": sequences * decoding.accepted, "sequences": sequences}
+
+
 def _tables(parts: Parts, steps: Sequence[Step]) -> dict[str, pl.DataFrame]:
     """The tables of all steps, one step under the other."""
     made: dict[str, list[pl.DataFrame]] = {name: [] for name in ("layers", "gpus", "links", "experts", "pairs", "placements")}
@@ -198,7 +210,7 @@ def _tables(parts: Parts, steps: Sequence[Step]) -> dict[str, pl.DataFrame]:
         made["links"].append(links_table(step.played, parts.cluster, i))
         made["experts"].append(experts_table(step.counts, i))
         made["pairs"].append(step.pairs.table(i))
-        made["placements"].append(placements_table(step.measured, parts.run.model.n_dense_layers, i))
+        made["placements"].append(placements_table(step.measured, parts.run.model.moe_layers, i))
     return {name: pl.concat(each) for name, each in made.items()}
 
 
@@ -211,7 +223,7 @@ def _causes(parts: Parts, steps: Sequence[Step], progress: Callable[[int, str], 
         placed = plan.placements[step]
         protected = capacities.protected_tokens(capacities.stream(seed), rule, tokens[step].context)
         now = replace(parts, workload=tokens[step], placements=placed, protected=protected)
-        kept = routings(now, rule, model.n_dense_layers + layer, tokens[step].choose(layer))[2]
+        kept = routings(now, rule, layer, tokens[step].choose(layer))[2]
         return chosen_slots(kept, placed[layer], parts.cluster)
 
     def without(names: Sequence[str]) -> Floats:
@@ -301,7 +313,7 @@ def _provenance(run: Run, identity: Identity, notes: Sequence[str]) -> dict[str,
         "config": identity.config,
         "run_id": identity.run_id,
         "study": run.study,
-        "overrides": [text for text in run.overrides if text.lstrip("+").partition("=")[0].partition(".")[0] not in HOW],
+        "overrides": what_is_run(run.overrides),
         "seed": run.seed,
         "version": clustersim.__version__,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},

@@ -80,6 +80,16 @@ class Ways:
         links = self._links(self.link[edges][entries], length, src, dst)
         return Ragged(length=length, links=links, shares=np.ones(links.size))
 
+    def first_way(self, src: Ints, dst: Ints, *, up: int, down: int) -> Ragged:
+        """The first of the shortest ways of each pair [pairs], no port filled in: -1 - `up` - p stands for port p of the GPU
+        that sends, -1 - `down` - p for one of the GPU that receives.
+        """
+        ports = self.up.shape[1]
+        length, edges = self._walk(self.start_of[src], self.end_of[dst], np.zeros(src.size, np.int64))
+        link = self.link[edges]
+        moved = np.where(link < -ports, link + ports - down, link - up)
+        return Ragged(length=length, links=np.where(link < 0, moved, link), shares=np.ones(link.size))
+
     def share(self, src: Ints, dst: Ints) -> Ragged:
         """All shortest ways of each pair [pairs] together, the same share of the bytes on each; links come once, in order of
         their distance from the source. The pairs are reached.
@@ -169,6 +179,13 @@ def _distinct(key: Ints, n: int) -> tuple[Ints, Ints]:
     chosen = place[there]
     place[there] = np.arange(there.size)
     return chosen, place[key]
+
+
+def in_one_block(n_ints: list[int], n_floats: list[int]) -> tuple[list[Ints], list[Floats]]:
+    """Arrays of these lengths, not set, in one piece: Linux gives a large one pages of 2 MiB, of which few are to be cleared."""
+    block = np.empty(sum(n_ints) + sum(n_floats))
+    parts = np.split(block, np.cumsum([*n_ints, *n_floats]))
+    return [part.view(np.int64) for part in parts[: len(n_ints)]], parts[len(n_ints) : -1]
 
 
 def repeat_rows(length: Ints, which: Ints) -> tuple[Ints, Ints]:

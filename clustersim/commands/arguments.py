@@ -19,6 +19,21 @@ def true_or_false(key: str, text: str) -> bool:
     return text == "true"
 
 
+def with_value(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """What follows a flag (`--flag VALUE`, `--flag=VALUE`; None where it is not there), and the other arguments."""
+    found, others, rest = None, [], iter(arguments)
+    for text in rest:
+        if text == flag:
+            found = next(rest, "")
+        elif text.startswith(f"{flag}="):
+            found = text.partition("=")[2]
+        else:
+            others.append(text)
+    if found == "":
+        raise InputError(f"{flag}: needs a value")
+    return found, others
+
+
 def plain_value(text: str) -> Any:
     """A value of an option as it is meant: whole number, true, false, or text."""
     if text.removeprefix("-").isdecimal():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,23 +13,27 @@ if TYPE_CHECKING:
     from clustersim.sweeps.run import Swept
 
 
-def command(overrides: list[str]) -> int:
+def command(overrides: list[str], *, as_json: bool = False) -> int:
     """Every job that is not there yet. One that fails is told of at the end; the others go on."""
     from clustersim.sweeps.plugins import is_hydras, run_by_hydra
     from clustersim.sweeps.run import run_sweep
 
     if any(is_hydras(text) for text in overrides):
-        return _tell_sweep(run_by_hydra(overrides))
-    with sweep_progress() as progress:
-        swept = run_sweep(overrides, progress)
-    return _tell_sweep(swept)
+        swept = run_by_hydra(overrides)
+    else:
+        with sweep_progress() as progress:
+            swept = run_sweep(overrides, progress)
+    if as_json:
+        print(json.dumps(swept.document(), indent=2, allow_nan=False))
+    else:
+        _print_tables(swept)
+    return _tell_failures(swept)
 
 
-def _tell_sweep(swept: Swept) -> int:
-    """The tables of a sweep, and the jobs that failed; the exit code: 0, 1 when a job broke, 2 when one was given bad input."""
+def _print_tables(swept: Swept) -> None:
     from clustersim.results import terminal
 
-    rows, failed = swept.rows(), swept.failed()
+    rows = swept.rows()
     console = stdout_console(edge=False)
     if rows:
         for table in (terminal.comparison(rows), terminal.choosing(rows), terminal.trade(rows)):
@@ -37,7 +42,12 @@ def _tell_sweep(swept: Swept) -> int:
         reused = sum(outcome.state == "reused" for outcome in swept.outcomes)
         note = f" ({reused} of them were there already)" if reused else ""
         console.print(f"{len(rows)} runs in {swept.folder()}{note}", soft_wrap=True)
-    if not rows and not swept.left and len({outcome.reason for _, outcome in failed}) == 1:
+
+
+def _tell_failures(swept: Swept) -> int:
+    """The jobs that failed, on stderr; the exit code: 0, 1 when a job broke, 2 when one was given bad input."""
+    failed = swept.failed()
+    if len(failed) == len(swept.jobs) and not swept.left and len({outcome.reason for _, outcome in failed}) == 1:
         raise InputError(failed[0][1].reason)           # what is wrong is in what the jobs share
     shared = set.intersection(*map(set, swept.jobs)) if len(swept.jobs) > 1 else set()
     for job, outcome in failed:

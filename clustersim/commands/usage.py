@@ -8,11 +8,13 @@ from clustersim.places import GROUPS, group_folder, options
 
 WIDTH, AT = 80, 34              # columns of the page, and where what a command does begins
 USAGE = (                       # what is typed after `clustersim`, and what it does
-    ("[KEY=VALUE ...]", "one run; a table per layer, a summary, and a folder of results"),
-    ("-m KEY=A,B,C ...", "a sweep: one run for every combination, compared in one table"),
+    ("[KEY=VALUE ...]", "one run; a table per layer, a summary, and a folder of results; --json: for scripts"),
+    ("-m KEY=A,B,C ...", "a sweep: one run for every combination, compared in one table; --json: for scripts"),
     ("+experiment=NAME", "a study"),
     ("--cfg [KEY=VALUE ...]", "the whole config of a run, without running it"),
-    ("list [GROUP]", "all options, one line each"),
+    ("--config-dir DIR ...", "with options of your own: DIR/topology/mine.yaml is topology=mine, DIR/experiment/mine.yaml is "
+     "+experiment=mine"),
+    ("list [GROUP]", "all options, one line each; --json"),
     ("inspect PATH", "what a topology, a model, a trace or the folder of a run is (--plot draws a topology or a trace, "
      "-o FILE.png says where; --check: is the trace sound?)"),
     ("convert SRC -o DIR", "a trace from what another system recorded; --from FORMAT, else it is recognised (clustersim convert "
@@ -21,8 +23,8 @@ USAGE = (                       # what is typed after `clustersim`, and what it 
     ("compare A B [--json]", "two runs (their folders) side by side: how they differ, and what came of it"),
     ("fit TRACE [-o FILE]", "what the sampler has to be told to look like a trace; for trace.parameters=FILE"),
     ("fit PATH --score", "how well that works, on sequences held out; PATH a trace, or a folder of them"),
-    ("report [DIR]", "one page with pictures of a run or a whole sweep (the newest without DIR); --svg, --pdf: every figure too; "
-     "-o FILE"),
+    ("report [DIR]", "one page with pictures of a run, or of the last sweep of a study (the newest without DIR); --all: of all "
+     "runs in DIR; --svg, --pdf: every figure too; -o FILE"),
     ("capture tiny", "train a small model in PyTorch and record its router (KEY=VALUE: out, device, seed, steps, scores)"),
     ("capture hf MODEL --text FILE ...", "record the routers of a Hugging Face model (KEY=VALUE: out, batch, length, sequences, "
      "generate, scores, device, dtype, tokenizer)"),
@@ -31,6 +33,7 @@ USAGE = (                       # what is typed after `clustersim`, and what it 
      "--refit the fitted constants once more)"),
     ("calibrate LOGS... -o FILE.yaml", "constants of a kernel from your nccl-tests, DeepEP or nvbandwidth logs; for "
      "exchange.kernel=FILE.yaml (KEY=VALUE where a log does not say it: gpu, gpus, gpus_per_node, nic, experts)"),
+    ("completion SHELL", "what bash, zsh or fish needs to complete commands, options and keys"),
 )  # fmt: skip
 EXAMPLES = """\
 examples

@@ -5,14 +5,15 @@ Left out, because kernels fuse them or they are small beside the GEMMs: norms, r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clustersim.engine.compute import cache_traffic, mixing_flops
 from clustersim.engine.gemm import Kernels, Precision, dense_gemm_seconds, grouped_seconds
-from clustersim.model import Model
+from clustersim.matrices import gemms
+from clustersim.parts import Attention, Latent, Mamba, Mamba2, Part, Retention
 from clustersim.types import Floats, Ints
 
 SCALED = 128            # values of an activation that share a scale, in FP8
@@ -26,7 +27,7 @@ PRECISIONS = {          # per value with scales: FP8 of blocks (DeepSeek-V3), MX
 
 def expert_kernels_seconds(
     rows: Ints, owner: Ints, n_gpus: int, kernels: Kernels, precision: Precision, *, hidden: int, ffn: int, layout: str,
-    through: Floats, buffered: Floats | None = None,
+    through: Floats, buffered: Floats | None = None, matrices: int = 3,
 ) -> Floats:  # fmt: skip
     """The routed experts of one layer on each GPU: permute, gate and up, activation, down, unpermute.
 
@@ -42,6 +43,7 @@ def expert_kernels_seconds(
         hidden, ffn: shape of an expert.
         layout: `contiguous` or `masked`.
         through: float [gpus], tokens that arrived: read once, and written once at the end.
+        matrices: 3 gated; 2 not: gate is left out.
         buffered: float [gpus], rows of scales that are turned in `masked`: those of the whole buffer; None: those in use.
 
     Returns:
@@ -52,7 +54,7 @@ def expert_kernels_seconds(
     used: Floats = np.bincount(owner, rows, n_gpus).astype(np.float64)
     busy = (used > 0) | (through > 0)
     seconds = np.zeros(n_gpus)
-    for n, k in ((2 * ffn, hidden), (hidden, ffn)):
+    for n, k in (((matrices - 1) * ffn, hidden), (hidden, ffn)):
         gemm = grouped_seconds(rows, owner, n_gpus, n, k, layout=layout, precision=precision, kernels=kernels)
         seconds += gemm + kernels.launch_s * (used > 0)
     narrow, wide = precision.activation_bytes, 2.0
@@ -62,63 +64,78 @@ def expert_kernels_seconds(
     if precision.scaled:
         count, nbytes = count + 2, nbytes + turned * (hidden + ffn) / SCALED * 4 * 2
     if layout == "masked":
-        count, nbytes = count + 1, nbytes + used * ffn * (2 * wide + narrow)
+        count, nbytes = count + 1, nbytes + used * ffn * ((matrices - 1) * wide + narrow)
     else:
-        scatter, silu = through * hidden * narrow + used * hidden * narrow, used * ffn * 3 * wide
+        scatter, silu = through * hidden * narrow + used * hidden * narrow, used * ffn * matrices * wide
         quantise = used * ffn * (wide + narrow) if quantised else 0.0
         gather = used * hidden * wide + through * hidden * wide
         count, nbytes = count + 3 + quantised, nbytes + scatter + silu + quantise + gather
     return seconds + _passes(kernels, count, nbytes, busy)
 
 
-def ffn_kernels_seconds(rows: Ints, kernels: Kernels, precision: Precision, *, hidden: int, ffn: int) -> Floats:
-    """A gated FFN over a GPU's own tokens (shared experts, dense layers), float [gpus] seconds; rows int [gpus]."""
+def ffn_kernels_seconds(
+    rows: Ints, kernels: Kernels, precision: Precision, *, hidden: int, ffn: int, matrices: int = 3
+) -> Floats:
+    """An FFN over a GPU's own tokens (shared experts, dense layers), float [gpus] seconds; rows int [gpus]."""
     narrow, wide = precision.activation_bytes, 2.0
     quantised = narrow < wide
-    nbytes = rows * ffn * 3 * wide + quantised * rows * (hidden + ffn) * (wide + narrow)
-    gemms: Floats = _gemm(kernels, rows, 2 * ffn, hidden, precision) + _gemm(kernels, rows, hidden, ffn, precision)
-    return gemms + _passes(kernels, 1 + 2 * quantised, nbytes, rows > 0)
+    nbytes = rows * ffn * matrices * wide + quantised * rows * (hidden + ffn) * (wide + narrow)
+    both: Floats = _gemm(kernels, rows, (matrices - 1) * ffn, hidden, precision) + _gemm(kernels, rows, hidden, ffn, precision)
+    return both + _passes(kernels, 1 + 2 * quantised, nbytes, rows > 0)
 
 
-def attention_kernels_seconds(
-    model: Model, kernels: Kernels, precision: Precision, tokens: Ints, context_sum: Floats, *, router: bool
-) -> Floats:
-    """Attention of one layer in prefill, and its router (gate GEMM, BF16): float [gpus] seconds.
+def mixer_kernels_seconds(
+    part: Part, hidden: int, kernels: Kernels, precision: Precision, tokens: Ints, context_sum: Floats, *, decode: bool,
+    cached: Floats, sequences: Ints, cache_bytes: float,
+) -> Floats:  # fmt: skip
+    """A mixer of one layer, its projections included: float [gpus] seconds.
+
+    Decoding, attention takes the longer of its arithmetic and of streaming what it looks at; states are read and written.
+    Prefill of a state space is the longer of its arithmetic and of two passes over its channels, a convolution and a scan.
 
     Args:
         tokens: int [gpus].
         context_sum: float [gpus], pairs of a token and one that it looks at (`compute.context_sums`).
-        router: whether the layer has one.
+        decode, cached, sequences: as in `compute.part_seconds`.
+        cache_bytes: per value that is cached.
     """
     narrow, wide = precision.activation_bytes, 2.0
-    shapes = projections(model)
+    shapes = gemms(part, hidden, absorbed=decode)
     seconds = np.zeros(len(tokens))
     for n, k in shapes:
         seconds = seconds + _gemm(kernels, tokens, n, k, precision)
     if narrow < wide:
         nbytes = tokens * float(sum(k for _, k in shapes)) * (wide + narrow)
         seconds = seconds + _passes(kernels, len(shapes), nbytes, tokens > 0)
+    assert kernels.gpu.memory_achieved is not None
     left = kernels.sms / (kernels.gpu.sms or kernels.sms)
-    scores = model.score_flops * context_sum / (kernels.gpu.bf16_flops * kernels.score_share * left)
-    seconds = seconds + np.where(tokens > 0, scores + kernels.launch_s, 0.0)
-    if router:
-        seconds = seconds + _gemm(kernels, tokens, model.n_experts, model.hidden, PRECISIONS["bf16"])
-    return seconds
+    rate = kernels.gpu.bf16_flops * kernels.score_share * left
+    scores = mixing_flops(part, tokens, context_sum, decode=decode) / rate
+    if decode:
+        scores = np.maximum(scores, cache_traffic(part, cached, sequences) * cache_bytes / kernels.gpu.memory_achieved)
+    if isinstance(part, Attention | Latent):
+        return seconds + np.where(tokens > 0, scores + kernels.launch_s, 0.0)
+    streamed = tokens * float(_channels(part)) * wide / kernels.gpu.memory_achieved
+    mixed: Floats = seconds + np.where(tokens > 0, np.maximum(scores, streamed) + 2 * kernels.pass_s, 0.0)
+    return mixed
 
 
-def projections(model: Model) -> Sequence[tuple[int, int]]:
-    """Columns and inner dimension of the GEMMs around the scores; weights that read the same input are one GEMM."""
-    a = model.attention
-    if a.kind == "gqa":
-        assert a.head_dim is not None
-        assert a.kv_heads is not None
-        return ((a.heads + 2 * a.kv_heads) * a.head_dim, model.hidden), (model.hidden, a.heads * a.head_dim)
-    rank, nope, rope, value = a.latent
-    query = a.heads * (nope + rope)
-    first = [(query + rank + rope, model.hidden)]
-    if a.q_lora_rank is not None:
-        first = [(a.q_lora_rank + rank + rope, model.hidden), (query, a.q_lora_rank)]
-    return *first, (a.heads * (nope + value), rank), (model.hidden, a.heads * value)
+def _channels(part: Part) -> int:
+    """Values per token that the convolution and the scan of a state space, or a retention, read and write."""
+    match part:
+        case Mamba(inner=inner, state=state):
+            return 2 * inner + 4 * inner + 2 * state                # convolved; then x, step, gate, out, and both projections
+        case Mamba2(inner=inner, state=state, heads=heads, groups=groups):
+            return 2 * (inner + 2 * groups * state) + 3 * inner + 2 * groups * state + heads
+        case Retention(key_dim=keys, value_dim=values, gated=gated):
+            return 2 * keys + (3 if gated else 2) * values
+        case _:
+            raise AssertionError(f"{type(part).__name__} keeps no state")
+
+
+def matrix_kernel_seconds(n: int, k: int, rows: Ints, kernels: Kernels) -> Floats:
+    """One dense GEMM in BF16 (router, unembedding), its launch included: float [gpus] seconds; rows int [gpus]."""
+    return _gemm(kernels, rows, n, k, PRECISIONS["bf16"])
 
 
 def _gemm(kernels: Kernels, rows: Ints, n: int, k: int, precision: Precision) -> Floats:

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.gpuspec import GpuSpec
+from clustersim.matrices import seen
 from clustersim.model import Model
+from clustersim.parts import Attention, Dense, Latent, Moe, Part
 from clustersim.types import Floats, Ints
 
 
@@ -32,12 +34,10 @@ def roofline_seconds(flop_seconds: NDArray[Any], nbytes: NDArray[Any], gpu: GpuS
     return seconds
 
 
-def context_sums(model: Model, layer: int, context: Ints, source: Ints, n_gpus: int) -> Floats:
-    """Pairs of (query token, token it looks at) on each GPU in `layer`; a sliding window caps every token's share.
+def context_sums(part: Part, context: Ints, source: Ints, n_gpus: int) -> Floats:
+    """Pairs of (query token, token it looks at) on each GPU in a part; a sliding window caps every token's share.
 
     Args:
-        model: its attention says which layers have a window.
-        layer: from 0, dense layers counted.
         context: int [tokens], tokens up to and with itself in its sequence.
         source: int [tokens], GPU that holds the token.
         n_gpus: length of the result.
@@ -45,35 +45,72 @@ def context_sums(model: Model, layer: int, context: Ints, source: Ints, n_gpus: 
     Returns:
         float [gpus].
     """
-    sums = np.bincount(source, weights=model.attention.layer_context(context, layer), minlength=n_gpus)
+    sums = np.bincount(source, weights=seen(part, context), minlength=n_gpus)
     return sums.astype(np.float64, copy=False)      # bincount without any token counts in integers
 
 
-def attention_seconds(model: Model, gpu: GpuSpec, layer: int, tokens: Ints, context_sum: Floats) -> Floats:
-    """Attention of one layer during prefill and, in a MoE layer, its router: optimistic bound.
+def passing(part: Part, tokens: Ints) -> Ints:
+    """int [gpus], how many of a GPU's tokens pass a part: all, or with Mixture-of-Depths their share, rounded."""
+    share = part.share if isinstance(part, Dense) else 1.0
+    result: Ints = np.rint(tokens * share).astype(np.int64)
+    return result
 
-    Projections run at the model's GEMM rate, scores and router at the BF16 rate. Memory: weights, activations in and
-    out, and the new entries of the KV cache.
+
+def mixing_flops(part: Part, tokens: Ints, context_sum: Floats, *, decode: bool) -> Floats:
+    """FLOPs [gpus] of a mixer beyond its matrices: by pairs in attention, by tokens where a state is kept."""
+    each = part.mixing_flops(1.0, decode)
+    result: Floats = each * (context_sum if isinstance(part, Attention | Latent) else tokens.astype(np.float64))
+    return result
+
+
+def cache_traffic(part: Part, cached: Floats, sequences: Ints) -> Floats:
+    """Values [gpus] that decoding moves of what is kept: keys and values of every token once, states there and back."""
+    if isinstance(part, Attention | Latent):
+        result: Floats = part.cached(1.0) * cached
+        return result
+    return np.asarray(2.0 * part.cached(1.0) * sequences, np.float64)
+
+
+def part_seconds(
+    part: Part, hidden: int, model: Model, gpu: GpuSpec, tokens: Ints, context_sum: Floats, *, decode: bool, cached: Floats,
+    sequences: Ints,
+) -> Floats:  # fmt: skip
+    """A mixer or a dense FFN over a GPU's own tokens: optimistic bound.
+
+    Matrices run at the model's GEMM rate, what they mix at the BF16 rate. Memory: weights, activations in and out, new
+    entries of the cache and, decoding, all that the tokens look at.
 
     Args:
-        model: shapes and bytes per value.
-        gpu: data-sheet peaks.
-        layer: from 0, dense layers counted.
+        hidden: width of the stack.
+        model: bytes per value and the rate.
         tokens: int [gpus].
-        context_sum: float [gpus], what `context_sums` gives for this layer.
+        context_sum: float [gpus], what `context_sums` gives for this part.
+        decode: multi-head latent attention works on the latents themselves, and what is cached is read.
+        cached: float [gpus], tokens in the caches of the GPU's sequences, as far as the part looks back.
+        sequences: int [gpus].
 
     Returns:
-        float [gpus] seconds.
+        float [gpus] seconds; 0 without tokens.
     """
-    router = model.router_params if layer >= model.n_dense_layers else 0
-    flop_seconds = 2.0 * model.attention_params * tokens / gpu.peak_flops(model.gemm)
-    flop_seconds += (2.0 * router * tokens + float(model.score_flops) * context_sum) / gpu.bf16_flops
-    nbytes = (model.attention_params + router) * model.weight_bytes * (tokens > 0)
-    nbytes += tokens * (2.0 * model.hidden + model.attention.kv_values) * model.activation_bytes
+    assert not isinstance(part, Moe), "experts have times of their own"
+    rows = passing(part, tokens)
+    flop_seconds = 2.0 * part.params(hidden) * rows / gpu.peak_flops(model.gemm)
+    flop_seconds += mixing_flops(part, tokens, context_sum, decode=decode) / gpu.bf16_flops
+    kept = part.cached(1.0) if isinstance(part, Attention | Latent) else 0.0
+    nbytes = part.params(hidden) * model.weight_bytes * (rows > 0)
+    nbytes += rows * 2.0 * hidden * model.activation_bytes + tokens * kept * model.cache_bytes
+    if decode:
+        nbytes += cache_traffic(part, cached, sequences) * model.cache_bytes
     return roofline_seconds(flop_seconds, nbytes, gpu)
 
 
-def expert_seconds(model: Model, gpu: GpuSpec, tokens_per_slot: Ints, gpu_of: Ints, n_gpus: int) -> Floats:
+def matrix_seconds(n: int, k: int, rows: Ints, weight_bytes: float, model: Model, gpu: GpuSpec) -> Floats:
+    """rows [gpus] x k times k x n at the BF16 rate (router, unembedding): optimistic bound, float [gpus]."""
+    nbytes = float(n * k) * weight_bytes * (rows > 0) + rows * float(n + k) * model.activation_bytes
+    return roofline_seconds(2.0 * n * k * rows / gpu.bf16_flops, nbytes, gpu)
+
+
+def expert_seconds(model: Model, gpu: GpuSpec, tokens_per_slot: Ints, gpu_of: Ints, n_gpus: int, tensor: int = 1) -> Floats:
     """The grouped GEMMs of the experts of one layer: optimistic bound.
 
     One roofline per GPU, over all its slots: FLOPs of all its tokens; bytes of the weights of every slot that has a
@@ -85,43 +122,30 @@ def expert_seconds(model: Model, gpu: GpuSpec, tokens_per_slot: Ints, gpu_of: In
         tokens_per_slot: int [slots], tokens each slot works on; a token at two experts counts at both.
         gpu_of: int [slots], GPU that holds the slot.
         n_gpus: length of the result.
+        tensor: GPUs that share the columns of an expert.
 
     Returns:
         float [gpus] seconds.
     """
     tokens = np.bincount(gpu_of, weights=tokens_per_slot, minlength=n_gpus)
     used = np.bincount(gpu_of, weights=tokens_per_slot > 0, minlength=n_gpus)
-    weights = used * model.expert_params * model.expert_weight_bytes
+    params = model.expert_params / tensor
+    weights = used * params * model.expert_weight_bytes
     activations = tokens * (model.dispatch_token_bytes + model.combine_token_bytes)
-    return roofline_seconds(2.0 * model.expert_params * tokens / gpu.peak_flops(model.gemm), weights + activations, gpu)
+    return roofline_seconds(2.0 * params * tokens / gpu.peak_flops(model.gemm), weights + activations, gpu)
 
 
-def shared_seconds(model: Model, gpu: GpuSpec, tokens: Ints) -> Floats:
+def shared_seconds(model: Model, gpu: GpuSpec, tokens: Ints, tensor: int = 1) -> Floats:
     """The shared experts of one MoE layer over a GPU's own tokens, float [gpus] seconds: optimistic bound; 0 without any.
 
     Args:
         model: shapes and bytes per value.
         gpu: data-sheet peaks.
         tokens: int [gpus].
+        tensor: GPUs that share their columns.
     """
-    if not model.shared_params:
+    params = model.shared_params / tensor
+    if not params:
         return np.zeros(len(tokens))
-    return _ffn_seconds(model, gpu, tokens, model.shared_params, model.expert_weight_bytes)
-
-
-def dense_seconds(model: Model, gpu: GpuSpec, tokens: Ints) -> Floats:
-    """The FFN of one dense layer, float [gpus] seconds: optimistic bound; 0 for a model without dense layers.
-
-    Args:
-        model: shapes and bytes per value.
-        gpu: data-sheet peaks.
-        tokens: int [gpus].
-    """
-    if not model.n_dense_layers:
-        return np.zeros(len(tokens))
-    return _ffn_seconds(model, gpu, tokens, model.dense_params, model.weight_bytes)
-
-
-def _ffn_seconds(model: Model, gpu: GpuSpec, tokens: Ints, params: int, bytes_per_weight: float) -> Floats:
-    nbytes = params * bytes_per_weight * (tokens > 0) + tokens * 2.0 * model.hidden * model.activation_bytes
+    nbytes = params * model.expert_weight_bytes * (tokens > 0) + tokens * 2.0 * model.hidden * model.activation_bytes
     return roofline_seconds(2.0 * params * tokens / gpu.peak_flops(model.gemm), nbytes, gpu)

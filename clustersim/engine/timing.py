@@ -1,50 +1,107 @@
-"""Which model of compute a run uses (`compute=`): plain functions that give the times of a layer's blocks. Plays nothing."""
+"""Which model of compute a run uses (`compute=`): plain functions that give the times of a layer's parts. Plays nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from clustersim.engine import blocks, compute, tiles
-from clustersim.engine.gemm import Kernels, Precision
+from clustersim.engine.gemm import Kernels
 from clustersim.gpuspec import GpuSpec
 from clustersim.kernels import load_kernel
+from clustersim.matrices import split
 from clustersim.model import Model
+from clustersim.parts import Dense, Part
 from clustersim.pick import find
 from clustersim.types import Floats, InputError, Ints
 
 __all__ = ["kernels", "none", "roofline"]
 
 
+class PartSeconds(Protocol):
+    """Seconds of a mixer or a dense FFN on every GPU, float [gpus]; 0 without tokens.
+
+    Args:
+        part: no `Moe`.
+        hidden: width of the stack it is in.
+        tokens: int [gpus].
+        context_sum: float [gpus], pairs of a token and one that it looks at (`compute.context_sums`); only attention asks.
+        phase: `prefill` (training runs alike), or `decode`.
+        tensor: GPUs that share heads or columns (`matrices.split`).
+        cached: float [gpus], tokens in the caches that decoding reads; None: `context_sum`, one token per sequence.
+        sequences: int [gpus], that states are kept of; None: `tokens`, the same.
+    """
+
+    def __call__(
+        self, part: Part, hidden: int, tokens: Ints, context_sum: Floats, *, phase: str = "prefill", tensor: int = 1,
+        cached: Floats | None = None, sequences: Ints | None = None,
+    ) -> Floats: ...  # fmt: skip
+
+
+class ExpertSeconds(Protocol):
+    """Seconds of the routed experts of a layer on every GPU: tokens int [slots], GPU of each slot, GPUs.
+
+    `layout`: rows behind each other (`contiguous`), or a buffer per expert (`masked`: low latency exchanges), of which
+    `buffered` float [gpus] rows of scales are turned (None: those in use). `tensor`: GPUs that share an expert's columns.
+    """
+
+    def __call__(
+        self, tokens: Ints, gpu_of: Ints, n_gpus: int, *, layout: str = "contiguous", buffered: Floats | None = None,
+        tensor: int = 1,
+    ) -> Floats: ...  # fmt: skip
+
+
+class SharedSeconds(Protocol):
+    """Seconds of the shared experts over a GPU's own tokens int [gpus]; `tensor`: GPUs that share their columns."""
+
+    def __call__(self, tokens: Ints, *, tensor: int = 1) -> Floats: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Seconds of a layer's blocks, float [gpus] each."""
+    """Seconds of what GPUs compute, float [gpus] each."""
 
-    attention: Callable[[int, Ints, Floats], Floats]            # layer, tokens [gpus], context sums [gpus]; with the router
-    experts: Callable[[Ints, Ints, int], Floats]                # tokens [slots], GPU of each slot, GPUs
-    shared: Callable[[Ints], Floats]                            # tokens [gpus]
-    dense: Callable[[Ints], Floats]                             # tokens [gpus]
+    part_seconds: PartSeconds
+    experts: ExpertSeconds
+    shared: SharedSeconds
+    matrix: Callable[[int, int, Ints], Floats]      # columns, inner dimension, rows [gpus]: a GEMM in BF16 (router, unembedding)
 
 
 def none(model: Model, gpu: GpuSpec) -> Timing:
     """Computing takes no time: communication alone."""
     return Timing(
-        attention=lambda layer, tokens, context: np.zeros(len(tokens)),
-        experts=lambda tokens, gpu_of, n_gpus: np.zeros(n_gpus),
-        shared=lambda tokens: np.zeros(len(tokens)),
-        dense=lambda tokens: np.zeros(len(tokens)),
+        part_seconds=lambda part, hidden, tokens, *given, **options: np.zeros(len(tokens)),
+        experts=lambda tokens, gpu_of, n_gpus, **options: np.zeros(n_gpus),
+        shared=lambda tokens, **options: np.zeros(len(tokens)),
+        matrix=lambda n, k, rows: np.zeros(len(rows)),
     )
 
 
 def roofline(model: Model, gpu: GpuSpec) -> Timing:
     """The later of arithmetic and memory traffic at data-sheet peaks: a lower bound (see `compute`)."""
+
+    def part_seconds(
+        part: Part, hidden: int, tokens: Ints, context_sum: Floats, *, phase: str = "prefill", tensor: int = 1,
+        cached: Floats | None = None, sequences: Ints | None = None,
+    ) -> Floats:  # fmt: skip
+        return compute.part_seconds(
+            split(part, tensor), hidden, model, gpu, tokens, context_sum, decode=phase == "decode",
+            cached=context_sum if cached is None else cached, sequences=tokens if sequences is None else sequences,
+        )  # fmt: skip
+
+    def experts(
+        tokens: Ints, gpu_of: Ints, n_gpus: int, *, layout: str = "contiguous", buffered: Floats | None = None, tensor: int = 1
+    ) -> Floats:
+        return compute.expert_seconds(model, gpu, tokens, gpu_of, n_gpus, tensor)
+
     return Timing(
-        attention=lambda layer, tokens, context: compute.attention_seconds(model, gpu, layer, tokens, context),
-        experts=lambda tokens, gpu_of, n_gpus: compute.expert_seconds(model, gpu, tokens, gpu_of, n_gpus),
-        shared=lambda tokens: compute.shared_seconds(model, gpu, tokens),
-        dense=lambda tokens: compute.dense_seconds(model, gpu, tokens),
+        part_seconds=part_seconds,
+        experts=experts,
+        shared=lambda tokens, tensor=1: compute.shared_seconds(model, gpu, tokens, tensor),
+        matrix=lambda n, k, rows: compute.matrix_seconds(n, k, rows, 2.0, model, gpu),
     )
 
 
@@ -65,28 +122,41 @@ def kernels(
         InputError: an unknown rule or file, a GPU whose topology does not say what kernels ask, no SM left.
     """
     made = kernels_of(gpu, tiles, constants, sms_taken)
-    hidden = model.hidden
     plain = replace(blocks.PRECISIONS[model.gemm], weight_bytes=model.weight_bytes)
     routed = replace(plain, weight_bytes=model.expert_weight_bytes)
 
-    def experts(tokens: Ints, gpu_of: Ints, n_gpus: int) -> Floats:
+    def experts(
+        tokens: Ints, gpu_of: Ints, n_gpus: int, *, layout: str = "contiguous", buffered: Floats | None = None, tensor: int = 1
+    ) -> Floats:
         through = np.bincount(gpu_of, tokens, n_gpus).astype(np.float64)
         return blocks.expert_kernels_seconds(
-            tokens, gpu_of, n_gpus, made, routed, hidden=hidden, ffn=model.expert_ffn, layout="contiguous", through=through
+            tokens, gpu_of, n_gpus, made, routed, hidden=model.hidden, ffn=model.expert_ffn // tensor, layout=layout,
+            through=through if layout == "contiguous" else np.zeros(n_gpus), buffered=buffered, matrices=model.expert_matrices,
+        )  # fmt: skip
+
+    def shared(tokens: Ints, *, tensor: int = 1) -> Floats:
+        if not model.shared_ffn:
+            return np.zeros(len(tokens))
+        return blocks.ffn_kernels_seconds(
+            tokens, made, routed, hidden=model.hidden, ffn=model.shared_ffn // tensor, matrices=model.expert_matrices
         )
 
-    def ffn(size: int, precision: Precision) -> Callable[[Ints], Floats]:
-        if not size:
-            return lambda tokens: np.zeros(len(tokens))
-        return lambda tokens: blocks.ffn_kernels_seconds(tokens, made, precision, hidden=hidden, ffn=size)
-
-    def attention(layer: int, tokens: Ints, context: Floats) -> Floats:
-        router = layer >= model.n_dense_layers
-        return blocks.attention_kernels_seconds(model, made, plain, tokens, context, router=router)
+    def part_seconds(
+        part: Part, hidden: int, tokens: Ints, context_sum: Floats, *, phase: str = "prefill", tensor: int = 1,
+        cached: Floats | None = None, sequences: Ints | None = None,
+    ) -> Floats:  # fmt: skip
+        part, rows = split(part, tensor), compute.passing(part, tokens)
+        if isinstance(part, Dense):
+            return blocks.ffn_kernels_seconds(rows, made, plain, hidden=hidden, ffn=part.size, matrices=part.matrices)
+        return blocks.mixer_kernels_seconds(
+            part, hidden, made, plain, tokens, context_sum, decode=phase == "decode", cache_bytes=model.cache_bytes,
+            cached=context_sum if cached is None else cached, sequences=tokens if sequences is None else sequences,
+        )  # fmt: skip
 
     return Timing(
-        attention=attention, experts=experts, shared=ffn(model.shared_ffn, routed), dense=ffn(model.dense_ffn, plain)
-    )
+        part_seconds=part_seconds, experts=experts, shared=shared,
+        matrix=lambda n, k, rows: blocks.matrix_kernel_seconds(n, k, rows, made),
+    )  # fmt: skip
 
 
 def kernels_of(gpu: GpuSpec, rule: str, constants: str, sms_taken: int) -> Kernels:

@@ -1,16 +1,19 @@
-"""What no schedule can beat: every link, by itself, working through its bytes as they become available. Pure NumPy."""
+"""What no schedule can beat: every link, by itself, working through its bytes as they become available."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clustersim.network.changes import Changes, earliest_end
 from clustersim.types import Floats, Routes, Transfers
 
+MOST = 4096             # with more different releases than this, flows are sorted by them
+
 
 def busiest_link_end(
     capacity: Floats, routes: Routes, nbytes: Floats, release: Floats, hop_latency: Floats | None = None,
-    changes: Changes | None = None,
+    changes: Changes | None = None, load: Floats | None = None,
 ) -> tuple[float, int]:  # fmt: skip
     """The latest time at which some link has, at best, carried its bytes; and that link.
 
@@ -25,6 +28,7 @@ def busiest_link_end(
         nbytes, release: bytes and seconds [flows].
         hop_latency: seconds [links] where latency passes hop by hop; None where all of it passes at the end.
         changes: capacities to come; of a link that has some, what it can carry is the integral over them.
+        load: bytes that each link carries [links], where that is known already.
 
     Returns:
         Seconds and a link id; (0, -1) without flows.
@@ -32,7 +36,7 @@ def busiest_link_end(
     if not nbytes.size:
         return 0.0, -1
     if (release == release[0]).all():                       # nothing to sort: what counts is the sum
-        load = link_bytes(routes, nbytes, capacity.size)
+        load = link_bytes(routes, nbytes, capacity.size) if load is None else load
         load = np.divide(load, capacity, out=np.zeros(capacity.size), where=load > 0)
         ends = np.where(load > 0, release[0] + load, -np.inf)
     else:
@@ -51,17 +55,40 @@ def busiest_link_end(
 
 def _ends_of_staggered(capacity: Floats, routes: Routes, nbytes: Floats, release: Floats) -> Floats:
     """When each link could be through without latency, [links]; -inf where nothing crosses."""
-    flow = np.repeat(np.arange(nbytes.size), np.diff(routes.start))
-    order = np.lexsort((release[flow], routes.links))
-    link, flow = routes.links[order], flow[order]
-    seconds = nbytes[flow] * routes.weights[order] / capacity[link]
-    last = np.flatnonzero(np.append(link[1:] != link[:-1], True))       # of each link
-    first = np.concatenate(([0], last[:-1] + 1))
-    from_here = np.cumsum(seconds[::-1])[::-1]
-    beyond = np.append(from_here, 0.0)[np.repeat(last + 1, last - first + 1)]
+    from clustersim.network import loads
+
     ends: Floats = np.full(capacity.size, -np.inf)
-    ends[link[first]] = np.maximum.reduceat(release[flow] + from_here - beyond, first)
+    per_byte = np.divide(1.0, capacity, out=np.full(capacity.size, np.inf), where=capacity > 0)
+    begin = np.concatenate(([0], np.flatnonzero(release[1:] != release[:-1]) + 1))      # flows of one source may stand together
+    if 4 * begin.size > release.size:
+        table, place = np.empty(4 * MOST, np.uint64), np.empty(4 * MOST, np.int32)
+        distinct, number = np.empty(MOST, np.uint64), np.empty(release.size, np.int32)
+        n = loads.number_values(release.view(np.uint64), table, place, distinct, number)
+        if n:
+            _work_off_by_rank(routes, nbytes, per_byte, number, distinct[:n].view(np.float64), ends)
+            return ends
+    end = np.append(begin[1:], nbytes.size)
+    order = np.argsort(release[begin], kind="stable")
+    loads.work_off(begin[order], end[order], release, routes.start, routes.links, routes.weights, nbytes, per_byte, ends)
     return ends
+
+
+def _work_off_by_rank(
+    routes: Routes, nbytes: Floats, per_byte: Floats, number: NDArray[np.int32], releases: Floats, ends: Floats
+) -> None:
+    """With few different releases: sort by link rather than by release, as a link then has its flows side by side."""
+    from clustersim.network import loads
+
+    order = np.argsort(releases)
+    rank = np.empty(releases.size, np.int32)
+    rank[order] = np.arange(releases.size)
+    first = np.zeros(ends.size + 1, np.int64)
+    loads.count_flows(routes.links, first)
+    ranks, seconds = np.empty(routes.links.size, np.int32), np.empty(routes.links.size)
+    loads.sort_by_link(
+        routes.start, routes.links, routes.weights, nbytes, per_byte, number, rank, first[:-1].copy(), ranks, seconds
+    )
+    loads.work_off_by_rank(first, ranks, seconds, releases[order], np.empty(releases.size), ends)
 
 
 def latest_end(capacity: Floats, routes: Routes, load: Floats, release: Floats) -> float:
@@ -75,32 +102,33 @@ def latest_end(capacity: Floats, routes: Routes, load: Floats, release: Floats) 
     """
     if not release.size:
         return 0.0
-    along = np.add.reduceat((load / capacity)[routes.links], routes.start[:-1])
-    return float((release + along + routes.latency).max())
+    from clustersim.network import loads
+
+    return float(loads.latest(load / capacity, routes.start, routes.links, release, routes.latency))
 
 
 def _least_latency(routes: Routes, hop_latency: Floats | None, n_links: int) -> Floats:
     """Of the ways over each link, [links]: the least latency; hop by hop, the least before it and the least from it on."""
     if not routes.latency.any():
         return np.zeros(n_links)
-    hops = np.diff(routes.start)
-    whole = np.repeat(routes.latency, hops)
+    from clustersim.network import loads
+
     least: Floats = np.full(n_links, np.inf)
     if hop_latency is None:
-        np.minimum.at(least, routes.links, whole)
+        loads.least_whole(routes.start, routes.links, routes.latency, least)
         return least
-    sums = np.concatenate(([0.0], np.cumsum(hop_latency[routes.links])))
-    onward = np.repeat(sums[routes.start[1:]], hops) - sums[:-1]
     before: Floats = np.full(n_links, np.inf)
-    np.minimum.at(before, routes.links, whole - onward)
-    np.minimum.at(least, routes.links, onward)
+    loads.least_by_hop(routes.start, routes.links, routes.latency, hop_latency, before, least)
     return before + least
 
 
 def link_bytes(routes: Routes, nbytes: Floats, n_links: int) -> Floats:
     """Bytes each link carries, [links]."""
-    per_hop = np.repeat(nbytes, np.diff(routes.start)) * routes.weights
-    return np.bincount(routes.links, per_hop, n_links).astype(np.float64)
+    from clustersim.network import loads
+
+    load: Floats = np.zeros(n_links)
+    loads.add_up(routes.start, routes.links, routes.weights, np.ascontiguousarray(nbytes, np.float64), load)
+    return load
 
 
 def chained(transfers: Transfers, own: Floats, release: Floats) -> tuple[Floats, Floats]:
@@ -114,14 +142,8 @@ def chained(transfers: Transfers, own: Floats, release: Floats) -> tuple[Floats,
         (latency, release): a follower's latency adds the longest of those it follows, and it is released no earlier.
     """
     latency, earliest = own.copy(), release.copy()
-    children = np.flatnonzero(np.diff(transfers.after_start))
-    parents_of = np.repeat(np.arange(transfers.n), np.diff(transfers.after_start))
-    while children.size:                # one round per hop of the longest chain
-        before = latency.copy(), earliest.copy()
-        inherited = np.zeros(transfers.n)
-        np.maximum.at(inherited, parents_of, latency[transfers.after])
-        latency[children] = own[children] + inherited[children]
-        np.maximum.at(earliest, parents_of, earliest[transfers.after])
-        if (before[0] == latency).all() and (before[1] == earliest).all():
-            break
+    if transfers.after.size:
+        from clustersim.network import loads
+
+        loads.inherit(transfers.after_start, transfers.after, latency, earliest)
     return latency, earliest

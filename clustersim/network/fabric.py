@@ -58,23 +58,18 @@ class Exchange:
     fabric: Fluid | Bound
     entered: Floats                 # [gpus]
     arrived: list[Notice]           # [gpus] last inbound byte is in
-    done: list[Notice]              # [gpus] and the last outbound byte has left
+    done: list[Notice]              # [gpus] and the last outbound byte has left; of a bound the same event for all
     start: Floats                   # [transfers]
     finish: Floats                  # [transfers]
     base: int = -1                  # its first counter in the solver: inbound [gpus], then outbound [gpus]; -1 not in it
     open_counters: int = 0          # those that have not reached zero
     told: Ints = field(init=False)  # [gpus] 0 nothing, 1 inbound complete, 2 outbound too
 
-    by_source: Ints = field(init=False)     # [transfers] rows, by source
-    first_of: Ints = field(init=False)      # [gpus + 1] where those of each source begin
     n_entered: int = field(init=False, default=0)
     known_bound: tuple[float, int] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        n = self.entered.size
-        self.told = np.zeros(n, np.int64)
-        self.by_source = np.argsort(self.transfers.src, kind="stable")
-        self.first_of = np.searchsorted(self.transfers.src[self.by_source], np.arange(n + 1))
+        self.told = np.zeros(self.entered.size, np.int64)
 
     def enter(self, me: int) -> simpy.Event:
         """GPU `me` is ready. The event fires when its last inbound byte has arrived."""
@@ -89,16 +84,23 @@ class Exchange:
         least = self.transfers.least
         return float(self.entered[me]) + (0.0 if least is None else float(least[me]))
 
+    @cached_property
+    def by_source(self) -> tuple[Ints, Ints]:
+        """Transfers sorted by source [transfers], and where those of each source begin [gpus + 1]."""
+        order = np.argsort(self.transfers.src, kind="stable")
+        return order, np.searchsorted(self.transfers.src[order], np.arange(self.entered.size + 1))
+
     def rows_of(self, gpus: list[int]) -> Ints:
         """The transfers that these GPUs send, in rising order."""
-        rows = np.concatenate([self.by_source[self.first_of[me] : self.first_of[me + 1]] for me in gpus])
+        rows, first = self.by_source
+        rows = np.concatenate([rows[first[me] : first[me + 1]] for me in gpus])
         return np.sort(rows) if len(gpus) > 1 else rows
 
     def bound(self) -> tuple[float, int]:
         """When the busiest link could have been through at the earliest, given who entered when; and that link."""
         if self.known_bound is not None:
             return self.known_bound
-        released = self.entered[self.transfers.src] + self.transfers.release
+        released = self.released()
         _, earliest = chained(self.transfers, self.routes.latency, released)
         found = busiest_link_end(
             self.fabric.capacity, self.routes, self.transfers.nbytes, earliest, self.fabric.hop_latency, self.fabric.changes
@@ -106,6 +108,12 @@ class Exchange:
         if self.n_entered == self.entered.size:         # nothing about it will change
             self.known_bound = found
         return found
+
+    def released(self) -> Floats:
+        """When the source of each transfer lets it go, [transfers]."""
+        at = self.entered[self.transfers.src]
+        at += self.transfers.release
+        return at
 
     @cached_property
     def least(self) -> float:
@@ -120,19 +128,23 @@ class Exchange:
 
 def _chained_routes(cluster: Cluster, transfers: Transfers) -> Routes:
     routes = routes_of(cluster, transfers)
+    if not (transfers.after.size and routes.latency.any()):
+        return routes
     latency, _ = chained(transfers, routes.latency, transfers.release)
     return Routes(start=routes.start, links=routes.links, weights=routes.weights, latency=latency)
 
 
-def _open(fabric: Fluid | Bound, transfers: Transfers, cluster: Cluster, routes: Routes | None = None) -> Exchange:
+def _open(
+    fabric: Fluid | Bound, transfers: Transfers, cluster: Cluster, routes: Routes, arrived: list[Notice], done: list[Notice]
+) -> Exchange:
     n = cluster.n_gpus
     return Exchange(
         transfers=transfers,
-        routes=_chained_routes(cluster, transfers) if routes is None else routes,
+        routes=routes,
         fabric=fabric,
         entered=np.full(n, np.nan),
-        arrived=[Notice(fabric.env) for _ in range(n)],
-        done=[Notice(fabric.env) for _ in range(n)],
+        arrived=arrived,
+        done=done,
         start=np.full(transfers.n, np.nan),
         finish=np.full(transfers.n, np.nan),
     )
@@ -154,7 +166,8 @@ class Bound:
             routes = _chained_routes(self.cluster, transfers)
             if transfers.n <= FEW and len(self._routed) < FEW_KEPT:
                 self._routed[id(transfers)] = transfers, routes
-        return _open(self, transfers, self.cluster, routes)
+        leave = [Notice(self.env)] * self.cluster.n_gpus        # one event for all
+        return _open(self, transfers, self.cluster, routes, leave, leave)
 
     def arrive(self, exchange: Exchange, me: int) -> None:
         if exchange.n_entered < exchange.entered.size:
@@ -163,15 +176,10 @@ class Bound:
         end = max(end, self.env.now)
         if exchange.transfers.least is not None:
             end = max(end, float((exchange.entered + exchange.transfers.least).max()))
-        exchange.start[:] = exchange.entered[exchange.transfers.src] + exchange.transfers.release
+        exchange.start = exchange.released()
         exchange.finish[:] = end
         self.solves += 1
-
-        def leave(_: simpy.Event) -> None:
-            for event in (*exchange.arrived, *exchange.done):
-                event.succeed()
-
-        self.env.timeout(end - self.env.now).callbacks.append(leave)
+        exchange.arrived[me].succeed_after(end - self.env.now)
 
 
 class Fluid:
@@ -197,7 +205,8 @@ class Fluid:
         self._pending: list[float] = []                 # heap: when the events of the loop fire after which `_wake` is called
 
     def exchange(self, transfers: Transfers) -> Exchange:
-        return _open(self, transfers, self.cluster)
+        arrived, done = ([Notice(self.env) for _ in range(self.cluster.n_gpus)] for _ in range(2))
+        return _open(self, transfers, self.cluster, _chained_routes(self.cluster, transfers), arrived, done)
 
     def arrive(self, exchange: Exchange, me: int) -> None:
         if not self._arrivals:

@@ -9,6 +9,7 @@ from clustersim.cluster import Cluster
 from clustersim.network import packets, sharing
 from clustersim.network.bounds import busiest_link_end, latest_end, link_bytes
 from clustersim.types import InputError, TransferResult, independent
+from clustersim.ways import in_one_block
 
 
 def transfer(
@@ -27,26 +28,31 @@ def transfer(
     Raises:
         InputError: a matrix of the wrong size, a negative or non-finite number, an unknown network.
     """
+    from clustersim.network import loads
+
     n = cluster.n_gpus
-    sizes = np.asarray(nbytes, np.float64)
+    sizes = np.ascontiguousarray(nbytes, np.float64)
     if sizes.shape != (n, n):
         raise InputError(f"nbytes: the shape is {sizes.shape}; the cluster has {n} GPUs, so it must be ({n}, {n})")
     starts = np.asarray(release, np.float64)
     if starts.shape not in ((), (n,)):
         raise InputError(f"release: the shape is {starts.shape}; it must be one number or ({n},)")
-    for name, values in (("nbytes", sizes), ("release", starts)):
-        if not (np.isfinite(values).all() and (values >= 0).all()):
+    starts = np.broadcast_to(starts, n).copy()
+    n_pairs = int(loads.count_pairs(sizes))
+    for name, holds in (("nbytes", n_pairs >= 0), ("release", (np.isfinite(starts) & (starts >= 0)).all())):
+        if not holds:
             raise InputError(f"{name}: must be finite and not negative")
     if network not in ("fluid", "bound", "packet"):
         raise InputError(f"network={network}: must be fluid, bound or packet")
     sharing.check_resolution(resolution)
     if network == "packet" and resolution != 0:
         raise InputError(f"resolution={resolution}: network=packet plays every packet; give a larger chunk instead")
-    starts = np.broadcast_to(starts, (n,))
-    src, dst = np.nonzero(sizes * ~np.eye(n, dtype=bool))
-    transfers, routes = independent(src, dst, sizes[src, dst]), cluster.routes(src, dst)
+    (src, dst), (each, begin) = in_one_block([n_pairs, n_pairs], [n_pairs, n_pairs])
+    loads.list_pairs(sizes, starts, src, dst, each, begin)
+    routes = cluster.routes(src, dst)
     by_hop = cluster.latency if network == "packet" else None
-    bound, _ = busiest_link_end(cluster.capacity, routes, transfers.nbytes, starts[src], by_hop)
+    carried = link_bytes(routes, each, len(cluster.links))
+    bound, _ = busiest_link_end(cluster.capacity, routes, each, begin, by_hop, load=carried)
     solves = 1
     finish = np.full((n, n), np.nan)
     own = np.flatnonzero(np.diagonal(sizes))
@@ -56,21 +62,20 @@ def transfer(
     elif network == "packet":
         waiting = packets.empty(cluster.capacity, cluster.latency, chunk, queue)
         zero = np.zeros(src.size, np.int64)
-        packed = packets.extend(waiting, routes, transfers, inbox=zero, outbox=zero, n_counters=1)
-        packets.play_all(packed, starts[src])
+        packed = packets.extend(waiting, routes, independent(src, dst, each), inbox=zero, outbox=zero, n_counters=1)
+        packets.play_all(packed, begin)
         finish[src, dst] = packets.finish(packed)
         solves = packets.solves(packed)
     elif src.size:
-        least = bound - starts[src].min()
-        drain, solves = sharing.drain_times(cluster.capacity, routes, transfers.nbytes, starts[src], resolution, least)
-        finish[src, dst] = drain + routes.latency
-    sent = finish[np.isfinite(finish)]
-    carried = link_bytes(routes, transfers.nbytes, len(cluster.links))
+        least = bound - float(begin.min())
+        drain, solves = sharing.drain_times(cluster.capacity, routes, each, begin, resolution, least)
+        loads.write_pairs(src, dst, drain, routes.latency, finish)
+    last = np.fmax.reduce(finish, axis=None)            # of those that are known; NaN without any
     return TransferResult(
         finish=finish,
-        makespan=float(sent.max()) if sent.size else 0.0,
+        makespan=0.0 if np.isnan(last) else float(last),
         link_bytes=carried,
         solves=solves,
         bound=bound,
-        upper_bound=latest_end(cluster.capacity, routes, carried, starts[src]),
+        upper_bound=latest_end(cluster.capacity, routes, carried, begin),
     )

@@ -289,7 +289,11 @@ def drain_times(
         coarsen(state, resolution, least)
     solve_all(state, release)
     drain = state.flows["drain"]
-    return drain if small is None else drain[kind], solves(state)
+    if small is None:
+        return drain, solves(state)
+    each: Floats = np.empty(kind.size)
+    symmetry.spread(np.ascontiguousarray(drain), kind, each)
+    return each, solves(state)
 
 
 def coarsen(state: State, resolution: float, seconds: float) -> None:

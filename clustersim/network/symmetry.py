@@ -16,8 +16,9 @@ from clustersim.jit import inlined, lean
 from clustersim.types import Floats, Ints, Routes
 
 MOST = 1024             # with more classes of flows than this the system is solved as it is
+ONE = np.float64(1.0).view(np.uint64)
 
-Hashes = NDArray[np.uint64]
+Kinds = NDArray[np.int16]
 
 
 @inlined
@@ -28,40 +29,80 @@ def _mixed(x):
     return x ^ (x >> np.uint64(31))
 
 
+@inlined
+def _number(value, hashes, place, values, first, n, i):
+    """The number of a hash, the next one where it is new; MOST when there is none left. `first` is i for a new one."""
+    mask = np.uint64(hashes.size - 1)
+    at = value & mask
+    while place[at] >= 0 and hashes[at] != value:
+        at = (at + np.uint64(1)) & mask
+    if place[at] < 0 and n < MOST:
+        hashes[at] = value
+        place[at] = n
+        values[n] = value
+        first[n] = i
+    return place[at] if place[at] >= 0 else MOST
+
+
 @lean
-def _classes(of, table, place, number):
-    """Number the distinct values of `of` in order of appearance; 0 when there are more than MOST, else how many."""
-    mask = np.uint64(table.size - 1)
+def _sort(nbytes, release, hashes, place, values, first, kind):
+    """Number flows by bytes and release, in order of appearance; 0 when there are more than MOST kinds, else how many."""
     place[:] = -1
     n = 0
-    for i in range(of.size):
-        at = of[i] & mask
-        while place[at] >= 0 and table[at] != of[i]:
-            at = (at + np.uint64(1)) & mask
-        if place[at] < 0:
-            if n == MOST:
-                return 0
-            table[at] = of[i]
-            place[at] = n
-            n += 1
-        number[i] = place[at]
+    for i in range(nbytes.size):
+        k = _number(nbytes[i] + np.uint64(31) * release[i], hashes, place, values, first, n, i)
+        if k == MOST:
+            return 0
+        n = max(n, k + 1)
+        kind[i] = k
     return n
 
 
 @lean
-def _refine(start, links, weight_bits, flow, link, sums):
-    """One round: links learn of their flows, then flows of their links."""
-    sums[:] = np.uint64(0)
-    for f in range(flow.size):
+def _count(start, links, bits, kind, n, values, once, sums):
+    """What the links learn of their flows; `once` is scratch: what kinds count where the weight is 1, which it mostly is."""
+    for k in range(n):
+        once[k] = _mixed(values[k] + ONE)
+    for f in range(kind.size):
         for h in range(start[f], start[f + 1]):
-            sums[links[h]] += _mixed(flow[f] + weight_bits[h])
+            sums[links[h]] += once[kind[f]] if bits[h] == ONE else _mixed(values[kind[f]] + bits[h])
+
+
+@lean
+def _refine(start, links, bits, kind, values, link, once, sums, hashes, place, new_values, new_once, first):
+    """One round: links learn of their flows, then flows of their links. The number of kinds; 0 when there are too many.
+
+    Args:
+        sums: what `_count` found; then what it would find of the new kinds.
+        once: scratch, what links count where the weight is 1.
+    """
     for i in range(link.size):
         link[i] = _mixed(link[i] + sums[i])
-    for f in range(flow.size):
-        total = np.uint64(0)
+        once[i] = _mixed(link[i] + ONE)
+        sums[i] = np.uint64(0)
+    place[:] = -1
+    n = 0
+    for f in range(kind.size):
+        total = values[kind[f]]
         for h in range(start[f], start[f + 1]):
-            total += _mixed(link[links[h]] + weight_bits[h])
-        flow[f] = _mixed(flow[f] + total)
+            total += once[links[h]] if bits[h] == ONE else _mixed(link[links[h]] + bits[h])
+        k = _number(_mixed(total), hashes, place, new_values, first, n, f)
+        if k == MOST:
+            return 0
+        if k == n:
+            new_once[n] = _mixed(new_values[n] + ONE)
+            n += 1
+        kind[f] = k
+        for h in range(start[f], start[f + 1]):
+            sums[links[h]] += new_once[k] if bits[h] == ONE else _mixed(new_values[k] + bits[h])
+    return n
+
+
+@lean
+def spread(of_kind, kind, each):
+    """each[f] = of_kind[kind[f]]."""
+    for f in range(kind.size):
+        each[f] = of_kind[kind[f]]
 
 
 @lean
@@ -75,7 +116,7 @@ def _weights(start, links, weights, flow_class, chosen, link_class, total):
 
 def one_of_each(
     capacity: Floats, routes: Routes, nbytes: Floats, release: Floats
-) -> tuple[Ints, Ints, Floats, Routes] | None:
+) -> tuple[Kinds, Ints, Floats, Routes] | None:
     """A small system with the same rates, or None when there are too many kinds of flows to gain anything.
 
     Args:
@@ -89,31 +130,34 @@ def one_of_each(
     n = nbytes.size
     if n < 64:
         return None
-    flow = nbytes.view(np.uint64) + np.uint64(31) * release.view(np.uint64)
-    table, place = np.zeros(8 * MOST, np.uint64), np.zeros(8 * MOST, np.int64)
-    kind = np.zeros(n, np.int64)
-    found = _classes(flow, table, place, kind)
+    hashes, place = np.zeros(8 * MOST, np.uint64), np.zeros(8 * MOST, np.int64)
+    values, new_values, once = (np.zeros(MOST, np.uint64) for _ in range(3))
+    example, kind = np.zeros(MOST, np.int64), np.zeros(n, np.int16)
+    found = _sort(nbytes.view(np.uint64), release.view(np.uint64), hashes, place, values, example, kind)
     if found == 0 or 8 * found > n:
         return None
     bits = np.ascontiguousarray(routes.weights, np.float64).view(np.uint64)
-    link, sums = capacity.view(np.uint64).copy(), np.zeros(capacity.size, np.uint64)
+    link, link_once, sums = (np.zeros(capacity.size, np.uint64) for _ in range(3))
+    link[:] = capacity.view(np.uint64)
+    _count(routes.start, routes.links, bits, kind, found, values, once, sums)
     n_links = 0
     while True:
-        _refine(routes.start, routes.links, bits, flow, link, sums)
-        before, n_links = (found, n_links), np.unique(link).size
-        found = _classes(flow, table, place, kind)
+        before = found, n_links
+        found = _refine(
+            routes.start, routes.links, bits, kind, values, link, link_once, sums, hashes, place, new_values, once, example
+        )
+        values, new_values, n_links = new_values, values, np.unique(link).size
         if found == 0 or 8 * found > n:
             return None
         if (found, n_links) == before:
             break
+    example = example[:found]
     _, first, link_kind = np.unique(link, return_index=True, return_inverse=True)
     chosen = np.zeros(capacity.size, np.bool_)
     chosen[first] = True
     total = np.zeros((first.size, found))
     _weights(routes.start, routes.links, routes.weights, kind, chosen, link_kind, total)
     per_kind, of_kind = np.nonzero(total.T)             # links stand in the order of their kinds, not of their way
-    example = np.zeros(found, np.int64)
-    example[kind[::-1]] = np.arange(n - 1, -1, -1)
     start = np.concatenate(([0], np.cumsum(np.bincount(per_kind, minlength=found)))).astype(np.int64)
     small = Routes(start=start, links=of_kind, weights=total.T[per_kind, of_kind], latency=routes.latency[example])
     return kind, example, capacity[first], small

@@ -22,24 +22,28 @@ __all__ = ["newest_results", "write_report"]
 PAPER = 680  # pixels that a figure of its own is drawn for: text of 11 of them is 8 points over a page's width
 
 
-def write_report(folder: Path, file: Path | None = None, formats: Sequence[str] = ()) -> tuple[str, list[Path]]:
+def write_report(
+    folder: Path, file: Path | None = None, formats: Sequence[str] = (), *, everything: bool = False
+) -> tuple[str, list[Path]]:
     """Write the report of a run or a sweep; its headline, and the files that were written, the page first.
 
     Args:
+        folder: of a run, of a study, or of many; or the `sweep-ID.json` of a sweep.
         file: of the page; left out: `report.html` in the folder.
         formats: of `svg` and `pdf`; every figure is written as such too, into `figures` beside the page.
+        everything: all runs below the folder, not only those of its last sweep.
 
     Raises:
         InputError: no results there, a file that cannot be written, pdf without matplotlib.
     """
-    results = read_results(folder)
+    results = read_results(folder, everything=everything)
     if isinstance(results, RunData):
         figures = figures_of_run(results)
         text, headline = page_of_run(results, figures), findings_of_run(results).headline
     else:
         figures = figures_of_sweep(results)
         text, headline = page_of_sweep(results, figures), findings_of_sweep(results).headline
-    target = file or folder / "report.html"
+    target = file or (folder.with_suffix(".html") if folder.is_file() else folder / "report.html")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary:

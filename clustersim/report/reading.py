@@ -13,6 +13,7 @@ import polars as pl
 
 from clustersim.pick import did_you_mean
 from clustersim.places import group_folder
+from clustersim.results.manifests import Manifest, newest_manifest, read_manifest
 from clustersim.types import InputError
 
 TABLES = ("layers", "gpus", "links", "experts", "pairs")
@@ -51,33 +52,48 @@ class SweepData:
     swept: Sequence[str]  # the keys in which jobs differ
     failed: Sequence[tuple[str, str]]  # what was asked, and why it failed
     unreadable: Sequence[tuple[str, str]]
+    left: int  # jobs of the sweep that have not been run
+    others: int  # finished runs beside it that are none of its jobs
 
 
 def newest_results(output: Path) -> Path:
-    """What a report without a folder is of: the study that ran last, or the last single run.
+    """What a report without a folder is of: the study whose sweep ran last, or the last single run.
 
     Raises:
         InputError: nothing has run yet.
     """
-    stamps = [(path.stat().st_mtime_ns, path.parent) for path in output.glob("*/*/status.json") if _status(path).get("state")]
+    stamps = [(path.stat().st_mtime_ns, path.parent) for path in output.glob("*/*/status.json") if _json(path).get("state")]
     if not stamps:
         raise InputError(f"report: {output} holds no results yet; run clustersim first, or name a folder")
-    last = max(stamps)[1]
-    return last if last.parent.name == "runs" else last.parent
+    changed, last = max(stamps)
+    sweep = max(filter(None, map(newest_manifest, output.glob("*/"))), key=lambda one: one.changed, default=None)
+    if sweep is not None and (sweep.changed >= changed or _goes_on(sweep, last)):
+        return sweep.file.parent
+    return last if last.parent.name == "runs" or newest_manifest(last.parent) else last.parent
 
 
-def read_results(folder: Path) -> RunData | SweepData:
-    """What a folder of results holds: a run, or all runs below it.
+def _goes_on(sweep: Manifest, run: Path) -> bool:
+    """Whether a run is a job that ended after a sweep had told of its jobs for the last time, for it was killed."""
+    told = _json(run / "run.json").get("overrides")
+    return run.parent == sweep.file.parent and not sweep.whole and told in [list(job.overrides) for job in sweep.jobs]
+
+
+def read_results(folder: Path, *, everything: bool = False) -> RunData | SweepData:
+    """What a folder of results holds: a run; of a study the sweep that ran last; else, or with `everything`, all runs below it.
+
+    `folder` may be the `sweep-ID.json` of an earlier sweep of a study.
 
     Raises:
         InputError: no such folder, or no results in it.
     """
+    if folder.name.startswith("sweep-") and folder.is_file():
+        return _sweep(folder.parent, read_manifest(folder))
     if not folder.is_dir():
         known = [str(path) for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise InputError(f"report {folder}: there is no such folder{did_you_mean(str(folder), known)}")
     if (folder / "summary.parquet").is_file():
         return _run(folder)
-    return _sweep(folder)
+    return _sweep(folder, None if everything else newest_manifest(folder))
 
 
 def _run(folder: Path) -> RunData:
@@ -101,10 +117,17 @@ def _first_step(table: pl.DataFrame) -> pl.DataFrame:
     return table.filter(pl.col("step") == pl.col("step").min()) if "step" in table.columns else table
 
 
-def _sweep(folder: Path) -> SweepData:
+def _sweep(folder: Path, manifest: Manifest | None) -> SweepData:
+    """The runs of a sweep, or without one all below a folder."""
     jobs, failed, unreadable = [], [], []
-    for path in sorted(folder.rglob("status.json")):
-        status, place = _status(path), str(path.parent.relative_to(folder))
+    found = sorted(folder.rglob("status.json"))
+    own, left = found, 0
+    if manifest is not None:
+        own = [folder / run_id / "status.json" for run_id in dict.fromkeys(job.run_id for job in manifest.jobs if job.run_id)]
+        failed = [(" ".join(job.overrides), job.reason) for job in manifest.jobs if job.reason]
+        left = sum(job.run_id is None and job.reason is None for job in manifest.jobs)
+    for path in own:
+        status, place = _json(path), str(path.parent.relative_to(folder))
         if status.get("state") == "failed":
             asked = status.get("overrides") or status.get("job") or place
             failed.append(
@@ -115,12 +138,15 @@ def _sweep(folder: Path) -> SweepData:
                 jobs.append(_job(path.parent))
             except (pl.exceptions.PolarsError, OSError, ValueError, KeyError, TypeError) as error:
                 unreadable.append((place, (str(error) or type(error).__name__).splitlines()[0]))
+        else:
+            left += manifest is not None        # killed while it wrote
     if not jobs and not failed:
         raise InputError(f"report {folder}: holds no finished run")
+    others = sum(_json(path).get("state") == "done" for path in set(found).difference(own))
     study = folder.name if len({job.folder.parent for job in jobs}) <= 1 else str(folder)
     return SweepData(
         folder=folder, study=study, about=_question(folder.name), jobs=jobs,
-        swept=_swept(jobs), failed=failed, unreadable=unreadable,
+        swept=_swept(jobs), failed=failed, unreadable=unreadable, left=left, others=others,
     )  # fmt: skip
 
 
@@ -186,9 +212,10 @@ def leaves(config: Row, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
-def _status(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, Any]:
+    """What a file says; nothing when it is not one of ours."""
     try:
-        status = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return status if isinstance(status, dict) else {}
+    return told if isinstance(told, dict) else {}

@@ -122,6 +122,8 @@ def findings_of_sweep(sweep: SweepData) -> Findings:
     told += _limits(timed)
     if sweep.failed:
         told.append(f"{len(sweep.failed)} of {len(sweep.jobs) + len(sweep.failed)} jobs failed; they are listed below.")
+    if sweep.left:
+        told.append(f"{sweep.left} jobs of the sweep have not been run yet; the command that began it goes on with them.")
     headline = _headline(sweep, timed) if len(timed) > 1 else f"One job: {seconds(best.summary['step_s'])} a step"
     return Findings(headline=headline, sentences=tuple(told), tiles=_tiles(sweep, timed))
 

@@ -47,8 +47,14 @@ def page_of_sweep(sweep: SweepData, figures: Sequence[Figure]) -> str:
         if "keys" in by_name:
             parts.append(html.figure(by_name["keys"]))
         parts += [html.row(keys[i : i + 2]) for i in range(0, len(keys), 2)]
-    parts += [_differences(sweep), f"<footer>{len(sweep.jobs):,} runs in {escape(str(sweep.folder))}</footer>"]
+    parts += [_differences(sweep), f"<footer>{_where(sweep)}</footer>"]
     return html.page(f"{sweep.study}: {findings.headline}", [part for part in parts if part])
+
+
+def _where(sweep: SweepData) -> str:
+    """Where the runs are, and what is there besides."""
+    others = f"; {sweep.others:,} more there, not of this sweep (clustersim report --all)" if sweep.others else ""
+    return f"{len(sweep.jobs):,} runs in {escape(str(sweep.folder))}{others}"
 
 
 def _comparison(sweep: SweepData) -> str:

@@ -14,7 +14,7 @@ from clustersim.pick import did_you_mean
 from clustersim.types import InputError
 from clustersim.writing import replacing, sweep_up
 
-TABLES = ("summary", "layers", "gpus", "links", "experts", "pairs", "placements")
+TABLES = ("summary", "layers", "gpus", "links", "experts", "pairs", "placements", "memory")
 MORE = ("replicates",)          # tables that only some runs have
 SCHEMA_VERSION = 2
 

@@ -77,13 +77,16 @@ def links_table(played: Played, cluster: Cluster, step: int = 0) -> pl.DataFrame
             "dispatch_bytes": dispatch.ravel(),
             "combine_bytes": combine.ravel(),
             "busy_s": ((dispatch + combine) / cluster.capacity).ravel(),
-        }
+        },
+        schema_overrides={"kind": pl.String, "name": pl.String},
     )
 
 
 def experts_table(counts: Sequence[LayerCounts | None], step: int = 0) -> pl.DataFrame:
     """Per MoE layer and logical expert: choices asked, kept, dropped and rerouted, and rows of padding."""
     layers = [(layer, c) for layer, c in enumerate(counts) if c is not None]
+    if not layers:
+        return pl.DataFrame(schema=_EXPERT_COLUMNS)
     return pl.concat(
         pl.DataFrame(
             {
@@ -101,6 +104,12 @@ def experts_table(counts: Sequence[LayerCounts | None], step: int = 0) -> pl.Dat
         )
         for layer, c in layers
     )
+
+
+_EXPERT_COLUMNS = {
+    "step": pl.UInt32, "layer": pl.UInt16, "expert": pl.UInt32,
+    **dict.fromkeys(("asked", "kept", "dropped", "replicas", "rerouted_away", "rerouted_here", "padding_rows"), pl.Int64),
+}  # fmt: skip
 
 
 def layers_table(played: Played, gpus: pl.DataFrame, cluster: Cluster, counts: Sequence[LayerCounts | None]) -> pl.DataFrame:
@@ -133,7 +142,7 @@ def causes_table(causes: Mapping[str, Floats], n_steps: int, model: Model) -> pl
     columns = {}
     for name in CAUSE_COLUMNS:
         seconds = causes[name].tolist() if causes else [None] * n_steps * model.n_layers
-        columns[name] = [None if i % model.n_layers < model.n_dense_layers else value for i, value in enumerate(seconds)]
+        columns[name] = [value if i % model.n_layers in model.moe_layers else None for i, value in enumerate(seconds)]
     if causes:
         parts = np.sum([causes[name] for name in CAUSE_COLUMNS if name != "moe_s"], axis=0)
         assert np.allclose(parts, causes["moe_s"], rtol=1e-9, atol=1e-15), "the causes of a layer do not sum to its time"
@@ -147,7 +156,9 @@ def summary_table(row: Mapping[str, Any]) -> pl.DataFrame:
 
 _MAY_BE_NULL = (
     "capacity_factor", "tokens_per_s", "tokens_per_s_per_gpu", "gate_mass_dropped", "gate_mass_lost", "capacity_used",
-    "imbalance", "over_bound", "ecmp_collision", *CAUSE_COLUMNS, *(f"{name}_ci95" for name in INTERVALS),
+    "imbalance", "over_bound", "ecmp_collision", "moe_layer_s", "balancedness", "utilisation", "gap_to_least",
+    "cross_node_copies", "distinct_nodes", "time_per_output_token_s", "tokens_per_s_per_user", *CAUSE_COLUMNS,
+    *(f"{name}_ci95" for name in INTERVALS),
 )  # fmt: skip
 
 
@@ -192,7 +203,7 @@ def collision(links: pl.DataFrame, cluster: Cluster) -> tuple[float, str] | None
 
 def summary_row(
     steps: Sequence[Played], tables: Mapping[str, pl.DataFrame], counts: Sequence[LayerCounts | None], n_tokens: int, n_gpus: int,
-    held_s: float = 0.0,
+    held_s: float = 0.0, made: float | None = None, sequences: int | None = None,
 ) -> dict[str, Any]:
     """The run in one row of numbers; without `seconds_saved_by_dropping`, which needs a second run.
 
@@ -200,6 +211,8 @@ def summary_row(
         counts: of all layers of all steps.
         n_tokens: of one step.
         held_s: mean over steps of what a step waits before it begins.
+        made: tokens that a step of decoding adds to its sequences; None: it is no decoding, and its own tokens count.
+        sequences: in flight, in decoding.
 
     Returns:
         Seconds and bytes of one step, means over the steps; ratios and the bottleneck over all of them together.
@@ -219,13 +232,15 @@ def summary_row(
         "exposed_comm_s": step_s - compute,
         "wait_s": float(gpus["wait_s"].sum()) / n_gpus / n_steps,
         "tokens": n_tokens,
-        "tokens_per_s": n_tokens / step_s if step_s else None,
-        "tokens_per_s_per_gpu": n_tokens / step_s / n_gpus if step_s else None,
+        "tokens_per_s": (n_tokens if made is None else made) / step_s if step_s else None,
+        "tokens_per_s_per_gpu": (n_tokens if made is None else made) / step_s / n_gpus if step_s else None,
+        "time_per_output_token_s": step_s * sequences / made if made and sequences else None,
+        "tokens_per_s_per_user": made / sequences / step_s if made and sequences and step_s else None,
         "drop_rate": (asked - kept) / asked if asked else 0.0,
-        "fully_dropped": sum(c.fully_dropped for c in real) / (n_tokens * len(real)),
+        "fully_dropped": sum(c.fully_dropped for c in real) / max(1, n_tokens * len(real)),
         **_trade(real, n_tokens),
         "moe_layers": len(real),
-        "experts_per_token": kept / (n_tokens * len(real)),
+        "experts_per_token": kept / max(1, n_tokens * len(real)),
         "imbalance": layers["imbalance"].mean(),
         "over_bound": sum(one.span_s for one in exchanges) / bound if bound > 0 else None,
         "bottleneck": busy["name"][0] if bound > 0 else None,
@@ -244,7 +259,7 @@ def _trade(real: Sequence[LayerCounts], n_tokens: int) -> dict[str, Any]:
     mass = sum(c.gate_mass for c in real if c.gate_mass is not None)
     padding = sum(int(c.padding_rows.sum()) for c in real)
     return {
-        "partly_dropped": sum(c.partly_dropped for c in real) / (n_tokens * len(real)),
+        "partly_dropped": sum(c.partly_dropped for c in real) / max(1, n_tokens * len(real)),
         "rerouted_rate": sum(int(c.rerouted_here.sum()) for c in real) / asked if asked else 0.0,
         "gate_mass_dropped": sum(c.gate_mass_dropped for c in real) / mass if mass else None,
         "gate_mass_lost": sum(c.gate_mass_lost for c in real) / mass if mass else None,

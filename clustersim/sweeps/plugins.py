@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clustersim.composition import composed, own_files, parse, register, with_own_files
+from clustersim.composition import composed, own_files, own_folder, parse, register, with_own_files
 from clustersim.config import judged
 from clustersim.sweeps import pool
 from clustersim.sweeps.job import Outcome, run_judged, seen
-from clustersim.sweeps.run import Swept
+from clustersim.sweeps.run import Swept, listing
 from clustersim.types import InputError
 from clustersim.writing import replacing
 
@@ -56,7 +56,7 @@ def run_by_hydra(overrides: Sequence[str]) -> Swept:
     folder = Path(str(said["output"])) / ".hydra" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{time.monotonic_ns() % 1_000_000:06d}"
     settings = {**QUIET, "hydra/launcher": "clustersim", "hydra.sweep.dir": str(folder), "hydra.sweep.subdir": "${hydra.job.num}"}
     settings = {key: value for key, value in settings.items() if key not in named}
-    register()
+    register(own_folder(parse(ours)))
     callers, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     gave_up = None
     try:
@@ -72,6 +72,9 @@ def run_by_hydra(overrides: Sequence[str]) -> Swept:
     finally:
         GlobalHydra.instance().hydra = callers
     swept = _what_became(folder)
+    with listing(overrides, swept.jobs) as note:
+        for number, outcome in enumerate(swept.outcomes):
+            note(number, outcome)
     if gave_up is not None and not swept.jobs:
         raise InputError(f"{' '.join(theirs)}: {' '.join(str(gave_up).split())}") from gave_up
     return swept

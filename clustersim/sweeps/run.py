@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,14 @@ from typing import Any
 import polars as pl
 
 from clustersim.composition import composed, shown
-from clustersim.config import sweep, whole
+from clustersim.config import sweep, what_is_run, whole
+from clustersim.results.documents import plain
+from clustersim.results.manifests import Planned, manifest_file, read_one, write_manifest
 from clustersim.sweeps import pool
 from clustersim.sweeps.job import Outcome
 from clustersim.types import InputError
+
+LIST_S = 1.0            # between two writings of the list of jobs
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -39,6 +46,19 @@ class Swept:
         """The folder of the study."""
         return next((outcome.folder.parent for outcome in self.outcomes if outcome.folder is not None), None)
 
+    def document(self) -> dict[str, Any]:
+        """All of it for a script, as JSON has it."""
+        rows = iter(self.rows())
+        jobs = [
+            {
+                "overrides": job, "state": outcome.state, "run_id": outcome.folder and outcome.folder.name,
+                "folder": outcome.folder and str(outcome.folder), "reason": outcome.reason, "fault": outcome.fault,
+                "summary": None if outcome.state == "failed" else plain(next(rows)[1]),
+            }
+            for job, outcome in zip(self.jobs, self.outcomes, strict=True)
+        ]  # fmt: skip
+        return {"folder": self.folder() and str(self.folder()), "jobs": jobs, "left": self.left}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
@@ -59,9 +79,10 @@ def run_sweep(overrides: Sequence[str], progress: Callable[[Standing, str], None
     Raises:
         InputError: something in the overrides is wrong that no single job can be blamed for.
     """
-    jobs = list(sweep(overrides))
-    said = composed(jobs[0])
-    jobs = shard_of(jobs, said.get("shard"))
+    every = list(sweep(overrides))
+    said = composed(every[0])
+    positions = shard_of(list(range(len(every))), said.get("shard"))
+    jobs = [every[i] for i in positions]
     workers = said.get("workers")
     workers = pool.cores() if workers is None else whole("workers", workers, least=0)
     outcomes: dict[int, Outcome] = {}
@@ -75,6 +96,7 @@ def run_sweep(overrides: Sequence[str], progress: Callable[[Standing, str], None
     def ended(number: int, outcome: Outcome) -> bool:
         outcomes[number] = outcome
         parts.pop(number, None)
+        note(positions[number], outcome)
         progress(standing(), "")
         return outcome.fault != "disk"
 
@@ -82,15 +104,63 @@ def run_sweep(overrides: Sequence[str], progress: Callable[[Standing, str], None
         parts[number] = fraction
         progress(standing(), what)
 
-    if workers == 0:
-        pool.run_here(jobs, ended, told)
-    elif jobs:
-        pool.run_pool(jobs, min(workers, len(jobs)), ended, told)
+    with listing(overrides, every, said.get("shard")) as note:
+        if workers == 0:
+            pool.run_here(jobs, ended, told)
+        elif jobs:
+            pool.run_pool(jobs, min(workers, len(jobs)), ended, told)
     begun = sorted(outcomes)
     return Swept(jobs=[jobs[i] for i in begun], outcomes=[outcomes[i] for i in begun], left=len(jobs) - len(begun))
 
 
-def shard_of(jobs: list[list[str]], shard: Any) -> list[list[str]]:
+@contextmanager
+def listing(
+    overrides: Sequence[str], jobs: Sequence[Sequence[str]], shard: str | None = None
+) -> Iterator[Callable[[int, Outcome], None]]:
+    """Keep the sweep's manifest while its jobs run: to be told the number of a job and its outcome.
+
+    What a killed sweep had written stays until its job has ended again. Where nothing can be written nothing is.
+    """
+    asked = what_is_run(overrides)
+    planned = [Planned(overrides=tuple(what_is_run(job))) for job in jobs]
+    file: Path | None = None
+    last = -math.inf
+
+    def write() -> None:
+        nonlocal last
+        if file is not None:
+            last = time.monotonic()
+            with suppress(OSError):
+                write_manifest(file, asked, planned)
+
+    def note(number: int, outcome: Outcome) -> None:
+        nonlocal file, planned
+        if file is None and outcome.folder is not None:
+            file = manifest_file(outcome.folder.parent, asked, shard)
+            planned = _as_before(file, planned)
+        run_id = None if outcome.folder is None else outcome.folder.name
+        reason = outcome.reason if run_id is None else None
+        planned[number] = Planned(overrides=planned[number].overrides, run_id=run_id, reason=reason)
+        if time.monotonic() - last > LIST_S:
+            write()
+
+    try:
+        yield note
+    finally:
+        write()
+
+
+def _as_before(file: Path, planned: list[Planned]) -> list[Planned]:
+    """The jobs as an earlier run of the same sweep has left them, but for those that are known already."""
+    try:
+        before = read_one(file).jobs
+    except InputError:
+        return planned                  # there was none
+    same = [job.overrides for job in before] == [job.overrides for job in planned]
+    return [new if new.reason else old for new, old in zip(planned, before, strict=True)] if same else planned
+
+
+def shard_of(jobs: list[int], shard: Any) -> list[int]:
     """The jobs of shard `i/n`, i from 1: every n-th, so that all shards together are the sweep. None: all jobs.
 
     Raises:

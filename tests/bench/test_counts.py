@@ -53,7 +53,7 @@ def test_flows_that_are_held_by_others_cost_no_solve_of_their_own(phase, solves)
 @pytest.mark.parametrize("network", [fluid, partial(fluid, resolution=0.01), bound], ids=["exact", "coarse", "bound"])
 @pytest.mark.parametrize("exchange", ["direct", "node_dedup"])
 def test_at_most_five_events_of_the_loop_per_gpu_and_exchange(exchange, network):
-    """An exchange has 240 flows, 15 per GPU; the loop hears of arrivals and of ranks that are through."""
+    """An exchange has 240 flows, 15 per GPU; the loop hears of arrivals and of ranks that are through, `bound` of one for all."""
     jitter = np.random.default_rng(0).exponential(1e-4, (6, 16))
     took = forward(load_cluster("ideal_rail", nodes=2), network, list(layer(exchange, 16)) * 3, jitter)
-    assert 1 < took.events <= 5
+    assert 1 / 16 <= took.events <= 5

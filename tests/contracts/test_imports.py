@@ -13,12 +13,13 @@ import clustersim
 
 PACKAGE = Path(clustersim.__file__).parent
 GROUND = (
-    "types", "pick", "places", "writing", "units", "jit", "kernels", "gpuspec", "model", "parts", "architecture", "hf_config",
-    "wiring", "handmade", "fabrics", "ways", "routes", "route_table", "cluster", "lanes",
+    "types", "pick", "places", "writing", "units", "jit", "kernels", "gpuspec", "parts", "matrices", "stacks", "model",
+    "architecture", "hf_config", "parallel", "wiring", "handmade", "fabrics", "ways", "laying", "routes", "route_table",
+    "cluster", "lanes",
 )  # fmt: skip
 ROOMS = (
     *GROUND, "workload", "importers", "placement", "exchange", "network", "engine", "results", "report", "composition", "config",
-    "identity", "deciding", "inputs", "playing", "causes", "simulation", "sweeps", "validation", "commands", "cli",
+    "identity", "deciding", "inputs", "fitting", "playing", "causes", "simulation", "sweeps", "validation", "commands", "cli",
 )  # fmt: skip
 HEAVY = {
     "numba", "polars", "hydra", "numpy", "simpy", "networkx", "scipy", "pyarrow", "omegaconf", "rich", "torch", "yaml",
@@ -118,11 +119,17 @@ def loaded_by(statement):
     return set(json.loads(done.stderr)), done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["list"], ["list", "model"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["list"], ["list", "model"], ["--version"], ["completion", "bash"]])
 def test_what_needs_no_run_costs_no_imports(arguments):
     loaded, printed = loaded_by(f"from clustersim.cli import main; main({arguments!r})")
     assert printed
     assert not loaded & HEAVY
+
+
+def test_completing_a_word_costs_the_reading_of_yaml():
+    loaded, printed = loaded_by("from clustersim.cli import main; main(['completion', 'words', 'clustersim capacity.f'])")
+    assert printed == "capacity.factor=\n"
+    assert loaded & HEAVY <= {"yaml"}
 
 
 def test_importing_the_package_costs_nothing():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clustersim import InputError, load_cluster
+from clustersim import InputError, load_cluster, routes
 from clustersim.network import measures
 from clustersim.places import data_folder, options
 from tests.walks import check_routes, pairs_of
@@ -28,10 +28,10 @@ def test_every_machine_routes_every_byte_from_its_source_to_its_destination(name
     cluster = load_cluster(name)
     src, dst = pairs_of(cluster)
     assert set(src) == set(dst) == set(range(cluster.n_gpus))
-    routes = cluster.routes(src, dst)
-    check_routes(cluster, src, dst, routes)
-    kinds = np.array([link.kind for link in cluster.links])[routes.links]
-    same = np.repeat(cluster.node_of[src] == cluster.node_of[dst], np.diff(routes.start))
+    ways = cluster.routes(src, dst)
+    check_routes(cluster, src, dst, ways)
+    kinds = np.array([link.kind for link in cluster.links])[ways.links]
+    same = np.repeat(cluster.node_of[src] == cluster.node_of[dst], np.diff(ways.start))
     assert set(kinds[same]) == {"nvlink_up", "nvlink_down"}, "GPUs of one node leave NVLink"
 
 
@@ -45,6 +45,24 @@ def test_every_machine_takes_every_policy_or_says_that_it_needs_pxn(name, policy
     cluster = load_cluster(name, routing={"name": policy, "then": None, "seed": None})
     src, dst = pairs_of(cluster, 1500)
     check_routes(cluster, src, dst, cluster.routes(src, dst))
+
+
+@pytest.mark.parametrize("name", sorted({*MACHINES} - {*NEED_A_RELAY}))
+def test_many_pairs_at_once_take_the_ways_that_few_take(name, monkeypatch):
+    cluster = load_cluster(name, routing={"name": "shortest", "then": None, "seed": None})
+    src, dst = pairs_of(cluster, 1500)
+    few, many = (monkeypatch.setattr(routes, "MANY", most) or cluster.routes(src, dst) for most in (10**9, 0))
+    for column in ("start", "links", "weights"):
+        np.testing.assert_array_equal(getattr(many, column), getattr(few, column), err_msg=column)
+    np.testing.assert_allclose(many.latency, few.latency, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", NEED_A_RELAY)
+def test_many_pairs_at_once_are_refused_where_one_is(name, monkeypatch):
+    monkeypatch.setattr(routes, "MANY", 0)
+    cluster = load_cluster(name)
+    with pytest.raises(InputError, match=r"cannot be reached from GPU 0: only by relaying"):
+        routes.shortest(cluster.wires, *pairs_of(cluster))
 
 
 @pytest.mark.parametrize("name", MACHINES)

@@ -43,7 +43,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 def runs(folder, study="runs"):
-    return sorted((folder / "results" / study).iterdir())
+    return sorted((folder / "results" / study).glob("*/"))
 
 
 def digests(folder):

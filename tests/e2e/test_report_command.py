@@ -1,5 +1,6 @@
 """`clustersim report` as a user types it."""
 
+import os
 import re
 
 import pytest
@@ -36,13 +37,73 @@ def test_from_a_study_to_its_page_in_two_commands(empty_folder, capsys):
     assert len(list((empty_folder / "here/figures").glob("*.svg"))) >= 4
 
 
+def rows_of(page):
+    """What the first table of a page lists: a row per job."""
+    return re.findall(r"<tr", re.search(r"<table.*?</table>", page, re.S)[0])[1:]
+
+
+def test_a_sweep_is_reported_whole_and_alone(empty_folder, capsys):
+    """It shares its folder with single runs and other sweeps."""
+    tiny = [*SMALL, "network=bound", "workers=0"]
+    runs = empty_folder / "results/runs"
+    assert main([*tiny, "seed=9"]) == 0
+    assert main(["-m", *tiny, "seed=0,1,2"]) == 0
+    (first,) = runs.glob("sweep-*.json")
+    assert main(["report"]) == 0
+    assert "report of results/runs in results/runs/report.html" in capsys.readouterr().out
+    page = (runs / "report.html").read_text()
+    assert len(rows_of(page)) == 3
+    assert "1 more there, not of this sweep" in page
+    assert main(["-m", *tiny, "capacity.factor=1,-1"]) == 2
+    assert main(["report", "results/runs"]) == 0
+    page = (runs / "report.html").read_text()
+    assert len(rows_of(page)) == 1
+    assert "1 of 2 jobs failed" in page
+    assert main(["report", "results/runs", "--all"]) == 0
+    assert len(rows_of((runs / "report.html").read_text())) == 1 + 3 + 1
+    assert main(["report", str(first)]) == 0
+    assert len(rows_of(first.with_suffix(".html").read_text())) == 3
+    capsys.readouterr()
+    assert main([*tiny, "seed=8"]) == 0
+    assert main(["report"]) == 0
+    assert re.search(r"report of results/runs/\w{12} in", capsys.readouterr().out), "a single run is the newest"
+
+
+def test_a_sweep_that_was_killed_is_reported_as_far_as_it_came(empty_folder, capsys, monkeypatch):
+    from clustersim.sweeps import run
+
+    def killed(*_):
+        raise MemoryError("as if it were killed")
+
+    tiny = ["-m", *SMALL, "network=bound", "workers=0", "seed=0,1,2,3"]
+    with monkeypatch.context() as patched:
+        real = run.pool.run_job
+        patched.setattr(run.pool, "run_job", lambda job, told: killed() if "seed=2" in job else real(job, told))
+        with pytest.raises(MemoryError):
+            main(tiny)
+    assert main(["report"]) == 0
+    page = (empty_folder / "results/runs/report.html").read_text()
+    assert len(rows_of(page)) == 2
+    assert "2 jobs of the sweep have not been run yet" in page
+    (told,) = (empty_folder / "results/runs").glob("sweep-*.json")
+    os.utime(told, ns=(0, 0))
+    capsys.readouterr()
+    assert main(["report"]) == 0
+    assert "report of results/runs in" in capsys.readouterr().out, "a kill came between the end of a job and its being listed"
+    assert main(tiny) == 0
+    assert main(["report"]) == 0
+    page = (empty_folder / "results/runs/report.html").read_text()
+    assert len(rows_of(page)) == 4
+    assert "have not been run" not in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "report: results holds no results yet; run clustersim first, or name a folder"),
         (["nowhere"], "report nowhere: there is no such folder"),
         (["a", "b"], "report a b: takes one folder, of a run or of many"),
-        (["--png"], "report --png: there is no such flag (--svg and --pdf write every figure, -o FILE says where)"),
+        (["--png"], "report --png: there is no such flag (--svg, --pdf: every figure; --all: of all runs; -o FILE)"),
         (["-o"], "report -o: names no file; write -o FILE.html"),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 
 import clustersim
 from clustersim.cli import main
+from clustersim.results.manifests import read_manifest
 from clustersim.results.store import TABLES
 from clustersim.sweeps import pool
 
@@ -94,6 +95,12 @@ def test_shards_of_a_sweep_share_its_jobs_and_merge_by_being_in_one_folder(capsy
         assert main([*SWEEP, "workers=0", f"shard={i}/3", "output=sharded"]) == 0
     out = capsys.readouterr().out
     assert [f"{n} runs in sharded/runs\n" in out for n in (2, 3)] == [True, True]
+    (whole,), parts = ([*Path(name).rglob("sweep-*.json")] for name in ("undisturbed", "sharded"))
+    assert len(parts) == 3
+    assert all(read_manifest(part).jobs == read_manifest(whole).jobs for part in parts)
+    for part in parts:
+        part.unlink()
+    del expected[str(whole.relative_to("undisturbed"))]
     assert contents(Path("sharded")) == expected
     assert clustersim.scan("sharded").collect().height == 8
 
@@ -124,7 +131,7 @@ def test_a_repeated_sweep_does_only_what_is_missing_or_failed(capsys):
     assert main([*SWEEP, "workers=0"]) == 0
     expected = contents(Path("results"))
     printed = capsys.readouterr().out
-    folders = sorted(Path("results/runs").iterdir())
+    folders = sorted(Path("results/runs").glob("*/"))
     written = {folder: (folder / "run.json").stat().st_mtime_ns for folder in folders}
     (folders[0] / "status.json").unlink()
     (folders[1] / "gpus.parquet").unlink()

@@ -131,12 +131,17 @@ def test_the_short_form_says_the_same_as_the_engine_s_model(name):
     config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     model, described = model_from(config), describe(config)
     assert (described.total_params, described.active_params) == (model.total_params, model.active_params)
-    attention = sum(model.score_flops * min(4096, window(model, layer)) for layer in range(model.n_layers))
+    attention = sum(score_flops(model.attention) * min(4096, window(model, layer)) for layer in range(model.n_layers))
     matrices = 2 * (model.active_params - model.embedding_params)
     assert described.flops("prefill", 4096) == pytest.approx(matrices + attention, rel=1e-12)
     experts = model.n_moe_layers * model.n_experts * model.expert_params
     expected = experts * model.expert_weight_bytes + (model.total_params - experts) * model.weight_bytes
     assert described.weight_bytes == pytest.approx(expected, rel=1e-12)
+
+
+def score_flops(a):
+    """Query · key, then weight · value, of all heads and one pair of tokens; multi-head latent attention expanded."""
+    return 4 * a.heads * a.head_dim if a.kind == "gqa" else 2 * a.heads * (a.qk_nope_head_dim + a.qk_rope_head_dim + a.v_head_dim)
 
 
 def window(model, layer):
@@ -202,8 +207,3 @@ def test_what_cannot_be_asked():
         describe(HYBRID).flops("decod", 10)
     with pytest.raises(InputError, match=r"^dtype=fp7"):
         describe(HYBRID).weight_bytes_as("fp7")
-
-
-def test_the_engine_says_that_it_does_not_play_it():
-    with pytest.raises(InputError, match=r"^model=hybrid: the engine plays attention with mixtures of experts so far"):
-        model_from(HYBRID)

@@ -13,10 +13,15 @@ from clustersim.config import compose
 from clustersim.engine import blocks, timing
 from clustersim.engine.compute import context_sums
 from clustersim.engine.gemm import grouped_seconds
+from clustersim.matrices import gemms
+from clustersim.parts import Moe
 from clustersim.types import InputError
 
 H100 = load_cluster("h100_sxm").gpu
-MODELS = ("deepseek_v3", "gpt_oss_20b", "mixtral_8x7b", "qwen3_235b_a22b", "deepseek_v2_lite")
+MODELS = (
+    "deepseek_v3", "gpt_oss_20b", "mixtral_8x7b", "qwen3_235b_a22b", "deepseek_v2_lite", "jamba_1_5_large", "mamba_2_2_7b",
+    "retnet_6_7b", "switch_c", "llama_4_maverick",
+)  # fmt: skip
 DEEPSEEK = timing.kernels(compose(["model=deepseek_v3"]).model, H100)
 FREE = timing.kernels_of(dataclasses.replace(H100, memory_latency=1e-30), "deepgemm_2025_07", "gemm", 0)
 
@@ -28,14 +33,10 @@ def model(name):
 
 def test_the_projections_of_deepseek_v3_are_the_gemms_that_deepgemm_is_measured_with():
     """q_a and kv_a read the same input and are one: 1536 + 512 + 64 columns. Queries 128 x 192, keys and values 128 x 256."""
-    assert blocks.projections(model("deepseek_v3")) == ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384))
-    assert blocks.projections(model("deepseek_v2_lite")) == ((16 * 192 + 576, 2048), (16 * 256, 512), (2048, 16 * 128))
-    assert blocks.projections(model("gpt_oss_20b")) == (((64 + 16) * 64, 2880), (2880, 4096))
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_projections_hold_the_weights_of_attention(name):
-    assert sum(n * k for n, k in blocks.projections(model(name))) == model(name).attention_params
+    first = {name: gemms(model(name).layers[0][0], model(name).hidden) for name in MODELS}
+    assert first["deepseek_v3"] == ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384))
+    assert first["deepseek_v2_lite"] == ((16 * 192 + 576, 2048), (16 * 256, 512), (2048, 16 * 128))
+    assert first["gpt_oss_20b"] == (((64 + 16) * 64, 2880), (2880, 4096))
 
 
 def passes(layout, precision, through, buffered=None, rows=(3, 0, 5)):
@@ -74,6 +75,11 @@ def test_a_rank_that_nothing_reaches_takes_no_time_and_one_that_only_passes_toke
     assert passes("contiguous", blocks.PRECISIONS["bf16"], 6.0, rows=(0, 0, 0)) > 8e-6
 
 
+def own_parts(m, tokens, context):
+    parts = dict.fromkeys(part for layer in m.layers for part in layer if not isinstance(part, Moe))
+    return [(part, m.hidden, tokens, context) for part in parts]
+
+
 @pytest.mark.parametrize("topology", ["h100_sxm", "a100_sxm", "gb200_nvl72"])
 @pytest.mark.parametrize("name", MODELS)
 def test_kernels_never_beat_the_roofline(name, topology):
@@ -83,12 +89,12 @@ def test_kernels_never_beat_the_roofline(name, topology):
     for tokens in (np.array([0, 1, 7, 64, 500, 4096]), rng.integers(0, 9000, 6)):
         slots = rng.multinomial(int(tokens.sum()), rng.dirichlet(np.ones(24)))
         owner = np.repeat(np.arange(6), 4)
-        context = context_sums(m, 0, np.arange(tokens.sum()) % 512 + 1, np.repeat(np.arange(6), tokens), 6)
+        context = context_sums(m.layers[0][0], np.arange(tokens.sum()) % 512 + 1, np.repeat(np.arange(6), tokens), 6)
         pairs = [
-            (real.experts(slots, owner, 6), bound.experts(slots, owner, 6)),
+            *([(real.experts(slots, owner, 6), bound.experts(slots, owner, 6))] if m.n_experts else []),
             (real.shared(tokens), bound.shared(tokens)),
-            (real.dense(tokens), bound.dense(tokens)),
-            *((real.attention(layer, tokens, context), bound.attention(layer, tokens, context)) for layer in (0, m.n_layers - 1)),
+            *((real.part_seconds(*own), bound.part_seconds(*own)) for own in own_parts(m, tokens, context)),
+            (real.matrix(m.vocab, m.hidden, tokens), bound.matrix(m.vocab, m.hidden, tokens)),
         ]
         for kernel, roof in pairs:
             assert (kernel >= roof * (1 - 1e-9)).all()

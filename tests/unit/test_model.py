@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
+from clustersim.architecture import played
 from clustersim.model import Attention, Model, model_from
 from clustersim.types import InputError
 
@@ -32,7 +32,7 @@ def test_exact_counts_of_checkpoints():
     assert mixtral.total_params == 2 * 32000 * 4096 + 32 * layer
     assert mixtral.total_params + (2 * 32 + 1) * 4096 == 46_702_792_704      # with its norms, what the checkpoint holds
     v3 = load("deepseek_v3")
-    assert v3.attention_params == 7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 * 128 * 256 + 128 * 128 * 7168
+    assert v3.attention.params(v3.hidden) == 7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 * 128 * 256 + 128 * 128 * 7168
     assert v3.expert_params == 44_040_192
 
 
@@ -51,9 +51,8 @@ def test_dense_layers_and_shared_experts_count_for_every_token():
     plain = model_from(SMALL)
     model = model_from(SMALL | {"n_dense_layers": 1, "dense_ffn": 128, "n_shared_experts": 2, "shared_ffn": 64})
     assert (plain.n_moe_layers, model.n_moe_layers) == (4, 3)
-    assert model.dense_params == 3 * 64 * 128
     assert model.shared_params == 3 * 64 * 64
-    expected = plain.active_params - 2 * plain.expert_params - plain.router_params + model.dense_params + 3 * model.shared_params
+    expected = plain.active_params - 2 * plain.expert_params - 64 * 16 + 3 * 64 * 128 + 3 * model.shared_params
     assert model.active_params == expected
     assert model.total_params - model.active_params == 3 * 14 * model.expert_params
 
@@ -61,22 +60,38 @@ def test_dense_layers_and_shared_experts_count_for_every_token():
 def test_attention_of_both_kinds_written_out():
     gqa, mla, direct = Attention(**GQA), Attention(**MLA), Attention(**(MLA | {"q_lora_rank": None}))
     assert gqa.params(64) == 64 * (128 + 32 + 32) + 128 * 64
-    assert gqa.score_flops == 2 * 128 + 2 * 128
-    assert gqa.kv_values == 64
     kv = 64 * (32 + 8) + 32 * 8 * (16 + 12)
     assert mla.params(64) == 64 * 24 + 24 * 8 * 24 + kv + 8 * 12 * 64
     assert direct.params(64) == 64 * 8 * 24 + kv + 8 * 12 * 64
-    assert mla.score_flops == 2 * 8 * 24 + 2 * 8 * 12
-    assert mla.kv_values == 40
 
 
 def test_gpt_oss_looks_back_128_tokens_in_every_other_layer():
-    attention, context = load("gpt_oss_20b").attention, np.array([1, 127, 128, 129, 4096])
-    assert [attention.windowed(layer) for layer in range(4)] == [True, False, True, False]
-    assert attention.layer_context(context, 0).tolist() == [1, 127, 128, 128, 128]
-    assert attention.layer_context(context, 1).tolist() == context.tolist()
-    assert not any(load("mixtral_8x7b").attention.windowed(layer) for layer in range(32))
+    layers = load("gpt_oss_20b").layers
+    assert [attention.window for attention, _ in layers[:4]] == [128, None, 128, None]
+    assert not any(attention.window for attention, _ in load("mixtral_8x7b").layers)
     assert all(Attention(**(GQA | {"sliding_window": 4})).windowed(layer) for layer in range(4))
+
+
+def test_the_long_form_says_which_layers_have_experts():
+    """Jamba 1.5: every other layer from the second on, attention in the fifth of eight; Llama 3 has none at all."""
+    jamba, llama = (played(yaml.safe_load((CONF / f"{name}.yaml").read_text())) for name in ("jamba_1_5_large", "llama_3_1_405b"))
+    assert jamba.moe_layers == tuple(range(1, 72, 2))
+    assert [type(layer[0]).__name__ for layer in jamba.layers[:8]] == ["Mamba"] * 4 + ["Attention"] + ["Mamba"] * 3
+    assert (jamba.n_experts, jamba.top_k, jamba.expert_params) == (16, 2, 3 * 8192 * 24576)
+    assert (llama.n_experts, llama.top_k, llama.moe_layers) == (0, 0, ())
+
+
+@pytest.mark.parametrize(("layers", "said"), [
+    (["look one", "look two"], "its layers mix experts of 2 shapes"), (["look one one"], "layer 0 has two mixtures of experts"),
+])  # fmt: skip
+def test_what_one_placement_cannot_hold_is_refused(layers, said):
+    parts = {
+        "look": {"kind": "attention", "heads": 8, "kv_heads": 2, "head_dim": 16},
+        "one": {"kind": "moe", "experts": 4, "top_k": 1, "size": 8}, "two": {"kind": "moe", "experts": 8, "top_k": 1, "size": 8},
+    }  # fmt: skip
+    used = {name: part for name, part in parts.items() if name in " ".join(layers)}
+    with pytest.raises(InputError, match=said):
+        played({"name": "x", "hidden": 64, "vocab": 10, "parts": used, "layers": [{"times": 1, "of": layers}]})
 
 
 REFUSED = [

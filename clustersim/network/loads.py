@@ -1,0 +1,180 @@
+"""What flows put on the links of their routes, summed in one pass. Inner loops only: it imports numba."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clustersim.jit import lean
+
+
+@lean
+def add_up(start, links, weights, nbytes, load):
+    """Add the bytes of each flow to the links of its route."""
+    for f in range(nbytes.size):
+        for h in range(start[f], start[f + 1]):
+            load[links[h]] += nbytes[f] * weights[h]
+
+
+@lean
+def work_off(begin, end, release, start, links, weights, nbytes, per_byte, ends):
+    """When each link is through with its flows, taken in order of their release; `ends` starts at -inf.
+
+    Args:
+        per_byte: seconds [links].
+        begin, end: flows begin[i] to end[i] - 1 have the same release; these runs stand in rising order of it.
+    """
+    for i in range(begin.size):
+        for f in range(begin[i], end[i]):
+            for h in range(start[f], start[f + 1]):
+                link = links[h]
+                ends[link] = max(ends[link], release[f]) + nbytes[f] * weights[h] * per_byte[link]
+
+
+@lean
+def number_values(values, table, place, distinct, number):
+    """Number values in order of their appearance: `number` [values], `distinct`. How many; 0 when `distinct` is too short.
+
+    Args:
+        values: as unsigned integers; table, place: scratch of the same length, a power of 2 and more than that of `distinct`.
+    """
+    place[:] = -1
+    mask = np.uint64(table.size - 1)
+    n = 0
+    for i in range(values.size):
+        if i > 0 and values[i] == values[i - 1]:
+            number[i] = number[i - 1]
+            continue
+        at = ((values[i] * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)) & mask
+        while place[at] >= 0 and table[at] != values[i]:
+            at = (at + np.uint64(1)) & mask
+        if place[at] < 0:
+            if n == distinct.size:
+                return 0
+            table[at] = values[i]
+            distinct[n] = values[i]
+            place[at] = n
+            n += 1
+        number[i] = place[at]
+    return n
+
+
+@lean
+def count_flows(links, after):
+    """Where the flows of each link begin if they are sorted by link, after [links + 1], which starts at 0."""
+    for h in range(links.size):
+        after[links[h] + 1] += 1
+    for link in range(1, after.size):
+        after[link] += after[link - 1]
+
+
+@lean
+def sort_by_link(start, links, weights, nbytes, per_byte, number, place, at, ranks, seconds):
+    """Sort the flows of every link into ranks and seconds [hops]: the rank of their release, and how long they take there.
+
+    Args:
+        number: [flows] of their release; place: the rank of each number.
+        at: [links] where the flows of each link go; moved.
+    """
+    for f in range(nbytes.size):
+        rank = place[number[f]]
+        for h in range(start[f], start[f + 1]):
+            link = links[h]
+            ranks[at[link]] = rank
+            seconds[at[link]] = nbytes[f] * weights[h] * per_byte[link]
+            at[link] += 1
+
+
+@lean
+def work_off_by_rank(first, ranks, seconds, release, sums, ends):
+    """As `work_off`, of flows sorted by link; `release` is that of each rank, rising, and `sums` [ranks] is scratch."""
+    for link in range(ends.size):
+        if first[link] == first[link + 1]:
+            continue
+        low = high = ranks[first[link]]
+        for i in range(first[link], first[link + 1]):
+            low = min(low, ranks[i])
+            high = max(high, ranks[i])
+        for rank in range(low, high + 1):
+            sums[rank] = 0.0
+        for i in range(first[link], first[link + 1]):
+            sums[ranks[i]] += seconds[i]
+        left = 0.0
+        for rank in range(high, low - 1, -1):       # from this release on the link has that much to do
+            if sums[rank] > 0.0:
+                left += sums[rank]
+                ends[link] = max(ends[link], release[rank] + left)
+
+
+@lean
+def latest(seconds, start, links, release, latency):
+    """The latest release + latency + sum of the `seconds` of the links along the route, of all flows."""
+    last = -np.inf
+    for f in range(release.size):
+        along = release[f] + latency[f]
+        for h in range(start[f], start[f + 1]):
+            along += seconds[links[h]]
+        last = max(last, along)
+    return last
+
+
+@lean
+def least_whole(start, links, latency, least):
+    """The least latency of the flows over each link; `least` starts at inf."""
+    for f in range(latency.size):
+        for h in range(start[f], start[f + 1]):
+            least[links[h]] = min(least[links[h]], latency[f])
+
+
+@lean
+def least_by_hop(start, links, latency, of_link, before, onward):
+    """The least that a flow over each link has had of its latency before it, and has from it on; both start at inf."""
+    for f in range(latency.size):
+        left = 0.0
+        for h in range(start[f + 1] - 1, start[f] - 1, -1):
+            left += of_link[links[h]]
+            onward[links[h]] = min(onward[links[h]], left)
+            before[links[h]] = min(before[links[h]], latency[f] - left)
+
+
+@lean
+def inherit(after_start, after, latency, earliest):
+    """Flows that follow others take the longest latency of those in addition to their own, and are let go no earlier."""
+    for f in range(latency.size):
+        most = 0.0
+        for i in range(after_start[f], after_start[f + 1]):
+            most = max(most, latency[after[i]])
+            earliest[f] = max(earliest[f], earliest[after[i]])
+        latency[f] += most
+
+
+@lean
+def count_pairs(nbytes):
+    """Pairs of a matrix with something to send to another; -1 where an entry is negative or not finite."""
+    n = 0
+    for i in range(nbytes.shape[0]):
+        for j in range(nbytes.shape[1]):
+            if not 0.0 <= nbytes[i, j] < np.inf:
+                return -1
+            n += nbytes[i, j] > 0.0 and i != j
+    return n
+
+
+@lean
+def list_pairs(nbytes, starts, src, dst, sizes, release):
+    """Those pairs, row by row, with the time at which their source starts."""
+    n = 0
+    for i in range(nbytes.shape[0]):
+        for j in range(nbytes.shape[1]):
+            if nbytes[i, j] > 0.0 and i != j:
+                src[n] = i
+                dst[n] = j
+                sizes[n] = nbytes[i, j]
+                release[n] = starts[i]
+                n += 1
+
+
+@lean
+def write_pairs(src, dst, drain, latency, finish):
+    """Write drain + latency of each pair into the matrix `finish`."""
+    for i in range(src.size):
+        finish[src[i], dst[i]] = drain[i] + latency[i]
