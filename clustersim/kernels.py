@@ -84,6 +84,11 @@ def slowness(kernel: Kernel, gpu: GpuSpec) -> float:
     return gpu.memory_latency / kernel["memory_latency"] if gpu.memory_latency is not None else 1.0
 
 
+def launched(kernel: Kernel, gpu: GpuSpec) -> float:
+    """Seconds from the start of a pass until its bytes begin to move: of `kernels` one after the other."""
+    return kernel["kernels"] * kernel["round"] * slowness(kernel, gpu)
+
+
 def load_kernel(name: str) -> Kernel:
     """A kernel generation of `conf/kernel/`, or of a user's YAML file.
 

@@ -19,7 +19,8 @@ def command(arguments: list[str]) -> int:
         elif text in ("--rows", "--json", "--plot", "--leave-out", "--refit"):
             flags.add(text)
         elif text.startswith("-"):
-            raise InputError(f"validate {text}: there is no such flag (--rows, --json, --plot, --leave-out, --refit, -o FILE.png)")
+            known = "--rows, --json, --plot, --leave-out, --refit, -o FILE.png"
+            raise InputError(f"validate {text}: there is no such flag ({known})")
         else:
             paths.append(text)
     if len(paths) > 1:

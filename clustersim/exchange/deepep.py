@@ -9,7 +9,7 @@ import numpy as np
 from clustersim.exchange.copies import Gpus, TokenBytes, choice_copies, count_copies, destinations, distinct
 from clustersim.exchange.hierarchical import copy_bytes_of, forwarders_of, transfers_of
 from clustersim.exchange.payloads import loaded
-from clustersim.kernels import Kernel, load_kernel, slowness
+from clustersim.kernels import Kernel, launched, load_kernel, slowness
 from clustersim.lanes import lanes_from
 from clustersim.types import InputError, Ints, Lanes, Placement, Routing, Transfers, independent
 
@@ -49,8 +49,7 @@ def deepep_normal(
     to_gpu, tokens = by_channel.sum(axis=1), np.bincount(routing.source, minlength=cluster.n_gpus)
     plain = transfers_of(phase, to_gpu, away, cluster, copy_bytes, chunk_tokens)
     phases = 1 if phase == "dispatch" else 2        # a combine first sends, then reduces
-    kernels = constants["kernels"] * constants["round"] * slowness(constants, cluster.gpu)
-    start = phases * kernels + (constants["notify"] if notify and phase == "dispatch" else 0.0)
+    start = phases * launched(constants, cluster.gpu) + (constants["notify"] if notify and phase == "dispatch" else 0.0)
     token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
     return replace(
         plain, release=np.full(plain.n, start),
@@ -168,13 +167,14 @@ def _puts(
     nic = by_rdma[src, dst]
     taken = np.bincount(dst[~nic], count[~nic], n) + own                # messages that a GPU takes out of its buffer
     copied_out = 2 * taken * token / (constants["copy_share"] * cluster.gpu.memory_bandwidth)
-    begins = np.where(nic | (phase == "dispatch"), round_s, first) + np.where(nic, constants["message"] * told[src], copied_out[dst])
+    begins = np.where(nic | (phase == "dispatch"), round_s, first)
+    begins += np.where(nic, constants["message"] * told[src], copied_out[dst])
     plain = independent(src, dst, count * message)
     putting = ~nic & (phase == "combine")
     return replace(
         plain, release=begins, by_nic=nic if rdma else None, messages=count, logical_bytes=logical, least=np.full(n, round_s),
         lanes=lanes_from(
-            (ISSUING, np.where(nic, src, -1), np.full(plain.n, 1 / message)), (PUTTING, np.where(putting, src, -1), np.ones(plain.n)),
-            n_gpus=n,
+            (ISSUING, np.where(nic, src, -1), np.full(plain.n, 1 / message)),
+            (PUTTING, np.where(putting, src, -1), np.ones(plain.n)), n_gpus=n,
         ),
     )  # fmt: skip

@@ -29,7 +29,7 @@ def routing_of(rng: np.random.Generator, words: str, *, gpus: int, tokens: int, 
         raise InputError(f"case.top_k={top_k}: must be from 1 to the {experts} experts")
     n = gpus * tokens
     if n * top_k > MOST:
-        raise InputError(f"case.tokens_per_gpu={tokens}: {n * top_k} choices on {gpus} GPUs are more than {MOST}, which is what is drawn")
+        raise InputError(f"case.tokens_per_gpu={tokens}: {n * top_k} choices on {gpus} GPUs; at most {MOST} are drawn")
     if words == "balanced":
         ids = _balanced(gpus, tokens, experts, top_k)
     elif words == "uniform":

@@ -11,8 +11,8 @@ from typing import Any
 
 from clustersim.validation.exchanges import exchange
 from clustersim.validation.gemms import expert_compute, gemm
-from clustersim.validation.moe_layers import moe_layer
 from clustersim.validation.identities import closed_form, distinct_places, dropped, eplb, load, share_of_slots, sigmas, worst_part
+from clustersim.validation.moe_layers import moe_layer
 
 distinct = distinct_places
 

@@ -24,7 +24,7 @@ _NCCL_LINE = re.compile(rf"^\s*(\d+)\s+(\d+)\s+(\w+)\s+\S+\s+-?\d+\s+({_FLOAT})\
 _NCCL_RANK = re.compile(r"^#\s+Rank\s+(\d+).*?\]\s+(.*)$", re.MULTILINE)
 _CONFIG = re.compile(r"num_tokens=(\d+),\s*hidden=(\d+),\s*num_topk=(\d+)")
 _NORMAL = re.compile(r"Best (dispatch|combine)(?: \((\w+)\))?: SMs (\d+),(.*)", re.IGNORECASE)
-_TIMES = re.compile(r"(?:avg_t|\bt|transmit): ([\d.]+) us|[\d.]+ \+ ([\d.]+) us")      # with a notify apart: notify + transmission
+_TIMES = re.compile(r"(?:avg_t|\bt|transmit): ([\d.]+) us|[\d.]+ \+ ([\d.]+) us")      # between nodes: notify + transmission
 _RATES = re.compile(r"([\d.]+) GB/s \((RDMA|NVL)\)")
 _LOW = re.compile(
     r"\[rank (\d+)\] Dispatch bandwidth: [\d.]+ GB/s, avg_t=([\d.]+) us \| Combine bandwidth: [\d.]+ GB/s, avg_t=([\d.]+) us"
@@ -50,7 +50,10 @@ def read_log(path: Path, given: Mapping[str, Any]) -> list[Row]:
 
 
 def nccl_tests(text: str, given: Mapping[str, Any]) -> list[Row]:
-    """alltoall_perf: its out-of-place times by size; ranks and GPU from the header. Layout: NVIDIA/nccl-tests @0fdb00a, src/util.cu."""
+    """alltoall_perf: its out-of-place times by size; ranks and GPU from the header.
+
+    Layout: NVIDIA/nccl-tests @0fdb00a, src/util.cu.
+    """
     if "out-of-place" not in text or (lines := _NCCL_LINE.findall(text)) == []:
         return []
     ranks = _NCCL_RANK.findall(text)

@@ -75,7 +75,8 @@ def moe_layer(case: Mapping[str, Any]) -> float:
             raise InputError(f"case.{key}={case[key]}: must be {'true or false' if kind is bool else 'a whole number'}")
     gpu, mine, reached = machine({"gpu": case["gpu"]}).gpu, experts // gpus, load_kernel("megatron")
     gpu = replace(
-        gpu, bf16_achieved=_share(gpu.bf16_achieved, reached["bf16_share"]), fp8_achieved=_share(gpu.fp8_achieved, reached["fp8_share"]),
+        gpu, bf16_achieved=_share(gpu.bf16_achieved, reached["bf16_share"]),
+        fp8_achieved=_share(gpu.fp8_achieved, reached["fp8_share"]),
     )  # fmt: skip
     for text in reached.beyond({"tokens_per_gpu": tokens, "gpus": gpus}):
         note(text)
@@ -99,16 +100,19 @@ def _share(rate: float | None, share: float) -> float | None:
 
 def _exchange(case: Mapping[str, Any], phase: str) -> float:
     asked = {key: case[key] for key in PASSED if case.get(key) is not None}
-    return exchanges.exchange(
-        {**asked, "what": "exchange", "phase": phase, "payload": "bf16", "routing": "uniform", "metric": "seconds", "statistic": "mean"}
-    )
+    return exchanges.exchange({
+        **asked, "what": "exchange", "phase": phase, "payload": "bf16", "routing": "uniform", "metric": "seconds",
+        "statistic": "mean",
+    })  # fmt: skip
 
 
 def _router(layer: _Layer, experts: int, gpus: int) -> float:
     """Logits in FP32 (the operands are widened first), scores, choice, loss, and the round of counts among the GPUs."""
     gpu, nccl = layer.kernels.gpu, load_kernel("nccl")
     widened = layer.passes(1, layer.tokens * layer.hidden * (WIDE + 4.0))
-    logits = max(2.0 * layer.tokens * layer.hidden * experts / (gpu.bf16_flops / 2), layer.tokens * layer.hidden * 4.0 / (gpu.memory_achieved or 1))
+    values = float(layer.tokens * layer.hidden)
+    assert gpu.memory_achieved is not None
+    logits = max(2 * values * experts / (gpu.bf16_flops / 2), 4 * values / gpu.memory_achieved)        # TF32: half of BF16
     counts = nccl["base_ll"] + (gpus - 1) * nccl["nvlink_ll"]
     return widened + logits + layer.passes(4, 4 * layer.tokens * experts * 4.0) + counts
 

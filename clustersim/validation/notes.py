@@ -17,7 +17,7 @@ WHOLE = {               # keys whose value is a whole number from 1 up, and what
     "tokens_per_gpu": 1 << 24, "buffer_tokens": 1 << 24, "bytes_per_gpu": 1 << 50,
 }  # fmt: skip
 TEXT = (
-    "gpu", "nic", "exchange", "phase", "payload", "routing", "kernel", "metric", "statistic", "dtype", "layout", "through", "model",
+    "gpu", "nic", "exchange", "phase", "payload", "routing", "kernel", "metric", "statistic", "dtype", "layout", "through",
 )
 
 

@@ -49,7 +49,8 @@ def test_the_best_of_a_tuning_is_read_in_every_layout_that_releases_print(tmp_pa
 
 def test_a_best_without_a_time_or_the_rate_of_its_link_is_refused(tmp_path):
     (tmp_path / "a.log").write_text(
-        "[config] num_tokens=4096, hidden=7168, num_topk=8\n[tuning] Best dispatch (FP8): SMs 24, NVL chunk 8, 328.17 GB/s (NVL)\n"
+        "[config] num_tokens=4096, hidden=7168, num_topk=8\n"
+        "[tuning] Best dispatch (FP8): SMs 24, NVL chunk 8, 328.17 GB/s (NVL)\n"
     )
     with pytest.raises(InputError, match=r"neither a time nor GB/s \(RDMA\)"):
         read_log(tmp_path / "a.log", {"gpu": "h100_sxm", "gpus": 16})
@@ -59,7 +60,7 @@ def test_large_times_of_nccl_tests_come_with_an_exponent(tmp_path):
     head = (LOGS / "nccl_alltoall.txt").read_text().splitlines()[:15]
     line = "  8589934592    4294967296      half    none      -1  1.2e+07    0.72    0.63      0  1.2e+07    0.72    0.63    N/A"
     (tmp_path / "a.log").write_text("\n".join([*head, line]))
-    assert [row.value for row in read_log(tmp_path / "a.log", {}) if row.case["bytes_per_gpu"] == 8589934592] == [pytest.approx(12.0)]
+    assert {row.case["bytes_per_gpu"]: row.value for row in read_log(tmp_path / "a.log", {})}[8589934592] == pytest.approx(12.0)
 
 
 def test_a_kernel_and_a_topology_come_out_that_a_run_takes(tmp_path, monkeypatch, capsys):
@@ -94,7 +95,8 @@ NCCL, NORMAL, LOW, LINK = (
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (["nowhere.log", "-o", "a.yaml"], "cannot be read"), ([NORMAL, "-o", "a.yaml"], "does not say gpus"),
-    ([str(Path(__file__).with_name("test_units.py")), "-o", "a.yaml"], "is no output of deepep, nccl_tests, nvbandwidth"), ([LINK], "takes logs"),
+    ([str(Path(__file__).with_name("test_units.py")), "-o", "a.yaml"], "is no output of deepep, nccl_tests, nvbandwidth"),
+    ([LINK], "takes logs"),
     ([LINK, "-o", "a.yaml"], "no log of an exchange"),
     ([NCCL, LOW, "gpu=h100_sxm", "gpus=8", "-o", "a.yaml"], "one kernel at a time"),
 ])  # fmt: skip

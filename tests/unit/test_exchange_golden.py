@@ -111,7 +111,7 @@ def test_without_sums_at_forwarders_one_copy_per_gpu_goes_home():
 
 
 def test_low_latency_issues_a_count_for_every_expert_beyond_reach_of_nvlink():
-    """8 experts, half of them on the other node: 4 counts; by RDMA alone 6. A load of this GPU takes twice as long as an H100's."""
+    """8 experts, half of them on the other node: 4 counts; by RDMA alone 6. A load takes twice as long as on an H100."""
     kernel = load_kernel("deepep_low_latency")
     for name, told in (("deepep_low_latency", 4), ("deepep_low_latency_rdma", 6)):
         for phase in ("dispatch", "combine"):

@@ -8,10 +8,23 @@ from clustersim.validation.machines import machine
 from clustersim.validation.moe_layers import moe_layer
 
 CASE = {
-    "what": "moe_layer", "gpu": "h100_sxm", "gpus": 8, "gpus_per_node": 8, "nic": None, "exchange": "nccl_alltoall", "phase": "forward",
-    "tokens_per_gpu": 4096, "hidden": 4096, "expert_ffn": 14336, "top_k": 2, "experts": 8, "dtype": "bf16", "gated": False,
-    "shared_ffn": 0, "metric": "seconds",
-}  # fmt: skip
+    "what": "moe_layer",
+    "gpu": "h100_sxm",
+    "gpus": 8,
+    "gpus_per_node": 8,
+    "nic": None,
+    "exchange": "nccl_alltoall",
+    "phase": "forward",
+    "tokens_per_gpu": 4096,
+    "hidden": 4096,
+    "expert_ffn": 14336,
+    "top_k": 2,
+    "experts": 8,
+    "dtype": "bf16",
+    "gated": False,
+    "shared_ffn": 0,
+    "metric": "seconds",
+}
 
 
 def of(**changes):
@@ -24,9 +37,21 @@ def test_a_layer_takes_its_two_exchanges_and_its_arithmetic_at_least(dtype):
     gpu = machine({"gpu": "h100_sxm"}).gpu
     flops = 4096 * 2 * 2 * 2 * 4096 * 14336
     peak = gpu.bf16_flops if dtype == "bf16" else gpu.fp8_flops
-    there = {key: CASE[key] for key in ("gpu", "gpus", "gpus_per_node", "exchange", "tokens_per_gpu", "hidden", "top_k", "experts")}
+    there = {
+        key: CASE[key] for key in ("gpu", "gpus", "gpus_per_node", "exchange", "tokens_per_gpu", "hidden", "top_k", "experts")
+    }
     sent = sum(
-        exchange({**there, "what": "exchange", "payload": "bf16", "routing": "uniform", "metric": "seconds", "statistic": "mean", "phase": p})
+        exchange(
+            {
+                **there,
+                "what": "exchange",
+                "payload": "bf16",
+                "routing": "uniform",
+                "metric": "seconds",
+                "statistic": "mean",
+                "phase": p,
+            }
+        )
         for p in ("dispatch", "combine")
     )
     assert of(dtype=dtype) > flops / peak + sent
@@ -48,12 +73,19 @@ def test_copies_that_travel_as_one_save_bytes_where_a_gpu_has_several_experts():
     assert of(**many, exchange="hybrid_ep") > 0
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"phase": "dispatch"}, "case.phase=dispatch: must be forward or backward"), ({"experts": 9}, "cannot be spread evenly"),
-    ({"dtype": "fp4"}, "case.dtype=fp4"), ({"gated": "yes"}, "case.gated=yes: must be true or false"),
-    ({"colour": 1}, "not in the vocabulary of moe_layer"), ({"expert_ffn": None}, "case.expert_ffn: is missing"),
-    ({"exchange": "no_such"}, "there is no such exchange"), ({"gpu": "h20"}, "no topology has it"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"phase": "dispatch"}, "case.phase=dispatch: must be forward or backward"),
+        ({"experts": 9}, "cannot be spread evenly"),
+        ({"dtype": "fp4"}, "case.dtype=fp4"),
+        ({"gated": "yes"}, "case.gated=yes: must be true or false"),
+        ({"colour": 1}, "not in the vocabulary of moe_layer"),
+        ({"expert_ffn": None}, "case.expert_ffn: is missing"),
+        ({"exchange": "no_such"}, "there is no such exchange"),
+        ({"gpu": "h20"}, "no topology has it"),
+    ],
+)
 def test_what_a_layer_cannot_be_is_refused(change, said):
     with pytest.raises(InputError, match=said):
         of(**change)
