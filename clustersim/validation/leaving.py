@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clustersim.kernels import fitted_constants, trying
+from clustersim.kernels import fitted_constants, load_kernel, trying
 from clustersim.types import Floats
 from clustersim.validation.fitting import Fit, least_squares
 from clustersim.validation.rows import Row
@@ -41,7 +41,10 @@ FITTED_ON: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {     # group
     "V11": ((), ()),
 }
 ALONE: Mapping[str, Mapping[str, tuple[str, float]]] = {     # constants that no other rows tell -> times what stands in for them
-    "V2": {"deepep_low_latency.launch": ("ports.round", 1.0), "deepep_low_latency.combine_share": ("ports.nvlink_share", 1.0)},
+    "V2": {
+        "deepep_low_latency.launch": ("nccl.base_simple", 1.0),                   # of NCCL's source: before its first bytes
+        "deepep_low_latency.combine_share": ("ports.nvlink_share", 1.0),
+    },
     "V6": {
         "trtllm_one_sided.handshake_dispatch": ("ports.round", 429 / 377),       # a load on GB200 against one on H100
         "trtllm_one_sided.handshake_combine": ("ports.round", 2 * 429 / 377),     # two kernels: one prepares the buffer
@@ -104,10 +107,9 @@ def _elsewhere(name: str, rows: list[Row]) -> tuple[dict[str, float], str]:
     if name not in FITTED_ON:
         return {}, "none of its rows set a constant"
     fitted, teachers = FITTED_ON[name]
-    known = {key: one.value for key, one in fitted_constants().items()} | {"": 1.0}
     values = dict(_fit(fitted, [row for row in rows if row.group in teachers and _large(row)]).values) if fitted else {}
     for key, (other, times) in ALONE.get(name, {}).items():
-        values[key] = times * values.get(other, known[other])
+        values[key] = times * (values.get(other) or _value(other))
     told = [f"{_leaves(fitted)} from {', '.join(teachers)}"] if fitted else []
     for key, (other, times) in ALONE.get(name, {}).items():
         told.append(f"{_leaves([key])} as " + ((other and (other if times == 1 else f"{times:.3g} {other}")) or f"{times:g}"))
@@ -124,6 +126,12 @@ def _fit(constants: Iterable[str], rows: list[Row], power: int = SQUARES) -> Fit
         return powered
 
     return least_squares({key: known[key] for key in constants}, residuals, rounds=4)
+
+
+def _value(key: str) -> float:
+    """A constant as it is; 1 for none."""
+    kernel, _, leaf = key.rpartition(".")
+    return load_kernel(kernel)[leaf] if key else 1.0
 
 
 def _leaves(keys: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ _notes: list[str] = []
 WHOLE = {               # keys whose value is a whole number from 1 up, and what is far beyond any machine or kernel
     "gpus": 1 << 14, "gpus_per_node": 1 << 14, "hidden": 1 << 20, "top_k": 1 << 12, "experts": 1 << 16, "sms": 1 << 12,
     "m": 1 << 24, "n": 1 << 24, "k": 1 << 24, "groups": 1 << 16, "expert_ffn": 1 << 24, "tokens": 1 << 32,
-    "tokens_per_gpu": 1 << 24, "buffer_tokens": 1 << 24, "bytes_per_gpu": 1 << 50,
+    "tokens_per_gpu": 1 << 24, "buffer_tokens": 1 << 24, "bytes_per_gpu": 1 << 50, "slots": 1 << 16,
 }  # fmt: skip
 TEXT = (
     "gpu", "nic", "exchange", "phase", "payload", "routing", "kernel", "metric", "statistic", "dtype", "layout", "through",

@@ -56,7 +56,9 @@ WORDS = {
     "gated": (True, False, "yes"),
     "shared_ffn": (0, 2048, -1),
 }
+WORDS |= {"uneven": (0.1, 1.564, 40, "much"), "slots": (256, 288, 320, 300), "drift": (0, 0.105, 3.0)}
 KINDS = {
+    "imbalance": ("gpus", "experts", "top_k", "tokens_per_gpu", "uneven", "slots", "drift"),
     "exchange": (
         "gpu",
         "gpus",
