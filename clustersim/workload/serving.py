@@ -37,7 +37,7 @@ def decoding_from(config: Mapping[str, Any]) -> Decoding | None:
     Raises:
         InputError: a value that cannot be.
     """
-    if config["phase"] == "prefill":
+    if config["phase"] != "decode":
         return None
     given = {key: config[key] for key in ("context", "context_spread", "rank_spread", "draft", "accepted")}
     for key, value in given.items():

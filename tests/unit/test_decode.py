@@ -74,7 +74,7 @@ def test_drafts_cost_arithmetic_and_no_second_look_at_the_cache():
 
 def test_a_window_bounds_what_is_read():
     """GPT-OSS: every other layer looks at 128 tokens, so that 32,768 instead of 4,096 make only the others longer."""
-    ask = ["workload=decode", "workload.context_spread=0", "network=bound", "topology.nodes=1"]
+    ask = ["workload=decode", "workload.context_spread=0", "network=bound", "topology.nodes=1", "workload.tokens_per_gpu=64"]
     near, far = (simulate([*ask, f"workload.context={context}"]).tables["gpus"] for context in (4096, 32768))
     windowed, whole = ([table.filter(layer=layer)["attention_s"].mean() for table in (near, far)] for layer in (2, 3))
     assert windowed[0] == pytest.approx(windowed[1], rel=1e-12)
