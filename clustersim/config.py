@@ -110,10 +110,13 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
     if workload["phase"] != of_group:
         raise InputError(f"workload.phase={workload['phase']}: is set by the group; write workload={workload['phase']}")
     decoding = decoding_from(workload)
-    for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute"):
+    for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute", "schedule"):
         for key, value in config[group].items():
             if value == "???" or (key == "path" and not value):
                 raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")
+    plain = (config["schedule"].get("name"), config["schedule"].get("shared")) == ("in_order", "after")
+    if workload["phase"] == "training" and not plain:
+        raise InputError(f"schedule={config['schedule']['name']}: orders a forward pass; training has parallel.order")
     if config["memory"] not in ("check", "ignore"):
         near = did_you_mean(str(config["memory"]), ("check", "ignore"))
         raise InputError(f"memory={shown(config['memory'])}: must be check or ignore{near}")
@@ -137,7 +140,7 @@ def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model, capacity and plug-ins see to theirs."""
     own = None if config["config_dir"] is None else Path(str(config["config_dir"]))
     known = {key: [key] for key in config if key in (*GROUPS, *ALONE)}
-    for group in ("trace", "workload", "capacity", "decide", "compute", "parallel"):
+    for group in ("trace", "workload", "capacity", "decide", "compute", "parallel", "cost"):
         chosen = load_yaml(option_files(group, own)[choices[group]])
         known[group] += [f"{group}.{key!s}" for key in chosen]
     known["export"] += [f"export.{key}" for key in ("timeline", "first_layer", "events", "arrows")]

@@ -28,7 +28,9 @@ from clustersim.causes import (
     moe_seconds,
     ports_alone,
 )
+from clustersim.cluster import build_cluster
 from clustersim.config import Run, compose, what_is_run
+from clustersim.cost import cost_from, cost_row
 from clustersim.engine.gpu import Played
 from clustersim.identity import Identity, identify
 from clustersim.placement.replicas import chosen_slots
@@ -154,6 +156,8 @@ def _train_once(run: Run, progress: Progress) -> Result:
     identity = identify(run)
     trained = train(run, progress)
     numbers = training_row(trained, describe(run.config["model"])) | memory_summary(trained.memory, trained.gpu_memory)
+    some = build_cluster(run.topology, {**run.config["topology"], "nodes": min(2, run.config["topology"]["nodes"])})
+    numbers |= cost_row(numbers, cost_from(run.config["cost"]), some, trained.parallel.gpus)
     summary = {**combined([{**_named(run), "gpus": trained.parallel.gpus, **numbers}]), **_keys(run)}
     tables = {
         "summary": summary_table({"run_id": identity.run_id, **summary}), "stages": stages_table(trained),
@@ -205,6 +209,7 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
             steps, kept, rebalances=parts.plan.rebalances, buffer_bytes=parts.plan.buffer_bytes,
             expert_bytes=run.model.expert_params * run.model.expert_weight_bytes,
         )
+    numbers |= cost_row(numbers, cost_from(run.config["cost"]), parts.cluster, parts.cluster.n_gpus)
     notes = _notes(parts, numbers)
     if collided and collided[0] > 1.01:
         notes += (f"routes pile up: the busiest {collided[1]} takes {collided[0]:.2f} times what an even spread would leave it",)

@@ -9,14 +9,13 @@ import numpy as np
 import polars as pl
 
 from clustersim.cluster import Cluster
-from clustersim.engine.gpu import ATTENDED, BEGUN, COMBINED, COMPUTED, DISPATCHED, ENDED, Played
+from clustersim.cost import COLUMNS as COST_COLUMNS
+from clustersim.engine.gpu import Played
 from clustersim.model import Model
 from clustersim.network.measures import collisions
 from clustersim.results.counting import LayerCounts
 from clustersim.results.replicates import INTERVALS
 from clustersim.types import Floats
-
-PARTS = ("attention_s", "dispatch_s", "expert_s", "combine_s", "other_s", "idle_s")     # of a GPU's time; they sum to the step
 
 CAUSE_COLUMNS = (           # of a layer: the first is the sum of the others
     "moe_s", "ideal_s", "popularity_s", "source_s", "placement_s", "exchange_s", "topology_s", "joint_s",
@@ -26,17 +25,7 @@ CAUSE_COLUMNS = (           # of a layer: the first is the sum of the others
 def gpus_table(played: Played, counts: Sequence[LayerCounts | None], step: int = 0) -> pl.DataFrame:
     """Per layer and GPU: the parts of the compute stream's time, and what the communication stream did beside it."""
     n_layers, _, n = played.marks.shape
-    marks = played.marks
-    idle = np.zeros((n_layers, n))
-    idle[-1] = played.step_s - marks[-1, ENDED]             # at the end of the step, for the last GPU
-    parts = {
-        "attention_s": marks[:, ATTENDED] - marks[:, BEGUN],
-        "dispatch_s": marks[:, DISPATCHED] - marks[:, ATTENDED],
-        "expert_s": marks[:, COMPUTED] - marks[:, DISPATCHED],
-        "combine_s": marks[:, COMBINED] - marks[:, COMPUTED],
-        "other_s": marks[:, ENDED] - marks[:, COMBINED],
-        "idle_s": idle,
-    }
+    parts = played.parts()
     total = np.sum([part.sum(axis=0) for part in parts.values()], axis=0)
     assert np.allclose(total, played.step_s, rtol=1e-9, atol=0), "the parts of a GPU's time do not sum to the step"
     zero = np.zeros(n)
@@ -158,7 +147,7 @@ _MAY_BE_NULL = (
     "capacity_factor", "tokens_per_s", "tokens_per_s_per_gpu", "gate_mass_dropped", "gate_mass_lost", "capacity_used",
     "imbalance", "over_bound", "ecmp_collision", "nvlink_bytes", "nic_bytes", "seconds_saved_by_dropping", "moe_layer_s",
     "balancedness", "utilisation", "gap_to_least", "cross_node_copies", "distinct_nodes", "time_per_output_token_s",
-    "tokens_per_s_per_user", *CAUSE_COLUMNS,
+    "tokens_per_s_per_user", *CAUSE_COLUMNS, *COST_COLUMNS,
     *(f"{name}_ci95" for name in INTERVALS),
 )  # fmt: skip
 

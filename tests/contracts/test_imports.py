@@ -15,7 +15,7 @@ PACKAGE = Path(clustersim.__file__).parent
 GROUND = (
     "types", "pick", "places", "writing", "units", "jit", "kernels", "gpuspec", "parts", "matrices", "stacks", "model",
     "architecture", "hf_config", "parallel", "wiring", "handmade", "fabrics", "ways", "laying", "routes", "route_table",
-    "cluster", "lanes",
+    "cluster", "lanes", "cost",
 )  # fmt: skip
 ROOMS = (
     *GROUND, "workload", "importers", "placement", "exchange", "network", "engine", "results", "report", "composition", "config",
