@@ -48,6 +48,8 @@ def token_hash(asked: Ints, index: Ints, source: Ints, placement: Placement, nod
     """
     start, count, order = _listed(placement.expert_of, int(placement.expert_of.max()) + 1)
     _check_held(asked, count)
+    if (count == 1).all():              # nothing to choose among
+        return np.append(order, -1)[asked]
     return _hashed(asked, asked, _hash(index), start, count, order)
 
 
