@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim import fabrics, handmade, routes, units
-from clustersim.gpuspec import GpuSpec
+from clustersim.gpuspec import GpuSpec, Power
 from clustersim.pick import bind, did_you_mean, find
 from clustersim.places import data_folder
 from clustersim.route_table import read_table
@@ -36,7 +37,7 @@ OPTIONAL: dict[str, tuple[str, ...]] = {        # what it may leave out: null, o
     ),
 }  # fmt: skip
 FEW_GPUS = 128          # routes of all pairs of so many are kept
-TOP = ("nodes", "gpus_per_node", *FIELDS, "fabric", "graph", "routing", "sources")
+TOP = ("nodes", "gpus_per_node", *FIELDS, "fabric", "graph", "routing", "power", "sources")
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -54,6 +55,7 @@ class Cluster:
     wires: Wires
     routing: str                    # what the YAML says of `policy`: "ecmp, seed 3"
     policy: Callable[[Wires, Ints, Ints], Routes]
+    power: Power | None             # what its devices draw; None: it does not say
     nominal: Mapping[str, float]    # bytes/s of one `nvlink` and one `nic` port as the data sheet has it; 0 without
 
     @property
@@ -156,7 +158,7 @@ def build_cluster(name: str, fields: Mapping[str, Any]) -> Cluster:
             raise InputError(f"topology.fabric: {name} has no NICs to join (nic.bandwidth is null)")
     wired = fields.get("graph", fields)
     nominal = {key: _nominal(key, wired.get(key)) for key in ("nvlink", "nic")}
-    return _freeze(name, n_nodes, per_node, _gpu(fields["gpu"]), graph, rail_of, fields.get("routing"), nominal)
+    return _freeze(name, n_nodes, per_node, _gpu(fields["gpu"]), graph, rail_of, fields.get("routing"), nominal, _power(fields))
 
 
 def _draw_nvlink(graph: nx.DiGraph, nvlink: Mapping[str, Any], n_nodes: int, per_node: int) -> None:
@@ -226,7 +228,7 @@ def _choose(module: ModuleType, key: str, section: Any) -> Callable[..., Any]:
 
 def _freeze(
     name: str, n_nodes: int, per_node: int, gpu: GpuSpec, graph: nx.DiGraph, rail_of: Ints, routing: Any,
-    nominal: Mapping[str, float],
+    nominal: Mapping[str, float], power: Power | None,
 ) -> Cluster:
     """Number the links, find the ways, choose the policy; check that every GPU reaches every other."""
     n = n_nodes * per_node
@@ -244,7 +246,7 @@ def _freeze(
     policy = _choose(routes, "topology.routing", routing)
     cluster = Cluster(
         name=name, n_nodes=n_nodes, gpus_per_node=per_node, gpu=gpu, links=links, graph=graph, wires=wires, policy=policy,
-        routing=_said(routing), nominal=nominal,
+        routing=_said(routing), nominal=nominal, power=power,
         capacity=np.array([link.capacity for link in links]), latency=wires.latency,
     )  # fmt: skip
     relayed = "pxn" in (routing["name"], routing.get("otherwise"))
@@ -322,6 +324,21 @@ def _nominal(section: str, fields: Any) -> float:
     if not isinstance(fields, Mapping) or fields.get("bandwidth") is None:
         return 0.0
     return units.parse_bandwidth(fields["bandwidth"], f"topology.{section}.bandwidth")
+
+
+def _power(fields: Mapping[str, Any]) -> Power | None:
+    """What the devices draw; a machine may leave it out, or single ones of it."""
+    given, known = fields.get("power"), [field.name for field in dataclasses.fields(Power)]
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise InputError(f"topology.power={given}: must have {', '.join(known)}, or be null")
+    for key in given:
+        if key not in known:
+            near = did_you_mean(str(key), known)
+            raise InputError(f"topology.power.{key}: there is no such key{near} (known: {', '.join(known)})")
+    watts = {key: units.parse_watts(value, f"topology.power.{key}") for key, value in given.items() if value is not None}
+    return Power(**watts)
 
 
 def _gpu(fields: Mapping[str, Any]) -> GpuSpec:

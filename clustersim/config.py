@@ -12,11 +12,14 @@ from typing import Any
 from clustersim.architecture import played
 from clustersim.composition import composed, leaves, load_yaml, no_such_key, parse, shown
 from clustersim.model import Model
+from clustersim.pick import did_you_mean
 from clustersim.places import GROUPS, option_files
 from clustersim.types import InputError
+from clustersim.workload.serving import Decoding, decoding_from
 
 HOW = ("output", "workers", "shard", "export", "config_dir")          # keys that say how and where to run, not what
-ALONE = ("seed", "replicates", "causes", *HOW)                                  # keys that belong to no group
+PHASES = ("prefill", "decode", "training")
+ALONE = ("seed", "replicates", "causes", "memory", *HOW)               # keys that belong to no group
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -28,7 +31,8 @@ class Run:
     config: Mapping[str, Any]           # the resolved config, plain values
     model: Model
     topology: str
-    tokens_per_gpu: int
+    tokens_per_gpu: int                 # that go through the model in a step
+    decoding: Decoding | None           # None: prefill
     capacity_factor: float | None
     seed: int
     output: Path
@@ -97,19 +101,30 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
     """
     _check_keys(config, choices)
     workload, capacity = config["workload"], config["capacity"]
-    if workload["phase"] != "prefill":
-        raise InputError(f"workload.phase={workload['phase']}: only prefill is built so far")
+    if workload["phase"] not in PHASES:
+        raise InputError(
+            f"workload.phase={workload['phase']}: must be prefill, decode or training; write workload=decode"
+            f"{did_you_mean(str(workload['phase']), PHASES)}"
+        )
+    of_group = "decode" if "context" in workload else "training" if "global_batch" in workload else "prefill"
+    if workload["phase"] != of_group:
+        raise InputError(f"workload.phase={workload['phase']}: is set by the group; write workload={workload['phase']}")
+    decoding = decoding_from(workload)
     for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute"):
         for key, value in config[group].items():
             if value == "???" or (key == "path" and not value):
                 raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")
+    if config["memory"] not in ("check", "ignore"):
+        near = did_you_mean(str(config["memory"]), ("check", "ignore"))
+        raise InputError(f"memory={shown(config['memory'])}: must be check or ignore{near}")
     return Run(
         study=choices.get("experiment", "runs"),
         overrides=tuple(overrides),
         config=config,
         model=played(config["model"]),
         topology=choices["topology"],
-        tokens_per_gpu=whole("workload.tokens_per_gpu", workload["tokens_per_gpu"], least=1),
+        tokens_per_gpu=_tokens_per_gpu(workload) * (decoding.per_sequence if decoding else 1),
+        decoding=decoding,
         capacity_factor=capacity["factor"],         # judged with the rest of the capacity rule
         seed=whole("seed", config["seed"], least=0),
         output=_folder("output", config["output"]),
@@ -122,7 +137,7 @@ def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model, capacity and plug-ins see to theirs."""
     own = None if config["config_dir"] is None else Path(str(config["config_dir"]))
     known = {key: [key] for key in config if key in (*GROUPS, *ALONE)}
-    for group in ("trace", "workload", "capacity", "decide", "compute"):
+    for group in ("trace", "workload", "capacity", "decide", "compute", "parallel", "cost"):
         chosen = load_yaml(option_files(group, own)[choices[group]])
         known[group] += [f"{group}.{key!s}" for key in chosen]
     known["export"] += [f"export.{key}" for key in ("timeline", "first_layer", "events", "arrows")]
@@ -130,6 +145,14 @@ def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     for key in leaves({key: value for key, value in config.items() if key not in known or len(known[key]) > 1}):
         if key not in every and not key.startswith("capacity."):
             raise InputError(no_such_key(key, every, own))
+
+
+def _tokens_per_gpu(workload: Mapping[str, Any]) -> int:
+    """Tokens that a GPU is given at a time; in training those of a micro-batch, before it is split."""
+    if workload["phase"] == "training":
+        both = (whole(f"workload.{key}", workload[key], least=1) for key in ("micro_batch", "sequence"))
+        return next(both) * next(both)
+    return whole("workload.tokens_per_gpu", workload["tokens_per_gpu"], least=1)
 
 
 def _folder(key: str, value: Any) -> Path:

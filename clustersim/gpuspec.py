@@ -68,6 +68,27 @@ class GpuSpec:
                 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Power:
+    """Watts of the devices of a machine, without and with all their work; None: not known."""
+
+    gpu_idle: float | None = None
+    gpu_peak: float | None = None
+    nic_idle: float | None = None
+    nic_peak: float | None = None
+    port_idle: float | None = None          # a port of a network switch, its share of the whole switch
+    port_peak: float | None = None
+
+    def __post_init__(self) -> None:
+        for part in ("gpu", "nic", "port"):
+            idle, peak = getattr(self, f"{part}_idle"), getattr(self, f"{part}_peak")
+            if (idle is None) != (peak is None):
+                missing = "idle" if idle is None else "peak"
+                raise InputError(f"topology.power.{part}_{missing}: is needed beside the other, or both are null")
+            if idle is not None and peak is not None and idle > peak:
+                raise InputError(f"topology.power.{part}_idle = {idle:g} W: cannot exceed {part}_peak = {peak:g} W")
+
+
 def _given(value: float | None) -> float:
     assert value is not None, "need_kernels was not asked"
     return value

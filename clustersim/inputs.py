@@ -31,12 +31,13 @@ from clustersim.deciding import (
 from clustersim.engine.timing import Timing
 from clustersim.identity import trace_digest, trace_path
 from clustersim.pick import bind, did_you_mean, find, pick
-from clustersim.placement.past import room_for
+from clustersim.placement.past import no_room, room_for
 from clustersim.types import InputError, Trace, Transfers, Workload
 from clustersim.units import format_bytes
 from clustersim.workload import source
 from clustersim.workload.loads import read_loads
 from clustersim.workload.routing import Router, rerouted
+from clustersim.workload.serving import with_lengths
 from clustersim.workload.streams import Recorded, Stream, passes_of, rerouted_stream, stream_of
 from clustersim.workload.trace_source import recorded_tokens
 
@@ -51,7 +52,7 @@ def setting_of(run: Run, cluster: Cluster, exchange: Callable[..., Transfers], t
     name, options = run.options("placement")
     replica, slots, spare = (options.pop(key) for key in ("replica", "slots", "spare"))
     find(placements.replicas, replica, "placement.replica")        # a misspelt rule is found now, not in the first layer
-    room = room_for(slots, spare, model.n_experts, cluster.node_of)
+    room = room_for(slots, spare, model.n_experts, cluster.node_of) if model.n_experts else no_room(cluster.node_of)
     if (weights := model.expert_params * model.expert_weight_bytes) > cluster.gpu.memory:
         raise InputError(
             f"model={model.name}: no GPU of {run.topology} can hold an expert: its weights are {format_bytes(weights)}, "
@@ -69,10 +70,28 @@ def stream_from(run: Run, setting: Setting, place: Place, router: Router) -> Str
     Raises:
         InputError: a trace that does not fit, or a router that minds a placement that minds the router.
     """
+    if not run.model.n_experts:
+        return in_flight(run, without_experts(run, router, setting.cluster.n_gpus), setting.cluster.n_gpus)
+    if run.config["trace"]["name"] in ("sampled", "balanced") and run.model.zero_experts not in (0, router.extra):
+        raise InputError(
+            f"router={router.name}: chooses among {router.extra} experts without weights, and model={run.model.name} has "
+            f"{run.model.zero_experts}; use router=longcat router.n_zero={run.model.zero_experts} trace=sampled"
+        )
     stream = _recorded(run, setting.cluster.n_gpus, router.extra, looks_at_load(place))
     near = _near(setting, place) if "near" in router.wants else _nobody_near
     label = f"trace={run.config['trace']['name']}"
-    return rerouted_stream(stream, lambda i, step: rerouted(step, router, run.model, run.seed + i, name=label, near=near))
+    stream = rerouted_stream(stream, lambda i, step: rerouted(step, router, run.model, run.seed + i, name=label, near=near))
+    return in_flight(run, stream, setting.cluster.n_gpus)
+
+
+def in_flight(run: Run, stream: Stream, n_gpus: int) -> Stream:
+    """The stream as it is in prefill; in decoding with the lengths of its sequences."""
+    if run.decoding is None:
+        return stream
+    notes = stream.notes
+    if run.decoding.draft and run.config["trace"]["name"] in ("tiny", "file"):
+        notes += ("the trace gives a token per sequence and step: drafts choose experts as tokens of other sequences do",)
+    return replace(stream, steps=with_lengths(stream.steps, run.decoding, n_gpus, run.seed), notes=notes)
 
 
 def plan_from(run: Run, setting: Setting, place: Place, stream: Stream) -> tuple[Plan, Stream]:
@@ -82,6 +101,8 @@ def plan_from(run: Run, setting: Setting, place: Place, stream: Stream) -> tuple
         InputError: keys of `decide` that cannot be, a load file of another model, or what the placement raises.
     """
     name, options = run.options("decide")
+    if not run.model.n_experts:
+        return plan_once(setting, place, nothing_seen(setting), len(stream.steps)), stream
     if name == "periodic":
         keys = periodic_keys(options, len(stream.steps))
         first = find(placements, str(keys["first"]), "decide.first")
@@ -107,9 +128,11 @@ def _trace(path: Path, digest: str | None, tokens: int | None) -> Trace | Record
 def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> Stream:
     """The steps as they are recorded or drawn; `extra` columns of scores beside the experts', `looks_back`: a past is needed."""
     name, options = run.options("trace")
-    decide, workload = run.config["decide"], run.config["workload"]
+    if run.decoding is not None and "sequence" in options:
+        options["sequence"] = run.decoding.per_sequence         # neighbours in a batch belong together in prefill only
+    decide = run.config["decide"]
     apart = decide["name"] == "once" and (looks_back or decide["apart"])
-    keys = {key: workload[key] for key in ("steps", "deal", "domain_steps")}
+    keys = _steps(run)
     if name in ("tiny", "file"):
         path = trace_path(run.config["trace"])
         assert path is not None
@@ -135,6 +158,47 @@ def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> Stream:
         return passes_of(lambda seed: made, run.model, run.seed, apart=False, **{**keys, "steps": _one_pass(keys, apart)})
     known = ("tiny", "file", "live", "sampled", "balanced")
     raise InputError(f"trace.name={name}: there is no such trace{did_you_mean(str(name), known)} (known: {', '.join(known)})")
+
+
+def without_experts(run: Run, router: Router, n_gpus: int) -> Stream:
+    """The steps of a model without routed experts: of a trace its sequences count, of what is made up their length.
+
+    Raises:
+        InputError: a key that only experts have a use for.
+    """
+    name, options = run.options("trace")
+    model = run.model
+    asked = {
+        f"router={router.name}": router.name != "recorded",
+        f"capacity.factor={run.capacity_factor}": run.capacity_factor is not None,
+        "causes=true": run.causes, f"trace={name}": name == "live", "trace.counts=true": bool(options.get("counts")),
+        f"decide={run.config['decide']['name']}": run.config["decide"]["name"] != "once",
+    }  # fmt: skip
+    for key, given in asked.items():
+        if given:
+            raise InputError(f"{key}: model={model.name} has no routed experts for it; leave it out")
+    note = f"{model.name} has no routed experts: trace, placement and exchange say nothing but how long sequences are"
+    keys = _steps(run)
+    if name in ("tiny", "file"):
+        path = trace_path(run.config["trace"])
+        assert path is not None
+        recorded = _trace(path, trace_digest(run.config["trace"]), options.get("tokens"))
+        like = replace(model, n_experts=recorded.n_experts, top_k=recorded.top_k)       # choices that nobody asks for
+        label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
+        stream = stream_of(recorded, like, n_gpus, run.tokens_per_gpu, name=label, seed=run.seed, **keys)
+    else:
+        even = source.from_balanced(model, n_gpus, run.tokens_per_gpu, sequence=options["sequence"])
+        stream = passes_of(lambda seed: even, model, run.seed, **keys)
+    said = (text for text in stream.notes if "MoE layers" not in text and "layers are" not in text)
+    return replace(stream, notes=(note, *said))
+
+
+def _steps(run: Run) -> dict[str, Any]:
+    """How many steps, and how a trace is dealt: the default of decoding is for traces, and made-up tokens need no deal."""
+    name, workload = run.config["trace"]["name"], run.config["workload"]
+    keys = {key: workload[key] for key in ("steps", "deal", "domain_steps")}
+    made_up = name not in ("tiny", "file") and run.decoding is not None and keys["deal"] == "batched"
+    return keys | ({"deal": "sequences"} if made_up else {})
 
 
 def _one_pass(keys: dict[str, Any], apart: bool) -> int:

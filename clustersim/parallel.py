@@ -19,6 +19,7 @@ from clustersim.types import InputError, Ints
 
 ATTENTION = ("tensor", "context", "data", "pipeline")
 EXPERTS = ("expert_tensor", "expert", "expert_data", "pipeline")
+OTHERS = ("order", "stage_layers")      # keys of the config group that are no sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +97,9 @@ def parallel_from(config: Mapping[str, Any], gpus: int) -> Parallel:
     """
     known = [field.name for field in fields(Parallel) if field.name != "gpus"]
     for key in config:
-        if key not in (*known, "name"):
+        if key not in (*known, *OTHERS):
             raise InputError(f"parallel.{key}: there is no such key{did_you_mean(str(key), known)} (known: {', '.join(known)})")
-    given = {key: value for key, value in config.items() if key != "name" and value is not None}
+    given = {key: value for key, value in config.items() if key not in OTHERS and value is not None}
     if "expert" not in given:
         alone = Parallel(gpus=gpus, **given)
         given["expert"] = alone.stage_gpus // alone.expert_tensor

@@ -17,8 +17,10 @@ from clustersim.config import Run, whole
 from clustersim.deciding import Plan
 from clustersim.engine import timing
 from clustersim.engine.gpu import LayerWork, Played, play, time_alone
+from clustersim.engine.memory import Memory
 from clustersim.engine.own_times import OwnTimes
 from clustersim.exchange.software import beyond, equipped
+from clustersim.fitting import check_memory, memory_of
 from clustersim.inputs import plan_from, setting_of, stream_from
 from clustersim.network import packets
 from clustersim.pick import bind, find, pick
@@ -30,13 +32,14 @@ from clustersim.results.placements import (
     Step,
 )
 from clustersim.results.timeline import Recorder, Watch
-from clustersim.types import Choices, InputError, Ints, Placement, Routing, Transfers, Workload
+from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routing, Transfers, Workload
 from clustersim.workload import capacity as capacities
 from clustersim.workload.capacity_padding import padding_rows, rows_by_source
 from clustersim.workload.routing import Router, router_from
 from clustersim.workload.streams import Stream
 
 Progress = Callable[[float, str], None]
+MASKED = ("deepep_low_latency", "deepep_low_latency_rdma")      # exchanges that deliver rows to a buffer per expert
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -56,6 +59,7 @@ class Parts:
     rule: capacities.Rule
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
+    memory: Memory                          # what the GPUs hold
     recorder: Recorder | None               # of the first step, when a time line is asked for
     beyond: tuple[str, ...]                 # what is used outside the range that it was calibrated in
 
@@ -86,18 +90,20 @@ def assemble(run: Run) -> Parts:
             f"capacity.{key}: exchange={exchange_name} cannot send padding; use exchange={can}, "
             "or capacity.where=expert, which pads on arrival"
         )
+    memory = memory_of(run, cluster, stream.steps[-1], setting.room.slots_of)
+    check_memory(run, cluster, memory)
     return Parts(
         run=run,
         cluster=cluster,
         stream=stream,
         plan=plan,
         room=setting.room,
+        memory=memory,
         workload=stream.steps[0],
         placements=plan.placements[0],
         exchange=exchange,
-        beyond=beyond(
-            exchange_name, exchange_options, cluster, tokens_per_gpu=stream.steps[0].source.size / cluster.n_gpus
-        ),
+        beyond=beyond(exchange_name, exchange_options, cluster, tokens_per_gpu=stream.steps[0].source.size / cluster.n_gpus)
+        if run.model.n_experts else (),
         network=pick(networks, network_name, **network_options),
         rule=rule,
         top_k=router.options.get("k") or run.model.top_k,
@@ -177,7 +183,7 @@ def _forward_pass(
     model = parts.run.model
     counts: list[LayerCounts | None] = [None] * model.n_layers
     measured: list[Measured] = []
-    same = _same_layers(parts, rule)
+    same = same_layers(parts, rule)
     first_moe = min(model.moe_layers, default=None)
     own = _own_times(parts)
     made: dict[int, tuple[LayerWork, LayerCounts | None, Measured | None]] = {}      # of the layers that stand for others
@@ -214,12 +220,13 @@ def _own_times(parts: Parts) -> OwnTimes:
     nics = [link.id for link in parts.cluster.links if link.kind == "nic_down"]
     return OwnTimes(
         parts.timing, parts.run.model, parts.workload, parts.cluster.n_gpus,
-        inputs=whole("workload.encoder_inputs", parts.run.config["workload"]["encoder_inputs"], least=0),
+        per_sequence=None if parts.run.decoding is None else parts.run.decoding.per_sequence,
+        inputs=whole("workload.encoder_inputs", parts.run.config["workload"].get("encoder_inputs", 0), least=0),
         inbound=float(parts.cluster.capacity[nics].min()) if nics else np.inf,
     )  # fmt: skip
 
 
-def _same_layers(parts: Parts, rule: capacities.Rule) -> list[int]:
+def same_layers(parts: Parts, rule: capacities.Rule) -> list[int]:
     """For every layer the first that has the same choices under the same placement: a trace with few layers repeats."""
     model, period = parts.run.model, parts.workload.period
     same = list(range(model.n_layers))
@@ -232,18 +239,24 @@ def _same_layers(parts: Parts, rule: capacities.Rule) -> list[int]:
     return same
 
 
-def _layer(
-    parts: Parts, layer: int, rule: capacities.Rule
-) -> tuple[LayerWork, LayerCounts | None, Measured | None]:
-    """What the routed experts of one layer have to do, what its router did, and how the placement served it (None: no token is
-    known). What GPUs do with their own tokens is not in it."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Traffic:
+    """What the routed experts of one layer are sent, and what its router did."""
+
+    dispatch: Transfers
+    combine: Transfers
+    rows: Ints                      # [slots] tokens each expert works on, padding included
+    gpu_of: Ints                    # [slots]
+    counts: LayerCounts
+    served: Measured | None         # how the placement served it; None: no token is known
+
+
+def traffic(parts: Parts, layer: int, rule: capacities.Rule) -> Traffic:
+    """The exchanges of a layer with routed experts under a capacity rule."""
     model, cluster, tokens = parts.run.model, parts.cluster, parts.workload
-    n, idle = cluster.n_gpus, np.zeros(cluster.n_gpus)
-    if layer not in model.moe_layers:
-        return LayerWork(attention_s=idle, expert_s=idle, other_s=idle, dispatch=None, combine=None), None, None
-    moe_layer = model.moe_layers.index(layer)
+    n, moe_layer = cluster.n_gpus, model.moe_layers.index(layer)
     if tokens.count is not None:
-        return *_counted_layer(parts, moe_layer, tokens.count(moe_layer)), None
+        return _counted_traffic(parts, moe_layer, tokens.count(moe_layer))
     per_gpu = np.bincount(tokens.source, minlength=n)
     chosen, placement = tokens.choose(moe_layer), parts.placements[moe_layer]
     limited, sent, kept = routings(parts, rule, moe_layer, chosen)
@@ -257,23 +270,20 @@ def _layer(
         for phase, routing in (("dispatch", sent), ("combine", kept))
     )
     in_slot = rows.sum(axis=0)
-    work = LayerWork(
-        attention_s=idle, expert_s=parts.timing.experts(in_slot + computed, placement.gpu_of, n), other_s=idle,
-        dispatch=dispatch, combine=combine,
-    )  # fmt: skip
-    served = measure(slots, kept.source, placement, parts.room.slots_of, cluster.node_of)
     counts = count_layer(
         chosen, kept, placement, in_slot, travelling, computed, n_experts=model.n_experts, n_gpus=n,
         row_bytes=model.dispatch_token_bytes + model.combine_token_bytes,
         renormalised=rule.renormalise and chosen.ids.shape[1] > 1,
     )  # fmt: skip
-    return work, counts, served
+    return Traffic(
+        dispatch=dispatch, combine=combine, rows=in_slot + computed, gpu_of=placement.gpu_of, counts=counts,
+        served=measure(slots, kept.source, placement, parts.room.slots_of, cluster.node_of),
+    )  # fmt: skip
 
 
-def _counted_layer(parts: Parts, moe_layer: int, counts: Ints) -> tuple[LayerWork, LayerCounts]:
-    """As `_layer`, where only counts [gpus, experts] are known: their rows travel as padding does, without any token."""
+def _counted_traffic(parts: Parts, moe_layer: int, counts: Ints) -> Traffic:
+    """As `traffic`, where only counts [gpus, experts] are known: their rows travel as padding does, without any token."""
     model, cluster, placement = parts.run.model, parts.cluster, parts.placements[moe_layer]
-    n, idle = cluster.n_gpus, np.zeros(cluster.n_gpus)
     rows = counts[:, placement.expert_of]                   # [gpus, slots]: every expert has one
     nobody = np.zeros((0, model.top_k), np.int64)
     routing = Routing(
@@ -281,11 +291,38 @@ def _counted_layer(parts: Parts, moe_layer: int, counts: Ints) -> tuple[LayerWor
     )
     dispatch, combine = (parts.exchange(phase, routing, placement, cluster, model) for phase in ("dispatch", "combine"))
     in_slot = rows.sum(axis=0)
-    work = LayerWork(
-        attention_s=idle, expert_s=parts.timing.experts(in_slot, placement.gpu_of, n), other_s=idle,
-        dispatch=dispatch, combine=combine,
+    return Traffic(
+        dispatch=dispatch, combine=combine, rows=in_slot, gpu_of=placement.gpu_of, served=None,
+        counts=counted_layer(in_slot, placement, n_experts=model.n_experts, n_gpus=cluster.n_gpus),
     )  # fmt: skip
-    return work, counted_layer(in_slot, placement, n_experts=model.n_experts, n_gpus=n)
+
+
+def _experts_s(parts: Parts, rows: Ints, gpu_of: Ints) -> Floats:
+    """Seconds of the routed experts on every GPU.
+
+    What low latency exchanges leave in a buffer per expert when decoding stays there: room for every GPU's tokens.
+    """
+    n = parts.cluster.n_gpus
+    if parts.run.decoding is None or parts.run.config["exchange"]["name"] not in MASKED:
+        return parts.timing.experts(rows, gpu_of, n)
+    buffered: Floats = np.bincount(gpu_of, minlength=n) * np.float64(n * parts.run.tokens_per_gpu)
+    return parts.timing.experts(rows, gpu_of, n, layout="masked", buffered=buffered)
+
+
+def _layer(
+    parts: Parts, layer: int, rule: capacities.Rule
+) -> tuple[LayerWork, LayerCounts | None, Measured | None]:
+    """What the routed experts of one layer have to do, what its router did, and how the placement served it (None: no token is
+    known). What GPUs do with their own tokens is not in it."""
+    idle = np.zeros(parts.cluster.n_gpus)
+    if layer not in parts.run.model.moe_layers:
+        return LayerWork(attention_s=idle, expert_s=idle, other_s=idle, dispatch=None, combine=None), None, None
+    sent = traffic(parts, layer, rule)
+    work = LayerWork(
+        attention_s=idle, expert_s=_experts_s(parts, sent.rows, sent.gpu_of), other_s=idle,
+        dispatch=sent.dispatch, combine=sent.combine,
+    )  # fmt: skip
+    return work, sent.counts, sent.served
 
 
 def routings(parts: Parts, rule: capacities.Rule, moe_layer: int, chosen: Choices) -> tuple[capacities.Limited, Routing, Routing]:

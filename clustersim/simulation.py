@@ -17,6 +17,7 @@ import polars as pl
 
 import clustersim
 from clustersim import network as networks
+from clustersim.architecture import describe
 from clustersim.causes import (
     CAUSES,
     causes_of,
@@ -27,12 +28,15 @@ from clustersim.causes import (
     moe_seconds,
     ports_alone,
 )
+from clustersim.cluster import build_cluster
 from clustersim.config import Run, compose, what_is_run
+from clustersim.cost import cost_from, cost_row
 from clustersim.engine.gpu import Played
 from clustersim.identity import Identity, identify
 from clustersim.placement.replicas import chosen_slots
 from clustersim.playing import Parts, Progress, assemble, part_of, play_all, routings
 from clustersim.results.comparing import leaves
+from clustersim.results.footprint import memory_summary, memory_table
 from clustersim.results.placements import (
     Step,
     mean_step_s,
@@ -55,6 +59,8 @@ from clustersim.results.tables import (
     summary_table,
 )
 from clustersim.results.timeline import Recorder, write_timeline
+from clustersim.training.step import train
+from clustersim.training.tables import stages_table, tasks_table, training_row
 from clustersim.types import Floats, InputError, Ints
 from clustersim.workload import capacity as capacities
 
@@ -109,7 +115,12 @@ def simulate(overrides: Sequence[str] | Run = (), *, progress: Progress = lambda
         InputError: an override that is wrong, a trace that does not fit, a cluster that cannot be.
     """
     run = overrides if isinstance(overrides, Run) else compose(overrides)
-    return _simulate_once(run, progress) if run.replicates == 1 else _simulate_seeds(run, progress)
+    return _once(run, progress) if run.replicates == 1 else _simulate_seeds(run, progress)
+
+
+def _once(run: Run, progress: Progress) -> Result:
+    """The run with one seed."""
+    return _train_once(run, progress) if run.config["workload"]["phase"] == "training" else _simulate_once(run, progress)
 
 
 def _simulate_seeds(run: Run, progress: Progress) -> Result:
@@ -117,7 +128,7 @@ def _simulate_seeds(run: Run, progress: Progress) -> Result:
     n, results = run.replicates, []
     for i in range(n):
         alone = {**run.config, "seed": run.seed + i, "replicates": 1}
-        results.append(_simulate_once(replace(run, seed=run.seed + i, replicates=1, config=alone), part_of(progress, i, n)))
+        results.append(_once(replace(run, seed=run.seed + i, replicates=1, config=alone), part_of(progress, i, n)))
     identity = identify(run)
     rows = [{k: v for k, v in result.summary.items() if "." not in k and k not in EXTRA} for result in results]
     summary = {**combined(rows), **_keys(run)}
@@ -135,8 +146,31 @@ def _simulate_seeds(run: Run, progress: Progress) -> Result:
     )  # fmt: skip
 
 
+def _train_once(run: Run, progress: Progress) -> Result:
+    """A training step with one seed."""
+    for key, default in (("causes", False), ("export.timeline", False)):
+        group, _, name = key.partition(".")
+        if (run.config[group][name] if name else run.config[group]) is not default:
+            raise InputError(f"{key}=true: a training step has none so far; use {key}=false")
+    began = time.perf_counter()
+    identity = identify(run)
+    trained = train(run, progress)
+    numbers = training_row(trained, describe(run.config["model"])) | memory_summary(trained.memory, trained.gpu_memory)
+    some = build_cluster(run.topology, {**run.config["topology"], "nodes": min(2, run.config["topology"]["nodes"])})
+    numbers |= cost_row(numbers, cost_from(run.config["cost"]), some, trained.parallel.gpus)
+    summary = {**combined([{**_named(run), "gpus": trained.parallel.gpus, **numbers}]), **_keys(run)}
+    tables = {
+        "summary": summary_table({"run_id": identity.run_id, **summary}), "stages": stages_table(trained),
+        "tasks": tasks_table(trained), "memory": memory_table(trained.memory),
+    }  # fmt: skip
+    provenance = {**_provenance(run, identity, trained.notes), "wall_s": time.perf_counter() - began}
+    return Result(
+        run=run, run_id=identity.run_id, summary=summary, tables=tables, notes=trained.notes, timeline=None, provenance=provenance
+    )
+
+
 def _simulate_once(run: Run, progress: Progress) -> Result:
-    """The run with one seed."""
+    """A run of forward passes with one seed."""
     began = time.perf_counter()
     identity = identify(run)
     parts = assemble(run)
@@ -146,13 +180,14 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
     live = parts.workload.measure
     measured = dict(live()) if live is not None else {}
     tables, recorder = _tables(parts, steps), parts.recorder
+    tables["memory"] = memory_table(parts.memory)
     parts = replace(parts, recorder=None)           # what else is played is for comparison
     causes = _causes(parts, steps, lambda i, what: progress((1 + i) / rounds, what)) if run.causes else {}
     tables["layers"] = tables["layers"].hstack(causes_table(causes, len(steps), run.model))
     held = sum(step.held_s for step in steps) / len(steps)
     numbers = summary_row(
         [step.played for step in steps], tables, [c for step in steps for c in step.counts], parts.workload.source.size,
-        parts.cluster.n_gpus, held,
+        parts.cluster.n_gpus, held, **_made(parts),
     )
     collided = collision(tables["links"], parts.cluster)
     numbers["ecmp_collision"] = collided[0] if collided else None
@@ -166,6 +201,7 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
         if live is not None:
             numbers |= {f"{name}_dropless": value for name, value in live().items()}
     numbers |= {"seconds_saved_by_dropping": saved, "moe_layer_s": moe_layer_s(steps)}
+    numbers |= memory_summary(parts.memory, parts.cluster.gpu.memory)
     numbers |= placement_summary([m for step in steps for m in step.measured])
     if parts.plan.rebalances:
         kept = play_all(parts, parts.plan.never_again(), parts.rule, part_of(progress, rounds - 1, rounds, "never moved"))
@@ -173,6 +209,7 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
             steps, kept, rebalances=parts.plan.rebalances, buffer_bytes=parts.plan.buffer_bytes,
             expert_bytes=run.model.expert_params * run.model.expert_weight_bytes,
         )
+    numbers |= cost_row(numbers, cost_from(run.config["cost"]), parts.cluster, parts.cluster.n_gpus)
     notes = _notes(parts, numbers)
     if collided and collided[0] > 1.01:
         notes += (f"routes pile up: the busiest {collided[1]} takes {collided[0]:.2f} times what an even spread would leave it",)
@@ -186,6 +223,15 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
         notes=(*notes, recorder.note(run.model.n_layers)) if recorder else notes,
         timeline=(recorder, steps[0].played) if recorder else None,
     )  # fmt: skip
+
+
+def _made(parts: Parts) -> dict[str, Any]:
+    """What a step of decoding makes, for `summary_row`; nothing in prefill."""
+    decoding = parts.run.decoding
+    if decoding is None:
+        return {}
+    sequences = decoding.sequences * parts.cluster.n_gpus
+    return {"made": sequences * decoding.accepted, "sequences": sequences}
 
 
 def _tables(parts: Parts, steps: Sequence[Step]) -> dict[str, pl.DataFrame]:
@@ -244,21 +290,29 @@ def _causes(parts: Parts, steps: Sequence[Step], progress: Callable[[int, str], 
 
 def _settings(parts: Parts) -> dict[str, Any]:
     """The columns that say in short what was run."""
-    run, config = parts.run, parts.run.config
+    return {
+        **_named(parts.run), "nodes": parts.cluster.n_nodes, "gpus": parts.cluster.n_gpus, "slots": parts.room.n_slots,
+        "steps": len(parts.stream.steps),
+    }  # fmt: skip
+
+
+def _named(run: Run) -> dict[str, Any]:
+    """Those that the config says by itself."""
+    config = run.config
     return {
         "model": run.model.name,
         "topology": run.topology,
-        "nodes": parts.cluster.n_nodes,
-        "gpus": parts.cluster.n_gpus,
+        "nodes": config["topology"].get("nodes"),
+        "gpus": None,
         "trace": config["trace"]["name"],
         "router": config["router"]["name"],
         "tokens_per_gpu": run.tokens_per_gpu,
         "capacity_factor": run.capacity_factor,
         "capacity_rule": config["capacity"]["rule"],
         "drop": config["capacity"]["drop"],
-        "steps": len(parts.stream.steps),
+        "steps": config["workload"]["steps"],
         "placement": config["placement"]["name"],
-        "slots": parts.room.n_slots,
+        "slots": None,
         "replica": config["placement"]["replica"],
         "exchange": config["exchange"]["name"],
         "network": config["network"]["name"],

@@ -23,6 +23,8 @@ _SECONDS = {"ns": Fraction(1, 10**9), "ms": Fraction(1, 1000), "s": Fraction(1),
 _SECONDS |= {micro + "s": Fraction(1, 10**6) for micro in ("u", "\N{MICRO SIGN}", "\N{GREEK SMALL LETTER MU}")}
 _FLOPS = {prefix + unit: Fraction(n) for prefix, n in _DECIMAL.items() for unit in ("FLOP/s", "FLOPS")}
 
+_WATTS = {prefix + "W": Fraction(n) for prefix, n in _DECIMAL.items()}
+
 _QUANTITY = re.compile(r"([+-]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,3})?)\s*(\D\S*)?", re.ASCII)
 
 
@@ -63,6 +65,15 @@ def parse_flops(value: object, key: str) -> float:
         InputError: not text, no such unit, or not a finite number above 0; names `key`.
     """
     return _parse(value, key, _FLOPS, "a rate above 0 with its unit, for example 989.4 TFLOP/s")
+
+
+def parse_watts(value: object, key: str) -> float:
+    """Watts of `700 W` or `10.2 kW`; 0 needs no unit.
+
+    Raises:
+        InputError: a bare number other than 0, no such unit, or not a finite number from 0 up; names `key`.
+    """
+    return _parse(value, key, _WATTS, "a power from 0 up with its unit, for example 700 W", zero=True)
 
 
 def format_seconds(seconds: float) -> str:

@@ -27,7 +27,7 @@ def command(arguments: list[str]) -> int:
         from clustersim.commands import sweep
 
         return sweep.command(overrides, as_json=as_json)
-    from clustersim.results import documents, terminal
+    from clustersim.results import documents, terminal, training_screen
     from clustersim.simulation import simulate
 
     with run_progress() as progress:
@@ -37,8 +37,12 @@ def command(arguments: list[str]) -> int:
         print(json.dumps(documents.run_document(result.tables, result.notes, folder), indent=2, allow_nan=False))
         return 0
     console = stdout_console()
-    console.print(terminal.layer_table(result.tables["layers"]))
-    console.print(terminal.summary(result.summary, result.notes))
+    if "stages" in result.tables:
+        console.print(training_screen.device_table(result.tables["stages"]))
+        console.print(training_screen.summary(result.summary, result.notes, result.tables["memory"]))
+    else:
+        console.print(terminal.layer_table(result.tables["layers"]))
+        console.print(terminal.summary(result.summary, result.notes, result.tables["memory"]))
     console.print(f"results in {folder}", soft_wrap=True)
     return 0
 

@@ -83,8 +83,8 @@ class Memory:
         Args:
             gpu_memory: bytes of a GPU.
             name: of the machine.
-            offers: what may be changed, fields of `Parallel` and `Load`, `recompute` and `gpus`, and how each is called in a
-                config; None: all, as they are called here.
+            offers: what may be changed, fields of `Parallel` and `Load`, `recompute` and `gpus`, and how each is said with {}
+                for its value; None: all, as they are called here.
 
         Raises:
             InputError: one line that says what takes how much, and the least changes that would do.
@@ -118,7 +118,7 @@ class Memory:
                     continue
                 if now <= gpu_memory:
                     told = zip(keys, tried, strict=True)
-                    text = " with ".join(f"{offers.get(key, key)}={value}" for key, (_, (value, _)) in told)
+                    text = " with ".join(offers.get(key, f"{key}={{}}").format(value) for key, (_, (value, _)) in told)
                     yield f"{text} ({format_bytes(now)})"
                     break
 

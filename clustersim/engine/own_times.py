@@ -25,6 +25,7 @@ class OwnTimes:
     """Seconds [gpus] by layer. Each kind of part is timed once: its tokens are the same in all layers.
 
     Args:
+        per_sequence: tokens of a sequence that decoding passes side by side; None: prefill.
         inputs: images or pieces of sound per sequence, through the model's encoders.
         inbound: bytes/s at which retrieved text comes to a GPU.
 
@@ -33,16 +34,18 @@ class OwnTimes:
     """
 
     def __init__(
-        self, timing: Timing, model: Model, workload: Workload, n_gpus: int, *, inputs: int = 0, inbound: float = np.inf
-    ) -> None:
+        self, timing: Timing, model: Model, workload: Workload, n_gpus: int, *, per_sequence: int | None = None, inputs: int = 0,
+        inbound: float = np.inf,
+    ) -> None:  # fmt: skip
+        self._per_sequence = per_sequence
         self._timing, self._model, self._n = timing, model, n_gpus
         self._source, self._tokens = workload.source, np.bincount(workload.source, minlength=n_gpus)
         self._context = workload.context + (model.retrieval.tokens if model.retrieval else 0)
         self._of: dict[Part, Floats] = {}
-        sequences = sequence_ends(workload, n_gpus)
+        sequences = sequence_ends(workload, n_gpus) if per_sequence is None else self._tokens      # those that are verified
         self.encoders_s = self._encoders(sequences * inputs)
         self.retrieval_s: Floats = np.zeros(n_gpus)
-        if model.retrieval is not None:
+        if model.retrieval is not None and per_sequence is None:
             found = model.retrieval
             self.retrieval_s = np.where(sequences > 0, found.latency_s + sequences * found.nbytes / inbound, 0.0)
         self.head_s = timing.matrix(model.vocab, model.hidden, sequences)
@@ -66,9 +69,19 @@ class OwnTimes:
             if isinstance(part, Moe):
                 self._of[part] = self._timing.matrix(part.experts + part.zero_experts, self._model.hidden, self._tokens)
             else:
-                pairs = context_sums(part, self._context, self._source, self._n)
-                self._of[part] = self._timing.part_seconds(part, self._model.hidden, self._tokens, pairs)
+                self._of[part] = self._mixer_or_ffn(part)
         return self._of[part]
+
+    def _mixer_or_ffn(self, part: Part) -> Floats:
+        hidden, tokens = self._model.hidden, self._tokens
+        pairs = context_sums(part, self._context, self._source, self._n)
+        if self._per_sequence is None:
+            return self._timing.part_seconds(part, hidden, tokens, pairs)
+        last = slice(self._per_sequence - 1, None, self._per_sequence)      # of every sequence: it looks at all that is cached
+        cached = context_sums(part, self._context[last], self._source[last], self._n)
+        return self._timing.part_seconds(
+            part, hidden, tokens, pairs, phase="decode", cached=cached, sequences=tokens // self._per_sequence
+        )
 
     def _encoders(self, inputs: Ints) -> Floats:
         """All encoders over so many inputs [gpus] each; every token of an input looks at all of it."""

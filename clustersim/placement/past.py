@@ -114,6 +114,11 @@ def used(asked: Ints, n_experts: int) -> Floats:
     return uses[:, :n_experts].astype(np.float64)
 
 
+def no_room(node_of: Ints) -> Room:
+    """No slot at all, for a model without routed experts."""
+    return Room(slots_of=np.zeros(node_of.size, np.int64), node_of=node_of)
+
+
 def room_for(slots: int | Sequence[int] | None, spare: int, n_experts: int, node_of: Ints) -> Room:
     """The room that `placement.slots` and `placement.spare` ask for.
 

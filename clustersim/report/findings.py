@@ -42,6 +42,8 @@ def findings_of_run(run: RunData) -> Findings:
 
 def _sentences(run: RunData, share: float) -> list[str]:
     row = run.summary
+    if not row["moe_layers"]:
+        return [f"A GPU computes for {seconds(row['compute_s'])}; without routed experts nothing is exchanged."]
     told = [
         f"A GPU computes for {seconds(row['compute_s'])} and stands still for {seconds(row['exposed_comm_s'])}, waiting for "
         f"dispatch and combine" + (f"; {seconds(row['wait_s'])} of that because others are late." if row["wait_s"] else ".")

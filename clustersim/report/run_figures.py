@@ -302,7 +302,7 @@ def _load_map(name: str, title: str, what: str, loads: NDArray[np.float64], moe:
     def draw(width: float) -> Picture:
         shapes = heat_map(
             width, loads.T, low=0.0, high=high, shown=lambda v: f"{v:.2g} ×", title="of the layer's mean",
-            x_name="MoE layer" if moe[0] == 0 else f"MoE layer, counted from layer {moe[0]}", y_name=what,
+            x_name=_counted_from(moe), y_name=what,
             height=_tall(width, 0.75),
         )  # fmt: skip
         return Picture(width=width, height=_tall(width, 0.75), shapes=shapes, says=f"Load of each {what} in each layer")
@@ -310,6 +310,13 @@ def _load_map(name: str, title: str, what: str, loads: NDArray[np.float64], moe:
     at = np.unravel_index(int(np.nanargmax(loads)), loads.shape) if np.isfinite(loads).any() else (0, 0)
     most = f"Most: {what} {at[1]} in layer {moe[int(at[0])]}, {times(float(loads[at]))} the mean." if loads.size else ""
     return Figure(name=f"load_{name}", title=title, caption=most, draw=draw)
+
+
+def _counted_from(moe: Sequence[int]) -> str:
+    """What the axis of MoE layers says of their numbers in the model."""
+    if list(moe) != list(range(moe[0], moe[0] + len(moe))):
+        return f"MoE layer, one after the other; the first is layer {moe[0]}"
+    return "MoE layer" if moe[0] == 0 else f"MoE layer, counted from layer {moe[0]}"
 
 
 def _grid(table: pl.DataFrame, unit: str, value: str) -> NDArray[np.float64]:

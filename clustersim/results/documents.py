@@ -11,10 +11,11 @@ import polars as pl
 
 
 def run_document(tables: Mapping[str, pl.DataFrame], notes: Sequence[str], folder: Path) -> dict[str, Any]:
-    """A run: the row of its summary, its layers, the notes, and where the rest is."""
+    """A run: the row of its summary, its layers (of training, its pipeline devices), the notes, and where the rest is."""
     summary = plain(tables["summary"].row(0, named=True))
-    layers = [plain(row) for row in tables["layers"].iter_rows(named=True)]
-    return {"run_id": folder.name, "folder": str(folder), "summary": summary, "layers": layers, "notes": list(notes)}
+    name = "layers" if "layers" in tables else "stages"
+    rows = [plain(row) for row in tables[name].iter_rows(named=True)]
+    return {"run_id": folder.name, "folder": str(folder), "summary": summary, name: rows, "notes": list(notes)}
 
 
 def plain(row: Mapping[str, Any]) -> dict[str, Any]:

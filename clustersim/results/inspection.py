@@ -121,6 +121,7 @@ def run(folder: Path) -> RenderableType:
     try:
         layers = pl.read_parquet(folder / "layers.parquet")
         summary = pl.read_parquet(folder / "summary.parquet").row(0, named=True)
+        memory = pl.read_parquet(folder / "memory.parquet") if (folder / "memory.parquet").is_file() else None
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(f"{folder}: cannot be read as the folder of a run ({str(error).splitlines()[0]})") from error
-    return Group(terminal.layer_table(layers), terminal.summary(summary, ()))
+    return Group(terminal.layer_table(layers), terminal.summary(summary, (), memory))

@@ -41,8 +41,14 @@ def placements_table(measured: Sequence[Measured], moe_layers: Sequence[int], st
             "distinct_nodes": [m.distinct_nodes for m in measured],
             "distinct_gpus": [m.distinct_gpus for m in measured],
             "moved_experts": [m.moved_slots for m in measured],
-        }
+        },
+        schema_overrides=_COLUMNS if not measured else None,
     )
+
+
+_COLUMNS = dict.fromkeys(
+    ("mean_load", "max_load", "imbalance", "least_max_load", "gap_to_least", "distinct_nodes", "distinct_gpus"), pl.Float64
+) | {"cross_node_copies": pl.Int64, "moved_experts": pl.Int64}
 
 
 def placement_summary(measured: Sequence[Measured]) -> dict[str, Any]:
@@ -64,15 +70,15 @@ def mean_step_s(steps: Sequence[Step]) -> float:
     return sum(step.played.step_s for step in steps) / len(steps)
 
 
-def moe_layer_s(steps: Sequence[Step]) -> float:
-    """Seconds from entering a dispatch to the end of the combine: mean over GPUs, MoE layers and steps."""
+def moe_layer_s(steps: Sequence[Step]) -> float | None:
+    """Seconds from entering a dispatch to the end of the combine: mean over GPUs, MoE layers and steps; None without any."""
     spans = [
         (step.played.marks[layer, COMBINED] - step.played.marks[layer, ATTENDED]).mean()
         for step in steps
         for layer, pair in enumerate(step.played.exchanges)
         if pair is not None
     ]
-    return float(np.mean(spans))
+    return float(np.mean(spans)) if spans else None
 
 
 def rebalance_summary(

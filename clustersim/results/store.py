@@ -14,8 +14,9 @@ from clustersim.pick import did_you_mean
 from clustersim.types import InputError
 from clustersim.writing import replacing, sweep_up
 
-TABLES = ("summary", "layers", "gpus", "links", "experts", "pairs", "placements")
-MORE = ("replicates",)          # tables that only some runs have
+TABLES = ("summary", "layers", "gpus", "links", "experts", "pairs", "placements", "memory")
+TRAINING = ("summary", "stages", "tasks", "memory")     # of a training step
+MORE = ("replicates", "stages", "tasks")                # tables that only some runs have
 SCHEMA_VERSION = 2
 
 
@@ -35,7 +36,8 @@ def write_run(folder: Path, tables: Mapping[str, pl.DataFrame], run: Mapping[str
         with replacing(folder / f"{name}.parquet") as temporary:
             table.write_parquet(temporary, compression="zstd", metadata=footer)
     _write_json(folder / "run.json", run)
-    _write_json(folder / "status.json", {"state": "done", "schema": SCHEMA_VERSION})
+    more = {"phase": "training"} if "stages" in tables else {}
+    _write_json(folder / "status.json", {"state": "done", "schema": SCHEMA_VERSION, **more})
     (folder / "error.txt").unlink(missing_ok=True)
 
 
@@ -59,7 +61,8 @@ def is_done(folder: Path) -> bool:
     """Whether `folder` holds a finished run with all its tables, as this version writes them."""
     status = read_status(folder / "status.json")
     whole = status.get("state") == "done" and status.get("schema") == SCHEMA_VERSION
-    return whole and all((folder / f"{table}.parquet").is_file() for table in TABLES)
+    tables = TRAINING if status.get("phase") == "training" else TABLES
+    return whole and all((folder / f"{table}.parquet").is_file() for table in tables)
 
 
 def scan(folder: str | Path, table: str = "summary") -> pl.LazyFrame:

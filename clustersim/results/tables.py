@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from clustersim.cluster import Cluster
+from clustersim.cost import COLUMNS as COST_COLUMNS
 from clustersim.engine.gpu import ATTENDED, BEGUN, COMBINED, COMPUTED, DISPATCHED, ENDED, Played
 from clustersim.model import Model
 from clustersim.network.measures import collisions
@@ -77,13 +78,16 @@ def links_table(played: Played, cluster: Cluster, step: int = 0) -> pl.DataFrame
             "dispatch_bytes": dispatch.ravel(),
             "combine_bytes": combine.ravel(),
             "busy_s": ((dispatch + combine) / cluster.capacity).ravel(),
-        }
+        },
+        schema_overrides={"kind": pl.String, "name": pl.String},
     )
 
 
 def experts_table(counts: Sequence[LayerCounts | None], step: int = 0) -> pl.DataFrame:
     """Per MoE layer and logical expert: choices asked, kept, dropped and rerouted, and rows of padding."""
     layers = [(layer, c) for layer, c in enumerate(counts) if c is not None]
+    if not layers:
+        return pl.DataFrame(schema=_EXPERT_COLUMNS)
     sizes = [c.asked.size for _, c in layers]
     columns = {
         "step": np.full(sum(sizes), step, np.uint32),
@@ -92,6 +96,12 @@ def experts_table(counts: Sequence[LayerCounts | None], step: int = 0) -> pl.Dat
     }
     counted = ("asked", "kept", "dropped", "replicas", "rerouted_away", "rerouted_here", "padding_rows")
     return pl.DataFrame(columns | {name: np.concatenate([getattr(c, name) for _, c in layers]) for name in counted})
+
+
+_EXPERT_COLUMNS = {
+    "step": pl.UInt32, "layer": pl.UInt16, "expert": pl.UInt32,
+    **dict.fromkeys(("asked", "kept", "dropped", "replicas", "rerouted_away", "rerouted_here", "padding_rows"), pl.Int64),
+}  # fmt: skip
 
 
 def layers_table(played: Played, gpus: pl.DataFrame, cluster: Cluster, counts: Sequence[LayerCounts | None]) -> pl.DataFrame:
@@ -139,7 +149,10 @@ def summary_table(row: Mapping[str, Any]) -> pl.DataFrame:
 
 _MAY_BE_NULL = (
     "capacity_factor", "tokens_per_s", "tokens_per_s_per_gpu", "gate_mass_dropped", "gate_mass_lost", "capacity_used",
-    "imbalance", "over_bound", "ecmp_collision", *CAUSE_COLUMNS, *(f"{name}_ci95" for name in INTERVALS),
+    "imbalance", "over_bound", "ecmp_collision", "nvlink_bytes", "nic_bytes", "seconds_saved_by_dropping", "moe_layer_s",
+    "balancedness", "utilisation", "gap_to_least", "cross_node_copies", "distinct_nodes", "time_per_output_token_s",
+    "tokens_per_s_per_user", *CAUSE_COLUMNS, *COST_COLUMNS,
+    *(f"{name}_ci95" for name in INTERVALS),
 )  # fmt: skip
 
 
@@ -184,7 +197,7 @@ def collision(links: pl.DataFrame, cluster: Cluster) -> tuple[float, str] | None
 
 def summary_row(
     steps: Sequence[Played], tables: Mapping[str, pl.DataFrame], counts: Sequence[LayerCounts | None], n_tokens: int, n_gpus: int,
-    held_s: float = 0.0,
+    held_s: float = 0.0, made: float | None = None, sequences: int | None = None,
 ) -> dict[str, Any]:
     """The run in one row of numbers; without `seconds_saved_by_dropping`, which needs a second run.
 
@@ -192,6 +205,8 @@ def summary_row(
         counts: of all layers of all steps.
         n_tokens: of one step.
         held_s: mean over steps of what a step waits before it begins.
+        made: tokens that a step of decoding adds to its sequences; None: it is no decoding, and its own tokens count.
+        sequences: in flight, in decoding.
 
     Returns:
         Seconds and bytes of one step, means over the steps; ratios and the bottleneck over all of them together.
@@ -211,13 +226,15 @@ def summary_row(
         "exposed_comm_s": step_s - compute,
         "wait_s": float(gpus["wait_s"].sum()) / n_gpus / n_steps,
         "tokens": n_tokens,
-        "tokens_per_s": n_tokens / step_s if step_s else None,
-        "tokens_per_s_per_gpu": n_tokens / step_s / n_gpus if step_s else None,
+        "tokens_per_s": (n_tokens if made is None else made) / step_s if step_s else None,
+        "tokens_per_s_per_gpu": (n_tokens if made is None else made) / step_s / n_gpus if step_s else None,
+        "time_per_output_token_s": step_s * sequences / made if made and sequences else None,
+        "tokens_per_s_per_user": made / sequences / step_s if made and sequences and step_s else None,
         "drop_rate": (asked - kept) / asked if asked else 0.0,
-        "fully_dropped": sum(c.fully_dropped for c in real) / (n_tokens * len(real)),
-        **_trade(real, n_tokens),
+        "fully_dropped": sum(c.fully_dropped for c in real) / max(1, n_tokens * len(real)),
+        **trade(real, n_tokens),
         "moe_layers": len(real),
-        "experts_per_token": kept / (n_tokens * len(real)),
+        "experts_per_token": kept / max(1, n_tokens * len(real)),
         "imbalance": layers["imbalance"].mean(),
         "over_bound": sum(one.span_s for one in exchanges) / bound if bound > 0 else None,
         "bottleneck": busy["name"][0] if bound > 0 else None,
@@ -229,14 +246,14 @@ def summary_row(
     }
 
 
-def _trade(real: Sequence[LayerCounts], n_tokens: int) -> dict[str, Any]:
+def trade(real: Sequence[LayerCounts], n_tokens: int) -> dict[str, Any]:
     """What a capacity costs beside drop_rate and fully_dropped: mean or sum over the MoE layers."""
     asked, kept = sum(int(c.asked.sum()) for c in real), sum(int(c.kept.sum()) for c in real)
     room = sum(c.room for c in real if c.room is not None)
     mass = sum(c.gate_mass for c in real if c.gate_mass is not None)
     padding = sum(int(c.padding_rows.sum()) for c in real)
     return {
-        "partly_dropped": sum(c.partly_dropped for c in real) / (n_tokens * len(real)),
+        "partly_dropped": sum(c.partly_dropped for c in real) / max(1, n_tokens * len(real)),
         "rerouted_rate": sum(int(c.rerouted_here.sum()) for c in real) / asked if asked else 0.0,
         "gate_mass_dropped": sum(c.gate_mass_dropped for c in real) / mass if mass else None,
         "gate_mass_lost": sum(c.gate_mass_lost for c in real) / mass if mass else None,

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from clustersim.results.footprint import memory_line
 from clustersim.units import format_bytes, format_seconds
 
 
@@ -34,8 +35,8 @@ def layer_table(layers: pl.DataFrame) -> Table:
     return table
 
 
-def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
-    """The run in a dozen lines."""
+def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame | None = None) -> RenderableType:
+    """The run in a dozen lines; `memory` is that table, where it is at hand."""
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(style="bold")
     table.add_column()
@@ -52,12 +53,15 @@ def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
         f"network {row['network']}, capacity {capacity}",
         "step": f"{format_seconds(step)}: {_number(row['tokens_per_s'], 0)} tokens/s, "
         f"{_number(row['tokens_per_s_per_gpu'], 0)} per GPU",
+        "user": f"{format_seconds(row['time_per_output_token_s'] or 0.0)} per token: "
+        f"{_number(row['tokens_per_s_per_user'], 1)} tokens/s for each sequence in flight",
         "seeds": _seeds(row),
         "compute": f"{format_seconds(row['compute_s'])} per GPU",
         "exposed communication": f"{format_seconds(row['exposed_comm_s'])} per GPU, {share}",
         "of it waiting for others": f"{format_seconds(row['wait_s'])} per GPU",
         "bottleneck": f"{row['bottleneck'] or 'none'}, busy {format_seconds(row['bottleneck_busy_s'])} of the step; {gap}",
         "on the wires": f"NVLink {format_bytes(row['nvlink_bytes'])}, NIC {format_bytes(row['nic_bytes'])}",
+        "memory of a GPU": "" if memory is None else memory_line(row, memory),
         "expert load of a GPU": f"max/mean {_number(row['imbalance'], 2)}, mean over the layers",
         "dropped": f"{_percent(row['drop_rate'])} of the choices, {_percent(row['fully_dropped'])} of the tokens wholly, "
         f"{_percent(row['gate_mass_lost'])} of the gate weights; saves {format_seconds(row['seconds_saved_by_dropping'])}",
@@ -67,8 +71,15 @@ def summary(row: Mapping[str, Any], notes: Sequence[str]) -> RenderableType:
     }
     if not row["drop_rate"]:
         lines["dropped"] = "nothing"
+    if memory is None:
+        del lines["memory of a GPU"]
+    if not row["moe_layers"]:
+        for name in ("choices", "bottleneck", "on the wires", "expert load of a GPU", "dropped"):
+            del lines[name]
     if row["replicates"] == 1:
         del lines["seeds"]
+    if row["time_per_output_token_s"] is None:
+        del lines["user"]
     for name, share in (("rerouted", "rerouted_rate"), ("padding", "padding_share")):
         if not row[share]:
             del lines[name]

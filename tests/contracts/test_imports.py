@@ -15,11 +15,12 @@ PACKAGE = Path(clustersim.__file__).parent
 GROUND = (
     "types", "pick", "places", "writing", "units", "jit", "kernels", "gpuspec", "parts", "matrices", "stacks", "model",
     "architecture", "hf_config", "parallel", "wiring", "handmade", "fabrics", "ways", "laying", "routes", "route_table",
-    "cluster", "lanes",
+    "cluster", "lanes", "cost",
 )  # fmt: skip
 ROOMS = (
     *GROUND, "workload", "importers", "placement", "exchange", "network", "engine", "results", "report", "composition", "config",
-    "identity", "deciding", "inputs", "playing", "causes", "simulation", "sweeps", "validation", "commands", "cli",
+    "identity", "deciding", "inputs", "fitting", "playing", "training", "causes", "simulation", "sweeps", "validation",
+    "commands", "cli",
 )  # fmt: skip
 HEAVY = {
     "numba", "polars", "hydra", "numpy", "simpy", "networkx", "scipy", "pyarrow", "omegaconf", "rich", "torch", "yaml",

@@ -11,7 +11,8 @@ from clustersim.places import PACKAGE
 from clustersim.results.store import MORE, TABLES
 
 PAGE = (PACKAGE.parent / "results" / "README.md").read_text(encoding="utf-8")
-SMALL = ["topology.nodes=1", "workload.tokens_per_gpu=16", "model.n_layers=2", "network=bound"]
+SMALL = ["topology.nodes=1", "model.n_layers=2", "network=bound"]
+FEW = "workload.tokens_per_gpu=16"
 UNITS = {"s": r"_s$", "bytes": r"_bytes$", "bytes/s": r"_bytes_per_s$"}
 
 
@@ -29,8 +30,12 @@ def some_runs(tmp_path_factory):
     more: list[list[str]] = [[], ["capacity.factor=1"], ["capacity.factor=1.5"], ["causes=true"]]
     more += [["trace=sampled", "exchange=direct", "replicates=2"]]
     more += [["trace=sampled", "workload.steps=3", "placement=eplb", "decide=periodic", "decide.warmup=1", "decide.period=1"]]
+    training = ["workload=training", "workload.sequence=32", "workload.global_batch=8", "parallel.expert=4"]
+    training += ["parallel.pipeline=2"]
+    more += [training]
     for overrides in more:
-        cs.simulate([*SMALL, *overrides, f"output={folder / 'results'}"]).save()
+        few = [] if overrides is training else [FEW]
+        cs.simulate([*SMALL, *few, *overrides, f"output={folder / 'results'}"]).save()
     return folder
 
 
@@ -52,7 +57,7 @@ def test_names_end_in_the_unit_that_the_page_says(table):
 
 def test_every_key_of_the_config_is_a_column(some_runs):
     frame = cs.scan(some_runs).select("capacity.factor", "trace.name", "topology.nic.bandwidth", "placement.slots").collect()
-    assert frame["capacity.factor"].to_list().count(None) == 4
+    assert frame["capacity.factor"].to_list().count(None) == 5
     assert set(frame["topology.nic.bandwidth"]) == {"400Gb/s"}
 
 
@@ -82,7 +87,7 @@ def test_runs_of_an_older_version_are_scanned_beside_new_ones(some_runs, tmp_pat
     from clustersim.results.store import write_run
     from clustersim.results.tables import CAUSE_COLUMNS
 
-    result = cs.simulate([*SMALL, f"output={tmp_path}"])
+    result = cs.simulate([*SMALL, FEW, f"output={tmp_path}"])
     result.save()
     old = {name: table.drop(CAUSE_COLUMNS, strict=False) for name, table in result.tables.items()}
     kept = [name for name in old["summary"].columns if "." not in name]

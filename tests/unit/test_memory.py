@@ -246,7 +246,7 @@ def test_what_is_offered_does_fit_and_less_of_it_does_not():
     load = Load(phase="decode", micro_batch=1024, context=8192)
     memory = need(arch, parallel, load)
     with pytest.raises(InputError) as caught:
-        memory.check(H100, name="h100_sxm", offers={"micro_batch": "workload.batch"})
+        memory.check(H100, name="h100_sxm", offers={"micro_batch": "workload.batch={}"})
     assert str(caught.value).startswith("memory: mixtral_8x7b does not fit on 8 GPUs of h100_sxm: a GPU has 80.0 GB and needs ")
     assert said(memory) in str(caught.value)
     offered = int(re.search(r"would fit: workload.batch=(\d+) \(", str(caught.value))[1])

@@ -61,7 +61,7 @@ def test_what_it_does_not_offer_is_no_attribute():
 def test_the_contract_of_a_result(tmp_path):
     result = cs.simulate([*SMALL, f"output={tmp_path}"])
     assert isinstance(result, cs.Result)
-    assert set(result.tables) == {"summary", *SAYING}
+    assert set(result.tables) == {"summary", "memory", *SAYING}
     assert all(isinstance(table, pl.DataFrame) for table in result.tables.values())
     assert all(value is None or isinstance(value, str | int | float) for value in result.summary.values())
     assert json.dumps(result.summary)

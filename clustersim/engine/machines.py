@@ -1,0 +1,132 @@
+"""How long the products and moves of training take on a GPU, for each `compute=`. Plain functions; knows no layer.
+
+Every function takes and gives arrays over GPUs. The products of weights and activations run at `model.gemm`'s rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clustersim.engine import blocks
+from clustersim.engine.gemm import Kernels, Precision, dense_gemm_seconds, grouped_seconds
+from clustersim.engine.tiles import CONTIGUOUS_ROWS
+from clustersim.engine.timing import kernels_of
+from clustersim.gpuspec import GpuSpec
+from clustersim.kernels import load_kernel
+from clustersim.types import Ints
+
+Values = NDArray[Any]       # numbers of GPUs
+
+WIDE = 2.0              # bytes of a value between kernels: BF16
+GRADIENT = 4.0          # bytes of a gradient that is added up: FP32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Seconds on each GPU, float [gpus]."""
+
+    product: Callable[[Ints, int, int], Values]             # rows [gpus], columns, inner dimension
+    weight_product: Callable[[Ints, int, int], Values]      # the gradient of those weights
+    grouped: Callable[[Ints, Ints, int, int, int], Values]  # rows [slots], GPU of each, GPUs, columns, inner dimension
+    grouped_weight: Callable[[Ints, Ints, int, int, int], Values]
+    mixing: Callable[[Values, bool], Values]                # FLOPs of attention's scores or of a scan; whether it is the way back
+    move: Callable[[int, Values], Values]                   # kernels, bytes through memory
+
+
+def none() -> Machine:
+    """Computing takes no time."""
+    return Machine(
+        product=lambda rows, n, k: np.zeros(rows.size),
+        weight_product=lambda rows, n, k: np.zeros(rows.size),
+        grouped=lambda rows, owner, n_gpus, n, k: np.zeros(n_gpus),
+        grouped_weight=lambda rows, owner, n_gpus, n, k: np.zeros(n_gpus),
+        mixing=lambda flops, back: np.zeros(flops.size),
+        move=lambda count, nbytes: np.zeros(nbytes.size),
+    )
+
+
+def roofline(gpu: GpuSpec, gemm: str) -> Machine:
+    """Every product at the data sheet's rate or at its memory's, whichever is later; nothing else takes time: a lower bound."""
+    precision, peak = blocks.PRECISIONS[gemm], gpu.peak_flops(gemm)
+
+    def product(rows: Ints, n: int, k: int) -> Values:
+        nbytes = rows * (k * precision.activation_bytes + n * 2.0) + (rows > 0) * float(n * k) * precision.weight_bytes
+        seconds: Values = np.maximum(2.0 * rows * n * k / peak, nbytes / gpu.memory_bandwidth)
+        return seconds
+
+    def weight_product(rows: Ints, n: int, k: int) -> Values:
+        nbytes = rows * float(n + k) * precision.activation_bytes + (rows > 0) * float(n * k) * GRADIENT
+        seconds: Values = np.maximum(2.0 * rows * n * k / peak, nbytes / gpu.memory_bandwidth)
+        return seconds
+
+    def summed(one: Callable[[Ints, int, int], Values]) -> Callable[[Ints, Ints, int, int, int], Values]:
+        return lambda rows, owner, n_gpus, n, k: np.bincount(owner, one(rows, n, k), n_gpus)
+
+    return Machine(
+        product=product, weight_product=weight_product, grouped=summed(product), grouped_weight=summed(weight_product),
+        mixing=lambda flops, back: flops / gpu.bf16_flops, move=lambda count, nbytes: np.zeros(nbytes.size),
+    )  # fmt: skip
+
+
+def kernels(gpu: GpuSpec, gemm: str, tiles: str, constants: str, sms_taken: int) -> Machine:
+    """Products in tiles and waves, passes over memory at the rate that streaming reaches (see `gemm`, `blocks`)."""
+    made = kernels_of(gpu, tiles, constants, sms_taken)
+    precision = blocks.PRECISIONS[gemm]
+    assert gpu.sms is not None
+    assert gpu.memory_achieved is not None
+    left = made.sms / gpu.sms
+    bandwidth, share, back_share = gpu.memory_achieved, made.score_share, load_kernel(constants)["score_back_share"]
+
+    def product(rows: Ints, n: int, k: int) -> Values:
+        seconds: Values = dense_gemm_seconds(rows, n, k, precision=precision, kernels=made) + made.launch_s * (rows > 0)
+        if precision.rate != "bf16":                # what goes in is quantised first
+            seconds = seconds + _quantised(made, rows, k, precision)
+        return seconds
+
+    def weight_product(rows: Ints, n: int, k: int) -> Values:
+        seconds: Values = _weight(made, precision, rows, n, k, left) + made.launch_s * (rows > 0)
+        return seconds
+
+    def grouped(rows: Ints, owner: Ints, n_gpus: int, n: int, k: int) -> Values:
+        seconds: Values = grouped_seconds(rows, owner, n_gpus, n, k, layout="contiguous", precision=precision, kernels=made)
+        used: Ints = np.bincount(owner, rows, n_gpus).astype(np.int64)
+        if precision.rate != "bf16":
+            seconds = seconds + _quantised(made, used, k, precision)
+        launched: Values = seconds + made.launch_s * (used > 0)
+        return launched
+
+    def grouped_weight(rows: Ints, owner: Ints, n_gpus: int, n: int, k: int) -> Values:
+        padded = -(-rows // CONTIGUOUS_ROWS) * CONTIGUOUS_ROWS
+        return np.bincount(owner, _weight(made, precision, padded, n, k, left) + made.launch_s * (rows > 0), n_gpus)
+
+    def mixing(flops: Values, back: bool) -> Values:
+        rate = gpu.bf16_flops * (back_share if back else share) * left
+        return np.where(flops > 0, flops / rate + made.launch_s, 0.0)
+
+    return Machine(
+        product=product, weight_product=weight_product, grouped=grouped, grouped_weight=grouped_weight,
+        mixing=mixing, move=lambda count, nbytes: np.where(nbytes > 0, count * made.pass_s + nbytes / bandwidth, 0.0),
+    )  # fmt: skip
+
+
+def _weight(made: Kernels, precision: Precision, rows: Ints, n: int, k: int, left: float) -> Values:
+    """The gradient of n x k weights from `rows` tokens: arithmetic of whole tiles, or memory; it is added to the one there."""
+    gpu = made.gpu
+    assert gpu.memory_achieved is not None
+    tiles = -(-n // 128) * -(-k // 128)
+    waves = -(-tiles // made.sms) * made.sms / tiles         # the last wave is not full
+    flops = 2.0 * rows * n * k * waves / (gpu.achieved_flops(precision.rate) * left)
+    nbytes = rows * float(n + k) * precision.activation_bytes + (rows > 0) * float(n * k) * 2 * GRADIENT
+    seconds: Values = np.maximum(flops, nbytes / gpu.memory_achieved)
+    return seconds
+
+
+def _quantised(made: Kernels, rows: Ints, k: int, precision: Precision) -> Values:
+    assert made.gpu.memory_achieved is not None
+    moved = rows * k * (WIDE + precision.activation_bytes)
+    return np.where(rows > 0, made.pass_s + moved / made.gpu.memory_achieved, 0.0)

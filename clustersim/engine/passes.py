@@ -1,0 +1,134 @@
+"""Forward and backward passes of a layer's parts in training: what is multiplied and what is moved. Times nothing itself.
+
+A backward pass gives the gradient of the input (I) and that of the weights (W): two products as large as the forward one. Beside
+the products a part reads its input through a norm, adds what it makes to the residual stream, and moves its intermediate values
+through memory; `share` of a tensor group's GPUs splits matrices by columns and rows, and what lies between parts by tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clustersim.engine.machines import Machine, Values
+from clustersim.matrices import gemms, split
+from clustersim.parts import Attention, Dense, Latent, Mamba, Mamba2, Moe, Part, Retention
+from clustersim.types import Ints
+
+WIDE = 2.0              # bytes of a value between kernels: BF16
+BACK_MIXING = 2.5       # of the forward FLOPs: scores again, then four products (FlashAttention-2, arXiv 2307.08691)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Passes:
+    """Seconds of one part on each GPU, [gpus]."""
+
+    forward_s: Values       # F
+    input_s: Values         # I
+    weight_s: Values        # W
+
+    @staticmethod
+    def none(n_gpus: int) -> Passes:
+        """Nothing to do."""
+        return Passes(forward_s=np.zeros(n_gpus), input_s=np.zeros(n_gpus), weight_s=np.zeros(n_gpus))
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(
+            forward_s=self.forward_s + other.forward_s, input_s=self.input_s + other.input_s,
+            weight_s=self.weight_s + other.weight_s,
+        )  # fmt: skip
+
+
+def part_passes(
+    part: Part, hidden: int, tokens: Ints, pairs: Values, machine: Machine, tensor: int = 1, pieces: int = 1
+) -> Passes:
+    """A part of a layer, without its routed experts and without what a tensor group sends.
+
+    Args:
+        tokens: int [gpus], that pass through the part on the GPU: all of a tensor group's.
+        pairs: float [gpus], (token, token it looks at) of these.
+        machine: how long products and moves take.
+        tensor: GPUs that share the part.
+        pieces: into how many the tokens are split between the parts: `tensor` with sequence parallelism, else 1.
+    """
+    rows = tokens if not isinstance(part, Dense) else np.ceil(tokens * part.share).astype(np.int64)
+    total = Passes.none(tokens.size)
+    if isinstance(part, Moe):
+        total += _product(machine, rows, part.experts + part.zero_experts, hidden)
+    for n, k in gemms(split(part, tensor), hidden):
+        total += _product(machine, rows, n, k)
+    mixing = part.mixing_flops(1.0, False) * pairs if _by_pairs(part) else part.mixing_flops(1.0, False) * tokens
+    if mixing.any():
+        total += Passes(
+            forward_s=machine.mixing(mixing / tensor, False), input_s=machine.mixing(BACK_MIXING * mixing / tensor, True),
+            weight_s=np.zeros(tokens.size),
+        )  # fmt: skip
+    between, inside = tokens * (hidden * WIDE / pieces), rows * (_inner(part) * WIDE / tensor)
+    # norm: in and out; residual: two in, one out. Back: gradient and input in, gradient out; sum with the one passed by
+    return total + Passes(
+        forward_s=machine.move(2, 5 * between) + machine.move(1, 2 * inside),
+        input_s=machine.move(2, 6 * between) + machine.move(1, 4 * inside), weight_s=np.zeros(tokens.size),
+    )  # fmt: skip
+
+
+def expert_passes(part: Moe, hidden: int, rows: Ints, owner: Ints, n_gpus: int, machine: Machine, through: Values) -> Passes:
+    """The routed experts of one layer: permutation, products, activation, and the way back of each.
+
+    Args:
+        rows: int [slots], tokens each expert works on.
+        owner: int [slots], GPU that holds it.
+        through: float [gpus], tokens that arrived.
+    """
+    wide = (part.matrices - 1) * part.size
+    used: Values = np.bincount(owner, rows, n_gpus)
+    total = Passes.none(n_gpus)
+    for n, k in ((wide, hidden), (hidden, part.size)):
+        total += Passes(
+            forward_s=machine.grouped(rows, owner, n_gpus, n, k), input_s=machine.grouped(rows, owner, n_gpus, k, n),
+            weight_s=machine.grouped_weight(rows, owner, n_gpus, n, k),
+        )  # fmt: skip
+    moved = (used + through) * hidden * WIDE
+    # rows scattered to their experts and gathered from them; activation: wide in, size out
+    return total + Passes(
+        forward_s=machine.move(2, 2 * moved) + machine.move(1, used * (wide + part.size) * WIDE),
+        input_s=machine.move(2, 2 * moved) + machine.move(1, used * (2 * wide + part.size) * WIDE), weight_s=np.zeros(n_gpus),
+    )  # fmt: skip
+
+
+def head_passes(vocab: int, hidden: int, tokens: Ints, machine: Machine, tensor: int = 1) -> Passes:
+    """Unembedding and cross-entropy: logits in FP32, read twice and written back as their gradient."""
+    columns = vocab // tensor
+    logits = tokens * (columns * 4.0)
+    return Passes(
+        forward_s=machine.product(tokens, columns, hidden) + machine.move(2, 2 * logits),
+        input_s=machine.product(tokens, hidden, columns) + machine.move(1, 2 * logits),
+        weight_s=machine.weight_product(tokens, columns, hidden),
+    )
+
+
+def _product(machine: Machine, rows: Ints, n: int, k: int) -> Passes:
+    return Passes(
+        forward_s=machine.product(rows, n, k), input_s=machine.product(rows, k, n), weight_s=machine.weight_product(rows, n, k)
+    )
+
+
+def _by_pairs(part: Part) -> bool:
+    return isinstance(part, Attention | Latent)
+
+
+def _inner(part: Part) -> float:
+    """Values of a token inside a part that pass through memory beside the products: rotation, activation, scan."""
+    match part:
+        case Attention():
+            return (part.heads + part.kv_heads) * part.head_dim
+        case Latent():
+            return part.heads * (part.nope_dim + 2 * part.rope_dim + part.value_dim)
+        case Retention():
+            return 2 * part.key_dim + 2 * part.value_dim
+        case Mamba() | Mamba2():
+            return 4 * part.inner
+        case Dense():
+            return part.matrices * part.size / 2
+        case Moe():
+            return part.matrices * part.shared_size / 2

@@ -1,0 +1,74 @@
+"""What a person reads at the end of a training step: tables that fit 80 columns. Builds them, does not print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from clustersim.results.footprint import memory_line
+from clustersim.units import format_seconds
+
+
+def device_table(stages: pl.DataFrame) -> Table:
+    """One line per pipeline device; alike neighbours are one line."""
+    table = Table(
+        box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
+        caption="sent: by tensor and context groups; exchanged: for experts, exposed; after: gradients, optimiser",
+    )  # fmt: skip
+    for heading in ("device", "layers", "computes", "sent", "exchanged", "waits", "bubble", "after"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    lines: list[tuple[list[int], tuple[str, ...]]] = []
+    for row in stages.iter_rows(named=True):
+        times = [row["computed_s"], row["sent_s"], row["exchanged_s"], row["waited_s"], row["bubble_s"]]
+        after = row["reduce_s"] + row["optimiser_s"] + row["gather_s"]
+        shown = (str(row["layers"]), *(format_seconds(value) for value in (*times, after)))
+        if lines and lines[-1][1] == shown:
+            lines[-1][0].append(row["device"])
+        else:
+            lines.append(([row["device"]], shown))
+    for devices, shown in lines:
+        table.add_row(str(devices[0]) if len(devices) == 1 else f"{devices[0]}-{devices[-1]}", *shown)
+    return table
+
+
+def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame) -> RenderableType:
+    """The step in a dozen lines; `memory` is that table."""
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(style="bold")
+    table.add_column()
+    step = row["step_s"]
+
+    def share(key: str) -> str:
+        return f"{format_seconds(row[key])}, {100 * row[key] / step:.1f} %" if step else format_seconds(row[key])
+
+    split = ", ".join(
+        f"{name} {row[f'parallel.{name}']}"
+        for name in ("tensor", "context", "pipeline", "virtual", "expert", "zero")
+        if row[f"parallel.{name}"] not in ((None, 0) if name == "zero" else (None, 1))
+    )  # fmt: skip
+    lines = {
+        "run": f"{row['model']} on {row['gpus']:,} GPUs of {row['topology']}",
+        "split": f"{split or 'data parallel alone'}, {row['parallel.order']}",
+        "step": f"{format_seconds(step)}: {row['tokens']:,} tokens in {row['micro_batches']} micro-batches",
+        "throughput": "no time passed" if not step else f"{row['tokens_per_s_per_gpu']:,.0f} tokens/s and "
+        f"{row['model_flops_per_s_per_gpu'] / 1e12:,.1f} model TFLOP/s per GPU",
+        "a trillion tokens": f"{row['gpu_hours_per_trillion_tokens']:,.0f} GPU-hours",
+        "computes": share("compute_s"),
+        "tensor and context groups": share("tensor_comm_s"),
+        "exchanges, exposed": share("exchange_comm_s"),
+        "waits for others": share("wait_s"),
+        "pipeline bubble": share("bubble_s"),
+        "gradients and weights": share("gradient_comm_s"),
+        "memory of a GPU": memory_line(row, memory),
+        "expert load of a GPU": "" if row["imbalance"] is None else f"max/mean {row['imbalance']:.2f}, mean over the layers",
+        "dropped": f"{100 * row['drop_rate']:.2f} % of the choices" if row["drop_rate"] else "",
+    }
+    for name, text in lines.items():
+        if text:
+            table.add_row(name, text)
+    return Group(Text(), table, *(Text(f" note: {note}", style="dim") for note in notes))

@@ -1,0 +1,205 @@
+"""How long a pipeline device takes for a task: the passes of a stage played on the GPUs of an expert group. Knows no pipeline.
+
+What is alike is played once: stages whose layers have the same parts, choices and placement, and micro-batches with the same
+routing. All GPUs of a group begin a pass together; the first exchange would let nobody go on before the last of them anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clustersim.cluster import Cluster
+from clustersim.engine.collectives import Wires
+from clustersim.engine.machines import Machine
+from clustersim.engine.passes import Passes
+from clustersim.engine.pipelines import Task
+from clustersim.engine.program import COMPUTE, Op, Work, exposed, play_program
+from clustersim.model import Model
+from clustersim.parallel import Parallel
+from clustersim.playing import Traffic
+from clustersim.training import programs
+from clustersim.training.layers import Batch, Own, own_passes, routed_passes, unembedding
+from clustersim.types import Transfers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A task of a pipeline device. Seconds; all but the first are means over the GPUs of the group, and add up to it."""
+
+    seconds: float          # until the last GPU is through
+    computed_s: float
+    sent_s: float           # collectives of tensor and context groups
+    exchanged_s: float      # exchanges that nothing hides: the GPU's own bytes on their way
+    waited_s: float         # for other GPUs: in exchanges, and for the last to be through
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Stages:
+    """What the tasks of a pipeline are made of."""
+
+    model: Model
+    parallel: Parallel
+    batch: Batch
+    layers: tuple[range, ...]                       # of each stage
+    traffic: Callable[[int, int], Traffic]          # of a layer with routed experts, in a routing
+    alike: Callable[[int], int]                     # the first layer that costs the same as this one
+    routings: int                                   # that micro-batches take in turn
+    cluster: Cluster                                # of one expert group
+    network: Callable[..., Any]
+    wires: Wires
+    machine: Machine                                # with all SMs
+    beside: Machine                                 # with those that exchanges leave
+    recompute: bool                                 # activations are made once more on the way back
+
+
+class Blocks:
+    """Tasks and how long they take; each distinct one is played once."""
+
+    def __init__(self, stages: Stages, progress: Callable[[int], None] = lambda played: None) -> None:
+        self._stages, self._progress = stages, progress
+        self._played: dict[Any, Block] = {}
+        self._own: dict[tuple[int, bool], Own] = {}
+        self._traffic: dict[tuple[int, int], Traffic] = {}
+        self._experts: dict[tuple[int, int, bool], Passes] = {}
+        self.solves = self.events = 0
+
+    @property
+    def played(self) -> int:
+        """How many have been played."""
+        return len(self._played)
+
+    def of(self, tasks: tuple[Task, ...]) -> Block:
+        """The block of one task, or of two that overlap, the forward one first."""
+        key = tuple((task.kind, self._signature(task.stage), task.batch % self._stages.routings) for task in tasks)
+        if key not in self._played:
+            self._played[key] = self._play(tasks)
+            self._progress(len(self._played))
+        return self._played[key]
+
+    def _signature(self, stage: int) -> tuple[int, ...]:
+        made = tuple(self._stages.alike(layer) for layer in self._stages.layers[stage])
+        return (*made, programs.HEAD) if self._last(stage) else made
+
+    def _last(self, stage: int) -> bool:
+        return stage == len(self._stages.layers) - 1
+
+    def _play(self, tasks: tuple[Task, ...]) -> Block:
+        s, routed = self._stages, set(self._stages.model.moe_layers)
+        ahead = next((task for task in tasks if task.kind == "F"), None)
+        back = next((task for task in tasks if task.kind != "F"), None)
+        if ahead is not None and back is not None:
+            ops = programs.both(
+                s.layers[ahead.stage], s.layers[back.stage], routed, head_ahead=self._last(ahead.stage),
+                head_back=self._last(back.stage),
+            )  # fmt: skip
+            if s.recompute:
+                ops = _behind(programs.forward(s.layers[back.stage], routed, head=False, batch=programs.BACKWARD), ops)
+        elif ahead is not None:
+            ops = programs.forward(s.layers[ahead.stage], routed, head=self._last(ahead.stage))
+        else:
+            assert back is not None
+            if back.kind == "W":
+                return self._weights(back)
+            ops = programs.backward(
+                s.layers[back.stage], routed, head=self._last(back.stage), weights=back.kind == "B", again=s.recompute
+            )
+        if not ops:                                         # a stage with nothing but the embedding
+            return Block(seconds=0.0, computed_s=0.0, sent_s=0.0, exchanged_s=0.0, waited_s=0.0)
+        routing = {programs.FORWARD: ahead or back, programs.BACKWARD: back or ahead}
+        works: dict[tuple[int, int], Work] = {}
+
+        def work_of(layer: int, batch: int) -> Work:
+            if (layer, batch) not in works:
+                task = routing[batch]
+                assert task is not None
+                works[layer, batch] = self._work(layer, task.batch % s.routings, beside=len(tasks) > 1)
+            return works[layer, batch]
+
+        ran = play_program(s.cluster, s.network, ops, work_of)
+        self.solves, self.events = self.solves + ran.solves, self.events + ran.events
+        return self._summed(ops, ran, work_of, beside=len(tasks) > 1)
+
+    def _summed(self, ops: Sequence[Op], ran: Any, work_of: Callable[[int, int], Work], *, beside: bool) -> Block:
+        computing = [i for i, op in enumerate(ops) if op.stream == COMPUTE]
+        busy = (ran.end[computing] - ran.start[computing]).sum(axis=0)
+        sent = sum((self._sent(ops[i], beside) for i in computing), np.zeros(busy.size))
+        standing = exposed(ops, ran).sum(axis=0)
+        waited = np.zeros(busy.size)
+        for i, account in ran.exchanges.items():
+            waited += np.minimum(account.wait_s, exposed(ops, ran)[i])
+        last = ran.step_s - busy - standing                 # until the last GPU is through
+        return Block(
+            seconds=ran.step_s, computed_s=float((busy - sent).mean()), sent_s=float(sent.mean()),
+            exchanged_s=float((standing - waited).mean()), waited_s=float((waited + last).mean()),
+        )  # fmt: skip
+
+    def _sent(self, op: Op, beside: bool) -> Any:
+        if not op.part.startswith("own_") or op.layer == programs.HEAD:
+            return 0.0
+        return _of(self._own_of(op.layer, beside).sent, op.part[-1])
+
+    def _weights(self, task: Task) -> Block:
+        """The gradients of a stage's weights: nothing is exchanged."""
+        s = self._stages
+        layers = [*s.layers[task.stage], *([programs.HEAD] if self._last(task.stage) else [])]
+        computed, sent = np.zeros(s.cluster.n_gpus), np.zeros(s.cluster.n_gpus)
+        for layer in layers:
+            work = self._work(layer, task.batch % s.routings, beside=False)
+            computed = computed + work.seconds["own_w"] + work.seconds.get("experts_w", 0.0)
+            if layer != programs.HEAD:
+                sent = sent + self._own_of(layer, False).sent.weight_s
+        total = float(computed.max())
+        return Block(
+            seconds=total, computed_s=float((computed - sent).mean()), sent_s=float(sent.mean()), exchanged_s=0.0,
+            waited_s=float((total - computed).mean()),
+        )
+
+    def _work(self, layer: int, routing: int, *, beside: bool) -> Work:
+        """What there is to do in a layer, both ways."""
+        s = self._stages
+        machine = s.beside if beside else s.machine
+        if layer == programs.HEAD:
+            return Work(seconds=_named("own", unembedding(s.model, s.batch, s.parallel, machine, s.cluster.n_gpus)), transfers={})
+        own = self._own_of(layer, beside)
+        seconds = _named("own", own.computed + own.sent)
+        if layer not in s.model.moe_layers:
+            return Work(seconds=seconds, transfers={})
+        same = s.alike(layer)
+        if (same, routing) not in self._traffic:
+            self._traffic[same, routing] = s.traffic(same, routing)
+        sent = self._traffic[same, routing]
+        if (same, routing, beside) not in self._experts:
+            self._experts[same, routing, beside] = routed_passes(s.model, sent.rows, sent.gpu_of, s.cluster.n_gpus, machine)
+        transfers: Mapping[str, Transfers] = {
+            "dispatch": sent.dispatch, "combine": sent.combine, "back_dispatch": sent.dispatch, "back_combine": sent.combine,
+        }  # fmt: skip
+        return Work(seconds=seconds | _named("experts", self._experts[same, routing, beside]), transfers=transfers)
+
+    def _own_of(self, layer: int, beside: bool) -> Own:
+        s, same = self._stages, self._stages.alike(layer)
+        if (same, beside) not in self._own:
+            self._own[same, beside] = own_passes(
+                s.model.layers[same], s.model, s.batch, s.parallel, s.wires, s.beside if beside else s.machine, s.cluster.n_gpus
+            )
+        return self._own[same, beside]
+
+
+def _named(name: str, passes: Passes) -> dict[str, Any]:
+    return {f"{name}_f": passes.forward_s, f"{name}_i": passes.input_s, f"{name}_w": passes.weight_s}
+
+
+def _of(passes: Passes, which: str) -> Any:
+    return {"f": passes.forward_s, "i": passes.input_s, "w": passes.weight_s}[which]
+
+
+def _behind(first: Sequence[Op], then: Sequence[Op]) -> list[Op]:
+    """One program after the other."""
+    shifted = [
+        Op(stream=op.stream, part=op.part, layer=op.layer, batch=op.batch, after=tuple(i + len(first) for i in op.after))
+        for op in then
+    ]
+    return [*first, *shifted]

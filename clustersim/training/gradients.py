@@ -1,0 +1,97 @@
+"""What a step does after its passes: gradients reduced, weights updated and gathered. Bytes and closed forms; plays nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clustersim.engine.collectives import Wires, ring_s
+from clustersim.engine.machines import Machine
+from clustersim.matrices import split
+from clustersim.model import Model
+from clustersim.parallel import Parallel
+from clustersim.parts import Moe, Part
+from clustersim.training.layers import moe_of
+
+WEIGHT = 2.0            # bytes of a weight as it is used: BF16
+ADAM = 26.0             # bytes of a weight's optimiser that are moved: FP32 weight, two moments in and out; the weight out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """Weights on one GPU of a pipeline device."""
+
+    dense: float            # that data parallel GPUs share
+    experts: float          # that expert data parallel GPUs share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """Seconds of one pipeline device."""
+
+    reduce_s: float         # gradients over data parallel groups
+    gather_s: float         # weights, where the optimiser is split
+    optimiser_s: float
+
+
+def held(model: Model, stages: Iterable[int], layers: Sequence[range], parallel: Parallel) -> Held:
+    """Weights of these stages on each GPU; the embedding is with the first stage, the unembedding with the last."""
+    dense = experts = 0.0
+    for stage in stages:
+        for layer in layers[stage]:
+            dense += sum(_dense(part, model.hidden, parallel.tensor) for part in model.layers[layer])
+            if layer in model.moe_layers:
+                moe = moe_of(model)
+                experts += moe.experts * moe.expert(model.hidden) / (parallel.expert * parallel.expert_tensor)
+        dense += sum(model.embedding_params / parallel.tensor for end in (0, len(layers) - 1) if stage == end)
+    return Held(dense=dense, experts=experts)
+
+
+def update(
+    held: Held, parallel: Parallel, wires: Wires, machine: Machine, *, gradient_bytes: float
+) -> Update:
+    """Gradients are scattered and weights gathered from `zero` 1 on; before, gradients are reduced to all.
+
+    Groups are over data and context, and over expert data; Adam keeps weights and moments in FP32.
+    """
+    replicas = parallel.data * parallel.context
+    ranks = parallel.groups("data")[0] if parallel.context == 1 else np.arange(replicas) * parallel.tensor
+    both = ((held.dense, ranks), (held.experts, parallel.groups("expert_data")[0]))
+    passes = 1 if parallel.zero else 2
+    owned = held.dense / (replicas if parallel.zero else 1) + held.experts / (parallel.expert_data if parallel.zero else 1)
+    return Update(
+        reduce_s=sum(ring_s(weights * gradient_bytes, group, wires, passes) for weights, group in both),
+        gather_s=sum(ring_s(weights * WEIGHT, group, wires) for weights, group in both) if parallel.zero else 0.0,
+        optimiser_s=float(machine.move(1, np.array([owned * (ADAM + gradient_bytes)]))[0]),
+    )
+
+
+def exposed_update(
+    update: Update, zero: int, rounds: int, ahead: Sequence[float], back: Sequence[float], *, hide: bool
+) -> tuple[float, float]:
+    """Seconds of gradients and of weights that no pass of the device hides.
+
+    Up to `zero` 1 gradients are reduced once, beside the last backward pass, and weights gathered once, beside the first forward
+    pass. Gradients that are kept split (2) are reduced in every round, weights that are (3) gathered twice in each: what is
+    longer than all passes together stands out.
+
+    Args:
+        rounds: times that a chunk of layers is gone through without another in between.
+        ahead, back: seconds of the device's forward and backward passes, in order.
+    """
+    reduces, gathers = rounds if zero >= 2 else 1, 2 * rounds if zero == 3 else 1
+    if not hide:
+        return reduces * update.reduce_s, gathers * update.gather_s
+    reduce_s = max(update.reduce_s - back[-1], reduces * update.reduce_s - sum(back))
+    gather_s = max(update.gather_s - ahead[0], gathers * update.gather_s - sum(ahead) - (sum(back) if zero == 3 else 0.0))
+    return max(0.0, reduce_s), max(0.0, gather_s)
+
+
+def _dense(part: Part, hidden: int, tensor: int) -> float:
+    """Weights of a part on one GPU of a tensor group, without routed experts."""
+    mine = split(part, tensor)
+    if isinstance(mine, Moe):
+        return mine.params(hidden) - mine.experts * mine.expert(hidden)
+    return mine.params(hidden)

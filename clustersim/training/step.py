@@ -1,0 +1,313 @@
+"""A training step from a run: its parts made and found to fit, its pipeline played, its gradients and optimiser added."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from clustersim import network as networks
+from clustersim.architecture import describe
+from clustersim.cluster import Cluster, build_cluster
+from clustersim.config import Run, whole
+from clustersim.engine import machines
+from clustersim.engine.activations import Keeping
+from clustersim.engine.blocks import PRECISIONS
+from clustersim.engine.collectives import Wires, send_s, wires_of
+from clustersim.engine.machines import Machine
+from clustersim.engine.memory import Load, Memory, need
+from clustersim.engine.pipeline_play import Flow, play_pipeline
+from clustersim.engine.pipelines import Pipeline, Task
+from clustersim.engine.stages import chunks_of, ordered
+from clustersim.exchange.software import sms_held
+from clustersim.model import Model
+from clustersim.parallel import Parallel, parallel_from
+from clustersim.pick import pick
+from clustersim.playing import Progress, Traffic, assemble, same_layers, traffic
+from clustersim.results.counting import LayerCounts
+from clustersim.training.blocks import Block, Blocks, Stages
+from clustersim.training.gradients import WEIGHT, Update, exposed_update, held, update
+from clustersim.training.layers import Batch
+from clustersim.types import Floats, InputError
+
+OFFERS = {              # what may be changed where a step does not fit
+    "gpus": "{} GPUs", "tensor": "parallel.tensor={}", "pipeline": "parallel.pipeline={}", "zero": "parallel.zero={}",
+    "micro_batch": "workload.micro_batch={}", "recompute": "workload.recompute={}",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Trained:
+    """A training step as it was played. Seconds; arrays over pipeline devices."""
+
+    model: Model
+    parallel: Parallel
+    batch: Batch
+    micro_batches: int
+    memory: Memory
+    gpu_memory: float                               # bytes of a GPU
+    layers: tuple[range, ...]
+    pipeline: Pipeline
+    flow: Flow
+    blocks: tuple[tuple[Block, ...], ...]           # of every task of every device
+    updates: tuple[Update, ...]
+    reduce_s: Floats                                # what of the gradients is exposed
+    gather_s: Floats                                # what of the weights is exposed
+    step_s: float
+    counts: tuple[LayerCounts, ...]                 # of the layers whose routing was played
+    played: int                                     # distinct tasks that were played
+    group_gpus: int                                 # on so many GPUs
+    solves: int
+    events: int
+    notes: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Of the step."""
+        return self.micro_batches * self.batch.sequences * self.batch.sequence * self.parallel.data
+
+
+def train(run: Run, progress: Progress = lambda fraction, what: None) -> Trained:
+    """Play one training step.
+
+    Raises:
+        InputError: sizes that do not fit each other, the model or the machine; whatever the run's parts raise.
+    """
+    workload, model = run.config["workload"], run.model
+    gpus, per_node = _gpus(run)
+    parallel = parallel_from(run.config["parallel"], gpus)
+    batch, micro_batches = _batch(workload, parallel)
+    layers = _layers(run, parallel)
+    order = str(run.config["parallel"]["order"])
+    pipeline = ordered(order, parallel.pipeline, micro_batches, parallel.virtual)
+    small = _cluster(run, per_node, nodes=min(2, max(1, gpus // per_node)))
+    wires = wires_of(small)
+    memory = _memory(run, parallel, batch, micro_batches, small)
+    stages, counts = _stages(run, parallel, batch, layers, per_node, wires)
+    total = _distinct(pipeline, stages)
+    blocks = Blocks(stages, lambda played: progress(min(0.99, played / total), f"{played} of {total} kinds of passes"))
+    flow = play_pipeline(pipeline, lambda tasks: blocks.of(tasks).seconds, _sender(run, parallel, batch, model, wires))
+    every = tuple(tuple(blocks.of(tasks) for tasks in device) for device in pipeline.tasks)
+    updates = tuple(
+        update(held(model, mine, layers, parallel), parallel, wires, stages.machine,
+               gradient_bytes=_positive("workload.gradient_bytes", workload["gradient_bytes"]))
+        for mine in pipeline.held
+    )  # fmt: skip
+    rounds = micro_batches // (parallel.pipeline if order == "interleaved" else 1)
+    left = [
+        exposed_update(u, parallel.zero, rounds, _passes(device, "F", blocks), _passes(device, "BIW", blocks),
+                       hide=_flag("workload.hide_gradients", workload["hide_gradients"]))
+        for u, device in zip(updates, pipeline.tasks, strict=True)
+    ]  # fmt: skip
+    reduce_s, gather_s = (np.array(values) for values in zip(*left, strict=True))
+    ends = np.array([ended[-1] for ended in flow.ended])
+    after = reduce_s + np.array([u.optimiser_s for u in updates]) + gather_s
+    return Trained(
+        model=model, parallel=parallel, batch=batch, micro_batches=micro_batches, memory=memory,
+        gpu_memory=small.gpu.memory, layers=layers, pipeline=pipeline, flow=flow, blocks=every, updates=updates,
+        reduce_s=reduce_s, gather_s=gather_s, step_s=float((ends + after).max()), counts=tuple(counts), played=blocks.played,
+        group_gpus=stages.cluster.n_gpus, solves=blocks.solves, events=blocks.events + flow.events,
+        notes=_notes(stages, parallel, blocks, micro_batches),
+    )  # fmt: skip
+
+
+def _gpus(run: Run) -> tuple[int, int]:
+    """GPUs in all and per node."""
+    topology = run.config["topology"]
+    nodes = whole("topology.nodes", topology["nodes"], least=1)
+    per_node = whole("topology.gpus_per_node", topology["gpus_per_node"], least=1)
+    return nodes * per_node, per_node
+
+
+def _batch(workload: Mapping[str, Any], parallel: Parallel) -> tuple[Batch, int]:
+    """A micro-batch, and how many a data parallel group takes in a step."""
+    sequences = whole("workload.micro_batch", workload["micro_batch"], least=1)
+    sequence = whole("workload.sequence", workload["sequence"], least=1)
+    in_all = whole("workload.global_batch", workload["global_batch"], least=1)
+    each = sequences * parallel.data
+    if in_all % each:
+        near = max(1, round(in_all / each)) * each
+        raise InputError(
+            f"workload.global_batch={in_all}: must be a multiple of micro_batch {sequences} x {parallel.data} data parallel "
+            f"groups = {each}; nearest that is: {near}"
+        )
+    pieces = parallel.context * (parallel.tensor if parallel.sequence_parallel else 1)
+    if sequence * sequences % pieces:
+        near = -(-sequence // pieces) * pieces
+        raise InputError(f"workload.sequence={sequence}: does not divide over {pieces} GPUs; nearest that does: {near}")
+    return Batch(sequences=sequences, sequence=sequence, context=parallel.context), in_all // each
+
+
+def _cluster(run: Run, per_node: int, *, nodes: int) -> Cluster:
+    return build_cluster(run.topology, {**run.config["topology"], "nodes": nodes, "gpus_per_node": per_node})
+
+
+def _stages(
+    run: Run, parallel: Parallel, batch: Batch, layers: tuple[range, ...], per_node: int, wires: Wires
+) -> tuple[Stages, list[LayerCounts]]:
+    """What the pipeline's tasks are made of; `counts` is filled as layers are played."""
+    model, counts = run.model, list[LayerCounts]()
+    name, options = run.options("network")
+    if not model.n_moe_layers:
+        cluster = _cluster(run, 1, nodes=1)
+        first: dict[Any, int] = {}
+        alike = [first.setdefault(model.layers[layer], layer) for layer in range(model.n_layers)]
+        machine = _machine(run, cluster, 0)
+
+        def nobody(layer: int, routing: int) -> Traffic:
+            raise AssertionError("a model without experts sends nothing")
+
+        return Stages(
+            model=model, parallel=parallel, batch=batch, layers=layers, traffic=nobody, alike=alike.__getitem__, routings=1,
+            cluster=cluster, network=pick(networks, name, **options), wires=wires, machine=machine, beside=machine,
+            recompute=_recompute(run),
+        ), counts  # fmt: skip
+    group = _group_run(run, parallel, batch, per_node)
+    parts = assemble(group)
+    steps = [replace(parts, workload=one, placements=placed) for one, placed in zip(
+        parts.stream.steps, parts.plan.placements, strict=True
+    )]  # fmt: skip
+    same = same_layers(parts, parts.rule)
+    for layer, other in enumerate(same):
+        if model.layers[layer] != model.layers[other]:
+            same[layer] = layer
+    first = {}
+    same = [first.setdefault((model.layers[i], same[i] if i in model.moe_layers else -1), i) for i in range(model.n_layers)]
+
+    def sent(layer: int, routing: int) -> Traffic:
+        found = traffic(steps[routing], layer, parts.rule)
+        counts.append(found.counts)
+        return found
+
+    kept = sms_held(*run.options("exchange"), parts.cluster)
+    return Stages(
+        model=model, parallel=parallel, batch=batch, layers=layers, traffic=sent, alike=same.__getitem__, routings=len(steps),
+        cluster=parts.cluster, network=parts.network, wires=wires, machine=_machine(run, parts.cluster, 0),
+        beside=_machine(run, parts.cluster, kept), recompute=_recompute(run),
+    ), counts  # fmt: skip
+
+
+def _group_run(run: Run, parallel: Parallel, batch: Batch, per_node: int) -> Run:
+    """The run of one expert group: its GPUs alone, each with its share of a micro-batch."""
+    if parallel.expert_tensor > 1:
+        raise InputError(f"parallel.expert_tensor={parallel.expert_tensor}: experts are not split in training so far; use 1")
+    if parallel.expert > run.model.n_experts:
+        raise InputError(
+            f"parallel.expert={parallel.expert}: more than the {run.model.n_experts} experts of a layer; "
+            f"nearest that works: {run.model.n_experts}"
+        )
+    if parallel.expert > per_node and parallel.expert % per_node:
+        near = round(parallel.expert / per_node) * per_node
+        raise InputError(f"parallel.expert={parallel.expert}: must be whole nodes of {per_node} GPUs; nearest that is: {near}")
+    nodes, inside = max(1, parallel.expert // per_node), min(per_node, parallel.expert)
+    tokens = batch.tokens // (parallel.tensor if parallel.sequence_parallel else 1)
+    config = dict(run.config)
+    config["topology"] = {**config["topology"], "nodes": nodes, "gpus_per_node": inside}
+    config["workload"] = {
+        "phase": "prefill", "tokens_per_gpu": tokens, "encoder_inputs": 0,
+        **{key: config["workload"][key] for key in ("steps", "deal", "domain_steps")},
+    }  # fmt: skip
+    return replace(run, tokens_per_gpu=tokens, config=config)
+
+
+def _machine(run: Run, cluster: Cluster, sms: int) -> Machine:
+    name, options = run.options("compute")
+    gpu, gemm = cluster.gpu, run.model.gemm
+    if name == "none":
+        return machines.none()
+    if name == "roofline":
+        return machines.roofline(gpu, gemm)
+    if name == "kernels":
+        return machines.kernels(gpu, gemm, options["tiles"], options["constants"], sms + options["sms_taken"])
+    raise InputError(f"compute={name}: training knows none, roofline and kernels")
+
+
+def _layers(run: Run, parallel: Parallel) -> tuple[range, ...]:
+    """The layers of every stage: as `chunks_of` says, or as the config does."""
+    n_layers, stages, given = run.model.n_layers, parallel.pipeline * parallel.virtual, run.config["parallel"]["stage_layers"]
+    if given is None:
+        return chunks_of(n_layers, parallel.pipeline, parallel.virtual)
+    whole_numbers = isinstance(given, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in given)
+    if not whole_numbers or len(given) != stages or sum(given) != n_layers:
+        raise InputError(
+            f"parallel.stage_layers={given}: must be a number of layers for each of {stages} stages, {n_layers} in all; "
+            f"null is {[len(one) for one in chunks_of(n_layers, parallel.pipeline, parallel.virtual)]}"
+        )
+    ends = np.cumsum([0, *given]).tolist()
+    return tuple(range(begin, end) for begin, end in itertools.pairwise(ends))
+
+
+def _memory(run: Run, parallel: Parallel, batch: Batch, micro_batches: int, cluster: Cluster) -> Memory:
+    """What a step needs on its fullest GPU; refused where it does not fit, unless `memory=ignore`."""
+    workload = run.config["workload"]
+    narrow = PRECISIONS[run.model.gemm].activation_bytes
+    load = Load(
+        phase="training", micro_batch=batch.sequences, sequence=batch.sequence, micro_batches=micro_batches,
+        order=str(run.config["parallel"]["order"]), keeping=Keeping(recompute=str(workload["recompute"]), linear=narrow),
+        gradients=_positive("workload.gradient_bytes", workload["gradient_bytes"]), optimiser=str(workload["optimiser"]),
+        exchange=run.options("exchange")[0],
+    )  # fmt: skip
+    found = need(describe(run.config["model"]), parallel, load)
+    if run.config["memory"] == "check":
+        found.check(cluster.gpu.memory, name=run.topology, offers=OFFERS)
+    return found
+
+
+def _recompute(run: Run) -> bool:
+    """Whether layers are run once more; what else is computed again to save memory is not priced."""
+    return bool(run.config["workload"]["recompute"] == "full")
+
+
+def _sender(run: Run, parallel: Parallel, batch: Batch, model: Model, wires: Wires) -> Callable[[int, int], float]:
+    """Seconds between two stages: each GPU sends its share of a micro-batch's activations to the one in its place."""
+    pieces = parallel.tensor if parallel.sequence_parallel else 1
+    nbytes = batch.tokens * model.hidden * WEIGHT / pieces
+
+    def seconds(source: int, target: int) -> float:
+        a, b = (stage % parallel.pipeline for stage in (source, target))
+        return send_s(nbytes, a * parallel.stage_gpus, b * parallel.stage_gpus, wires)
+
+    return seconds
+
+
+def _passes(device: tuple[tuple[Task, ...], ...], kinds: str, blocks: Blocks) -> list[float]:
+    """Seconds of a device's passes of these kinds, in order."""
+    return [blocks.of(tasks).seconds for tasks in device if any(task.kind in kinds for task in tasks)]
+
+
+def _distinct(pipeline: Pipeline, stages: Stages) -> int:
+    """Kinds of tasks there are, for the progress bar."""
+    alike = [tuple(stages.alike(layer) for layer in mine) + ((-1,) if i == len(stages.layers) - 1 else ())
+             for i, mine in enumerate(stages.layers)]  # fmt: skip
+    return len({
+        tuple((task.kind, alike[task.stage], task.batch % stages.routings) for task in tasks)
+        for device in pipeline.tasks for tasks in device
+    })  # fmt: skip
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{key}={json.dumps(value)}: must be true or false")
+    return value
+
+
+def _positive(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise InputError(f"{key}={json.dumps(value)}: must be a number above 0")
+    return float(value)
+
+
+def _notes(stages: Stages, parallel: Parallel, blocks: Blocks, micro_batches: int) -> tuple[str, ...]:
+    """What was played and what was inferred."""
+    groups = parallel.stage_gpus // stages.cluster.n_gpus
+    said = [
+        f"played: {blocks.played} kinds of passes on one group of {stages.cluster.n_gpus} GPUs; inferred: that all of their kind "
+        f"({groups} groups per stage, {micro_batches} micro-batches, {stages.routings} routings in turn) take as long"
+    ]
+    if stages.model.n_moe_layers and groups > 1:
+        said.append("every expert group of a stage is given the same routing, and what other groups send is not on its links")
+    return tuple(said)
