@@ -18,7 +18,7 @@ from clustersim.ways import FAR, Bools, Ragged, Ways, concatenated, in_one_block
 __all__ = ["ecmp", "pxn", "shortest", "spray", "table"]
 
 Choose = Callable[[Ways, Ints, Ints], Ragged]
-MANY = 4096             # of so many pairs, the routes are made by compiled loops: importing numba takes half a second
+MANY = 1000             # of so many pairs, the routes are made by compiled loops: importing numba takes half a second
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

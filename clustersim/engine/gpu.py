@@ -7,7 +7,7 @@ when its last outbound byte has left too. There is no barrier: who waits for who
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from clustersim.network.fabric import Bound, Exchange, Fluid
 from clustersim.types import Floats, Transfers
 
 BEGUN, ATTENDED, DISPATCHED, COMPUTED, COMBINED, ENDED = range(6)       # the marks of a GPU in a layer
+PARTS = ("attention_s", "dispatch_s", "expert_s", "combine_s", "other_s", "idle_s")     # of a GPU's time; they sum to the step
+SLICES = ("attention", "stalled by dispatch", "experts", "stalled by combine", "shared experts")    # between the marks
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -34,6 +36,16 @@ class LayerWork:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Slice:
+    """One thing that the compute streams did, or stood still for. Seconds [gpus]."""
+
+    layer: int
+    name: str
+    begin: Floats
+    end: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Played:
     """A forward pass as it happened, in seconds from its start."""
 
@@ -43,6 +55,26 @@ class Played:
     solves: int                         # rate computations of the network
     events: int                         # events of the loop
     background_s: float = 0.0           # when the last byte of what travelled beside the pass was there
+    own_parts: Mapping[str, Floats] | None = None       # `parts` where the marks do not say it: things overlapped
+    own_slices: tuple[Slice, ...] | None = None         # `slices`, the same
+
+    def parts(self) -> Mapping[str, Floats]:
+        """The compute stream's time by `PARTS`, [layers, gpus] each; they sum to the step for every GPU."""
+        if self.own_parts is not None:
+            return self.own_parts
+        parts = dict(zip(PARTS, (self.marks[:, at + 1] - self.marks[:, at] for at in range(5)), strict=False))
+        idle = np.zeros((self.marks.shape[0], self.marks.shape[2]))
+        idle[-1] = self.step_s - self.marks[-1, ENDED]          # at the end of the step, for the last GPU
+        return parts | {"idle_s": idle}
+
+    def slices(self) -> tuple[Slice, ...]:
+        """What the compute streams did one after the other."""
+        if self.own_slices is not None:
+            return self.own_slices
+        return tuple(
+            Slice(layer=layer, name=name, begin=mark[at], end=mark[at + 1])
+            for layer, mark in enumerate(self.marks) for at, name in enumerate(SLICES)
+        )  # fmt: skip
 
 
 def play(

@@ -10,14 +10,12 @@ import polars as pl
 
 from clustersim.cluster import Cluster
 from clustersim.cost import COLUMNS as COST_COLUMNS
-from clustersim.engine.gpu import ATTENDED, BEGUN, COMBINED, COMPUTED, DISPATCHED, ENDED, Played
+from clustersim.engine.gpu import Played
 from clustersim.model import Model
 from clustersim.network.measures import collisions
 from clustersim.results.counting import LayerCounts
 from clustersim.results.replicates import INTERVALS
 from clustersim.types import Floats
-
-PARTS = ("attention_s", "dispatch_s", "expert_s", "combine_s", "other_s", "idle_s")     # of a GPU's time; they sum to the step
 
 CAUSE_COLUMNS = (           # of a layer: the first is the sum of the others
     "moe_s", "ideal_s", "popularity_s", "source_s", "placement_s", "exchange_s", "topology_s", "joint_s",
@@ -27,17 +25,7 @@ CAUSE_COLUMNS = (           # of a layer: the first is the sum of the others
 def gpus_table(played: Played, counts: Sequence[LayerCounts | None], step: int = 0) -> pl.DataFrame:
     """Per layer and GPU: the parts of the compute stream's time, and what the communication stream did beside it."""
     n_layers, _, n = played.marks.shape
-    marks = played.marks
-    idle = np.zeros((n_layers, n))
-    idle[-1] = played.step_s - marks[-1, ENDED]             # at the end of the step, for the last GPU
-    parts = {
-        "attention_s": marks[:, ATTENDED] - marks[:, BEGUN],
-        "dispatch_s": marks[:, DISPATCHED] - marks[:, ATTENDED],
-        "expert_s": marks[:, COMPUTED] - marks[:, DISPATCHED],
-        "combine_s": marks[:, COMBINED] - marks[:, COMPUTED],
-        "other_s": marks[:, ENDED] - marks[:, COMBINED],
-        "idle_s": idle,
-    }
+    parts = played.parts()
     total = np.sum([part.sum(axis=0) for part in parts.values()], axis=0)
     assert np.allclose(total, played.step_s, rtol=1e-9, atol=0), "the parts of a GPU's time do not sum to the step"
     zero = np.zeros(n)
