@@ -49,8 +49,8 @@ PUBLISHED = {
 def frontier_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Parameters, costs and where the time goes, a line per training step; none where models have no published figures.
 
-    GEMMs are the model's arithmetic at the rate of large GEMMs; the rest of computing is memory, small GEMMs and what is
-    computed again.
+    GEMMs are the model's arithmetic at the rate of large GEMMs; memory is what computing would be shorter without limits of
+    memory bandwidth.
     """
     known = [row for row in rows if row["model"] in PUBLISHED and row.get("gpu_hours_per_trillion_tokens")]
     return [_costs(known), _totals(known), _times(known)] if known else []
@@ -63,8 +63,8 @@ def frontier_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _costs(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("of a trillion tokens, published in brackets; hours there are of the whole run over its tokens")
-    for heading in ("parameters", "active", "share", "GPUs", "TFLOP/s", "GPU-hours", "", "ratio", "dollars", "MWh"):
+    table = _table("of a trillion tokens; TFLOP/s: the model's, per GPU; published: hours of the whole run over its tokens")
+    for heading in ("parameters", "active", "share", "GPUs", "TFLOP/s", "GPU-hours", "published", "ratio", "dollars", "MWh"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         said, arch = PUBLISHED[row["model"]], _architecture(row["model"])
@@ -73,42 +73,44 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> Table:
         dollars, joules = row["dollars_per_million_tokens"], row["joules_per_token"]
         table.add_row(
             row["model"], f"{arch.total_params / 1e9:.0f} B", f"{arch.active_params / 1e9:.0f} B",
-            f"{100 * arch.active_params / arch.total_params:.1f} %", f"{row['gpus']:,}",
+            f"{100 * arch.active_params / arch.total_params:.1f} %", f"{row['gpus']:,} {row['topology']}",
             f"{row['model_flops_per_s_per_gpu'] / 1e12:.0f}", f"{hours:,.0f}",
-            "-" if theirs is None else f"({theirs:,.0f})", "-" if theirs is None else f"{hours / theirs:.2f}",
+            "-" if theirs is None else f"{theirs:,.0f}", "-" if theirs is None else f"{hours / theirs:.2f}",
             "-" if dollars is None else f"{dollars * 1e6:,.0f}", "-" if joules is None else f"{joules * 1e12 / 3.6e9:,.0f}",
         )  # fmt: skip
     return table
 
 
 def _totals(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("of the whole run, published in brackets; at dollars per GPU-hour that cost.price gives")
-    for heading in ("tokens", "GPU-hours", "", "price", "dollars", "", "GWh"):
+    table = _table("of the whole run; price: dollars per GPU-hour; published: hours, and those at the same price")
+    for heading in ("tokens", "GPU-hours", "published", "price", "dollars", "published", "GWh"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         said, tokens, price = PUBLISHED[row["model"]], row["cost.tokens"], row["cost.price"]
         theirs = None if said.gpu_hours is None else said.gpu_hours
         table.add_row(
             row["model"], "-" if tokens is None else f"{tokens / 1e12:g} T", _millions(row["run_gpu_hours"]),
-            "-" if theirs is None else f"({_millions(theirs)})", "-" if price is None else f"{price:g}",
-            _millions(row["run_dollars"]), "-" if theirs is None or price is None else f"({_millions(theirs * price)})",
+            "-" if theirs is None else _millions(theirs), "-" if price is None else f"{price:g}",
+            _millions(row["run_dollars"]), "-" if theirs is None or price is None else _millions(theirs * price),
             "-" if row["run_joules"] is None else f"{row['run_joules'] / 3.6e12:.3g}",
         )  # fmt: skip
     return table
 
 
 def _times(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("of the step; GEMMs: at the rate of large ones; memory: with small GEMMs and what is computed again")
-    for heading in ("step", "GEMMs", "memory", "interconnect", "imbalance", "bubble"):
+    table = _table("of the step; GEMMs: at the rate of large ones; rest: small GEMMs, attention, what is computed again")
+    for heading in ("step", "GEMMs", "memory", "rest", "interconnect", "imbalance", "bubble"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         step = row["step_s"]
         rate, format_of = None, str(row.get("model.gemm") or "bf16")
         for key in (f"topology.gpu.{format_of}_achieved", "topology.gpu.bf16_achieved"):
             rate = rate or (row.get(key) and parse_flops(row[key], key))
-        gemms = None if rate is None else min(row["compute_s"], row["model_flops_per_s_per_gpu"] * step / rate)
+        memory = row["memory_bandwidth_s"]
+        left = row["compute_s"] - (memory or 0.0)
+        gemms = None if rate is None else min(left, row["model_flops_per_s_per_gpu"] * step / rate)
         wires = row["tensor_comm_s"] + row["exchange_comm_s"] + row["gradient_comm_s"]
-        shares = (gemms, None if gemms is None else row["compute_s"] - gemms, wires, row["wait_s"], row["bubble_s"])
+        shares = (gemms, memory, None if gemms is None else left - gemms, wires, row["wait_s"], row["bubble_s"])
         table.add_row(row["model"], f"{step:.3g} s", *("-" if s is None else f"{100 * s / step:.1f} %" for s in shares))
     return table
 
