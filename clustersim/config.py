@@ -110,10 +110,13 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
     if workload["phase"] != of_group:
         raise InputError(f"workload.phase={workload['phase']}: is set by the group; write workload={workload['phase']}")
     decoding = decoding_from(workload)
-    for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute"):
+    for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute", "schedule"):
         for key, value in config[group].items():
             if value == "???" or (key == "path" and not value):
                 raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")
+    plain = (config["schedule"].get("name"), config["schedule"].get("shared")) == ("in_order", "after")
+    if workload["phase"] == "training" and not plain:
+        raise InputError(f"schedule={config['schedule']['name']}: orders a forward pass; training has parallel.order")
     if config["memory"] not in ("check", "ignore"):
         near = did_you_mean(str(config["memory"]), ("check", "ignore"))
         raise InputError(f"memory={shown(config['memory'])}: must be check or ignore{near}")

@@ -21,6 +21,7 @@ GROUPS = {                      # group -> what is chosen by it
     "exchange": "how tokens travel",
     "network": "how links are shared",
     "compute": "how long GPUs compute",
+    "schedule": "what runs beside what",
     "parallel": "how training splits a model over GPUs",
     "cost": "what GPU-hours are paid with",
     "setup": "a whole training run, as published where it was (write +setup=NAME)",

@@ -9,17 +9,23 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clustersim import exchange as exchanges
 from clustersim import network as networks
 from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, whole
 from clustersim.deciding import Plan
-from clustersim.engine import timing
+from clustersim.engine import schedules, timing
+from clustersim.engine.cutting import cut_of, routing_of, workload_of
 from clustersim.engine.gpu import LayerWork, Played, play, time_alone
 from clustersim.engine.memory import Memory
-from clustersim.engine.own_times import OwnTimes
-from clustersim.exchange.software import beyond, equipped
+from clustersim.engine.overlapped import play_overlapped
+from clustersim.engine.own_times import OwnTimes, last_of_sequence
+from clustersim.engine.program import Work
+from clustersim.engine.schedules import Schedule
+from clustersim.engine.timing import Timing
+from clustersim.exchange.software import beyond, equipped, sms_held
 from clustersim.fitting import check_memory, memory_of
 from clustersim.inputs import plan_from, setting_of, stream_from
 from clustersim.network import packets
@@ -55,7 +61,9 @@ class Parts:
     placements: tuple[Placement, ...]       # of its MoE layers
     exchange: Callable[..., Any]
     network: Callable[..., Any]
-    timing: timing.Timing
+    timing: Timing
+    beside: Timing | None            # the same while an exchange holds SMs; None: it holds none, or nothing overlaps
+    schedule: Schedule
     rule: capacities.Rule
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
@@ -75,6 +83,7 @@ def assemble(run: Run) -> Parts:
     name, options = run.options("compute")
     timed = bind("compute", name, find(timing, name, "compute"), options)(model, cluster.gpu)
     setting, place = setting_of(run, cluster, exchange, timed)
+    schedule = _schedule(run)
     name, options = run.options("router")
     router = router_from(name, options, run.model, phase=run.config["workload"]["phase"])
     rule = capacities.rule_from(config["capacity"])
@@ -110,7 +119,47 @@ def assemble(run: Run) -> Parts:
         protected=capacities.protected_tokens(capacities.stream(run.seed), rule, stream.steps[0].context),
         recorder=_recorder(run, cluster),
         timing=timed,
+        beside=None if schedule.plain else _beside(run, cluster),
+        schedule=schedule,
     )
+
+
+def _schedule(run: Run) -> Schedule:
+    """The order of a pass, with what it cannot do beside refused."""
+    name, options = run.options("schedule")
+    order = bind("schedule", name, find(schedules, name, "schedule"), options)
+    made: Schedule = order([layer in run.model.moe_layers for layer in range(run.model.n_layers)])
+    if made.plain:
+        return made
+    if name != "in_order" and not run.model.n_experts:
+        raise InputError(f"schedule={name}: model={run.model.name} exchanges nothing; use schedule=in_order")
+    if made.cuts > run.tokens_per_gpu // (run.decoding.per_sequence if run.decoding else 1):
+        asked = f"workload.tokens_per_gpu={run.config['workload']['tokens_per_gpu']}"
+        raise InputError(f"schedule={name}: {asked} is below the {made.cuts} pieces that it is cut in; least: {made.cuts}")
+    refused = {
+        "causes=true": run.causes, "decide.migration=overlapped": run.config["decide"].get("migration") == "overlapped",
+        "trace.counts=true": made.cuts > 1 and bool(run.config["trace"].get("counts")),
+        "capacity.pad=true": made.cuts > 1 and bool(run.config["capacity"].get("pad")),
+        f"capacity.pad_multiple={run.config['capacity'].get('pad_multiple')}":
+            made.cuts > 1 and (run.config["capacity"].get("pad_multiple") or 1) > 1,
+        "router=soft_moe": made.cuts > 1 and run.config["router"]["name"] == "soft_moe",
+    }  # fmt: skip
+    for key, given in refused.items():
+        if given:
+            raise InputError(f"{key}: is built for schedule=in_order schedule.shared=after, not for schedule={name}")
+    return made
+
+
+def _beside(run: Run, cluster: Cluster) -> Timing | None:
+    """How long things compute while an exchange holds SMs; None where it holds none, or computing takes no time."""
+    exchange, options = run.options("exchange")
+    held = sms_held(exchange, options, cluster)
+    name, options = run.options("compute")
+    if not held or name == "none" or ":" in name:
+        return None
+    options, gpu = timing.fewer_sms(name, options, cluster.gpu, held)
+    made: Timing = bind("compute", name, find(timing, name, "compute"), options)(run.model, gpu)
+    return made
 
 
 def _recorder(run: Run, cluster: Cluster) -> Recorder | None:
@@ -176,6 +225,16 @@ def part_of(progress: Progress, i: int, n: int, what: str | None = None) -> Prog
     return lambda fraction, said: progress((i + fraction) / n, what or said)
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ExpertWork:
+    """What the routed experts of a layer, or of a piece of its tokens, have to do."""
+
+    seconds: Floats                     # [gpus]
+    beside: Floats | None               # [gpus] while an exchange holds SMs; None: no difference
+    dispatch: Transfers
+    combine: Transfers
+
+
 def _forward_pass(
     parts: Parts, rule: capacities.Rule, progress: Progress, watch: Watch, background: Transfers | None = None
 ) -> tuple[Played, list[LayerCounts | None], list[Measured]]:
@@ -184,23 +243,19 @@ def _forward_pass(
     counts: list[LayerCounts | None] = [None] * model.n_layers
     measured: list[Measured] = []
     same = same_layers(parts, rule)
-    first_moe = min(model.moe_layers, default=None)
-    own = _own_times(parts)
-    made: dict[int, tuple[LayerWork, LayerCounts | None, Measured | None]] = {}      # of the layers that stand for others
+    made: dict[int, tuple[tuple[ExpertWork, ...], LayerCounts | None, Measured | None]] = {}    # layers that stand for others
 
-    def work_of(layer: int) -> LayerWork:
+    def experts_of(layer: int) -> tuple[ExpertWork, ...]:
         if same[layer] in made:
             work, counts[layer], served = made[same[layer]]
         else:
             work, counts[layer], served = _layer(parts, layer, rule)
             if same[layer] != layer or same.count(layer) > 1:
                 made[layer] = work, counts[layer], served
-        attention, other = own.layer(layer)
-        work = replace(work, attention_s=attention, other_s=other)
         measured.extend([] if served is None else [served])
-        if layer == first_moe and parts.run.config["network"]["name"] == "packet":
-            both = [transfers for transfers in (work.dispatch, work.combine) if transfers is not None]
-            packets.need_few(parts.cluster, both, model.n_moe_layers, parts.run.config["network"]["chunk"])
+        if work and layer == model.moe_layers[0] and parts.run.config["network"]["name"] == "packet":
+            all_of_them = [transfers for one in work for transfers in (one.dispatch, one.combine)]
+            packets.need_few(parts.cluster, all_of_them, model.n_moe_layers, parts.run.config["network"]["chunk"])
         if layer == 0:                          # what can be wrong has been found by now
             networks.when_compiling(
                 lambda: progress(0.0, "compiling the network solver, once for this installation"),
@@ -208,21 +263,91 @@ def _forward_pass(
             )
         return work
 
-    played = play(
-        parts.cluster, parts.network, model.n_layers, work_of,
-        lambda layer: progress((layer + 1) / model.n_layers, f"layer {layer + 1} of {model.n_layers}"), background, watch,
-    )  # fmt: skip
+    def passed(layer: int) -> None:
+        progress((layer + 1) / model.n_layers, f"layer {layer + 1} of {model.n_layers}")
+
+    if not parts.schedule.plain:
+        work_of = _overlapped_work(parts, experts_of)
+        played = play_overlapped(parts.cluster, parts.network, model.n_layers, parts.schedule, work_of, passed, watch)
+        return played, counts, measured
+    own = _own_times(parts, parts.timing)
+
+    def in_order(layer: int) -> LayerWork:
+        attention, other = own.layer(layer)
+        work = experts_of(layer)
+        if not work:
+            idle = np.zeros_like(attention)
+            return LayerWork(attention_s=attention, expert_s=idle, other_s=other, dispatch=None, combine=None)
+        whole_batch = work[0]
+        return LayerWork(
+            attention_s=attention, expert_s=whole_batch.seconds, other_s=other, dispatch=whole_batch.dispatch,
+            combine=whole_batch.combine,
+        )  # fmt: skip
+
+    played = play(parts.cluster, parts.network, model.n_layers, in_order, passed, background, watch)
     return played, counts, measured
 
 
-def _own_times(parts: Parts) -> OwnTimes:
-    """Seconds of what GPUs do with their own tokens in the step in hand."""
-    nics = [link.id for link in parts.cluster.links if link.kind == "nic_down"]
+def _overlapped_work(parts: Parts, experts_of: Callable[[int], tuple[ExpertWork, ...]]) -> Callable[[int, int], Work]:
+    """The work of a layer and piece for a schedule that overlaps."""
+    schedule = parts.schedule
+    batch_of = _cut_of(parts) // schedule.chunks
+    timings = [parts.timing] if parts.beside is None else [parts.timing, parts.beside]
+    own = [[_own_times(parts, timed, batch_of == batch) for timed in timings] for batch in range(schedule.batches)]
+    experts: dict[int, list[ExpertWork | None]] = {}        # of layers in progress; None: handed out
+
+    def of_experts(layer: int, cut: int) -> ExpertWork | None:
+        if layer not in parts.run.model.moe_layers:
+            return None
+        if layer not in experts:
+            experts[layer] = list(experts_of(layer))
+        work, experts[layer][cut] = experts[layer][cut], None
+        if not any(experts[layer]):
+            del experts[layer]
+        return work
+
+    def seconds(layer: int, cut: int, which: int) -> dict[str, Floats]:
+        batch, chunk = divmod(cut, schedule.chunks)
+        if chunk:
+            return {}
+        attention, shared, after = own[batch][which].pieces(layer)
+        if schedule.shared == "hidden":
+            return {"attention": attention, "shared": shared, "other": after}
+        return {"attention": attention, "other": shared + after}
+
+    def work_of(layer: int, cut: int) -> Work:
+        alone, beside = seconds(layer, cut, 0), seconds(layer, cut, 1) if len(timings) > 1 else {}
+        routed = of_experts(layer, cut)
+        if routed is None:
+            return Work(seconds=alone, transfers={}, beside=beside)
+        if routed.beside is not None:
+            beside["expert"] = routed.beside
+        return Work(
+            seconds={**alone, "expert": routed.seconds}, transfers={"dispatch": routed.dispatch, "combine": routed.combine},
+            beside=beside,
+        )  # fmt: skip
+
+    return work_of
+
+
+def _cut_of(parts: Parts) -> Ints:
+    """int [tokens], the piece of the schedule that each token of the step in hand is in."""
+    per_sequence = 1 if parts.run.decoding is None else parts.run.decoding.per_sequence
+    return cut_of(parts.workload, parts.cluster.n_gpus, parts.schedule.cuts, per_sequence)
+
+
+def _own_times(parts: Parts, timed: Timing, mine: NDArray[np.bool_] | None = None) -> OwnTimes:
+    """Seconds of what GPUs do with their own tokens in the step in hand, or with these of them."""
+    cluster, decoding, tokens = parts.cluster, parts.run.decoding, parts.workload
+    ends = None
+    if mine is not None and decoding is None:
+        ends = np.bincount(tokens.source[last_of_sequence(tokens) & mine], minlength=cluster.n_gpus)
+    nics = [link.id for link in cluster.links if link.kind == "nic_down"]
     return OwnTimes(
-        parts.timing, parts.run.model, parts.workload, parts.cluster.n_gpus,
-        per_sequence=None if parts.run.decoding is None else parts.run.decoding.per_sequence,
+        timed, parts.run.model, tokens if mine is None else workload_of(tokens, mine), cluster.n_gpus,
+        per_sequence=None if decoding is None else decoding.per_sequence, ends=ends,
         inputs=whole("workload.encoder_inputs", parts.run.config["workload"].get("encoder_inputs", 0), least=0),
-        inbound=float(parts.cluster.capacity[nics].min()) if nics else np.inf,
+        inbound=float(cluster.capacity[nics].min()) if nics else np.inf,
     )  # fmt: skip
 
 
@@ -240,15 +365,34 @@ def same_layers(parts: Parts, rule: capacities.Rule) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Traffic:
-    """What the routed experts of one layer are sent, and what its router did."""
+class Piece:
+    """What the routed experts of a layer are sent of one piece of its tokens."""
 
     dispatch: Transfers
     combine: Transfers
     rows: Ints                      # [slots] tokens each expert works on, padding included
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Traffic:
+    """What the routed experts of one layer are sent, and what its router did."""
+
+    pieces: tuple[Piece, ...]       # of the schedule; one unless it cuts the batch
     gpu_of: Ints                    # [slots]
     counts: LayerCounts
     served: Measured | None         # how the placement served it; None: no token is known
+
+    @property
+    def dispatch(self) -> Transfers:
+        return self.pieces[0].dispatch
+
+    @property
+    def combine(self) -> Transfers:
+        return self.pieces[0].combine
+
+    @property
+    def rows(self) -> Ints:
+        return self.pieces[0].rows
 
 
 def traffic(parts: Parts, layer: int, rule: capacities.Rule) -> Traffic:
@@ -262,22 +406,33 @@ def traffic(parts: Parts, layer: int, rule: capacities.Rule) -> Traffic:
     limited, sent, kept = routings(parts, rule, moe_layer, chosen)
     if tokens.kept is not None:
         tokens.kept(moe_layer, kept.assigned)
-    slots = chosen_slots(kept, placement, cluster)
-    rows = rows_by_source(slots, kept.source, n, placement.n_slots)
-    travelling, computed = padding_rows(rule, limited, rows, per_gpu, placement.expert_of)
-    dispatch, combine = (
-        parts.exchange(phase, replace(routing, padding=travelling), placement, cluster, model)
-        for phase, routing in (("dispatch", sent), ("combine", kept))
-    )
-    in_slot = rows.sum(axis=0)
+    cuts = [(sent, kept)]
+    if parts.schedule.cuts > 1:
+        cut = _cut_of(parts)
+        cuts = [(routing_of(sent, cut == i), routing_of(kept, cut == i)) for i in range(parts.schedule.cuts)]
+    pieces, in_slot, slots = [], np.zeros(placement.n_slots, np.int64), []
+    travelling: Ints | None = None
+    computed = np.zeros(placement.n_slots, np.int64)
+    for sent_now, kept_now in cuts:
+        slots.append(chosen_slots(kept_now, placement, cluster))
+        rows = rows_by_source(slots[-1], kept_now.source, n, placement.n_slots)
+        if len(cuts) == 1:
+            travelling, computed = padding_rows(rule, limited, rows, per_gpu, placement.expert_of)
+        dispatch, combine = (
+            parts.exchange(phase, replace(routing, padding=travelling), placement, cluster, model)
+            for phase, routing in (("dispatch", sent_now), ("combine", kept_now))
+        )
+        pieces.append(Piece(dispatch=dispatch, combine=combine, rows=rows.sum(axis=0) + computed))
+        in_slot += rows.sum(axis=0)
     counts = count_layer(
         chosen, kept, placement, in_slot, travelling, computed, n_experts=model.n_experts, n_gpus=n,
         row_bytes=model.dispatch_token_bytes + model.combine_token_bytes,
         renormalised=rule.renormalise and chosen.ids.shape[1] > 1,
     )  # fmt: skip
+    where = np.concatenate([one.source for _, one in cuts])
     return Traffic(
-        dispatch=dispatch, combine=combine, rows=in_slot + computed, gpu_of=placement.gpu_of, counts=counts,
-        served=measure(slots, kept.source, placement, parts.room.slots_of, cluster.node_of),
+        pieces=tuple(pieces), gpu_of=placement.gpu_of, counts=counts,
+        served=measure(np.concatenate(slots), where, placement, parts.room.slots_of, cluster.node_of),
     )  # fmt: skip
 
 
@@ -292,37 +447,37 @@ def _counted_traffic(parts: Parts, moe_layer: int, counts: Ints) -> Traffic:
     dispatch, combine = (parts.exchange(phase, routing, placement, cluster, model) for phase in ("dispatch", "combine"))
     in_slot = rows.sum(axis=0)
     return Traffic(
-        dispatch=dispatch, combine=combine, rows=in_slot, gpu_of=placement.gpu_of, served=None,
+        pieces=(Piece(dispatch=dispatch, combine=combine, rows=in_slot),), gpu_of=placement.gpu_of, served=None,
         counts=counted_layer(in_slot, placement, n_experts=model.n_experts, n_gpus=cluster.n_gpus),
     )  # fmt: skip
 
 
-def _experts_s(parts: Parts, rows: Ints, gpu_of: Ints) -> Floats:
-    """Seconds of the routed experts on every GPU.
+def _layer(
+    parts: Parts, layer: int, rule: capacities.Rule
+) -> tuple[tuple[ExpertWork, ...], LayerCounts | None, Measured | None]:
+    """What the routed experts of one layer have to do, piece by piece of the schedule, what its router did, and how the placement
+    served it (None: no token is known); nothing in a layer without any."""
+    if layer not in parts.run.model.moe_layers:
+        return (), None, None
+    sent = traffic(parts, layer, rule)
+    return tuple(_expert_work(parts, piece, sent.gpu_of) for piece in sent.pieces), sent.counts, sent.served
+
+
+def _expert_work(parts: Parts, piece: Piece, gpu_of: Ints) -> ExpertWork:
+    """The routed experts over the rows of a piece.
 
     What low latency exchanges leave in a buffer per expert when decoding stays there: room for every GPU's tokens.
     """
     n = parts.cluster.n_gpus
-    if parts.run.decoding is None or parts.run.config["exchange"]["name"] not in MASKED:
-        return parts.timing.experts(rows, gpu_of, n)
-    buffered: Floats = np.bincount(gpu_of, minlength=n) * np.float64(n * parts.run.tokens_per_gpu)
-    return parts.timing.experts(rows, gpu_of, n, layout="masked", buffered=buffered)
-
-
-def _layer(
-    parts: Parts, layer: int, rule: capacities.Rule
-) -> tuple[LayerWork, LayerCounts | None, Measured | None]:
-    """What the routed experts of one layer have to do, what its router did, and how the placement served it (None: no token is
-    known). What GPUs do with their own tokens is not in it."""
-    idle = np.zeros(parts.cluster.n_gpus)
-    if layer not in parts.run.model.moe_layers:
-        return LayerWork(attention_s=idle, expert_s=idle, other_s=idle, dispatch=None, combine=None), None, None
-    sent = traffic(parts, layer, rule)
-    work = LayerWork(
-        attention_s=idle, expert_s=_experts_s(parts, sent.rows, sent.gpu_of), other_s=idle,
-        dispatch=sent.dispatch, combine=sent.combine,
+    layout: dict[str, Any] = {}
+    if parts.run.decoding is not None and parts.run.config["exchange"]["name"] in MASKED:
+        buffered: Floats = np.bincount(gpu_of, minlength=n) * np.float64(n * parts.run.tokens_per_gpu)
+        layout = {"layout": "masked", "buffered": buffered}
+    return ExpertWork(
+        seconds=parts.timing.experts(piece.rows, gpu_of, n, **layout),
+        beside=None if parts.beside is None else parts.beside.experts(piece.rows, gpu_of, n, **layout),
+        dispatch=piece.dispatch, combine=piece.combine,
     )  # fmt: skip
-    return work, sent.counts, sent.served
 
 
 def routings(parts: Parts, rule: capacities.Rule, moe_layer: int, chosen: Choices) -> tuple[capacities.Limited, Routing, Routing]:

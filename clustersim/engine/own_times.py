@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clustersim.engine.compute import context_sums
 from clustersim.engine.timing import Timing
@@ -28,6 +29,7 @@ class OwnTimes:
         per_sequence: tokens of a sequence that decoding passes side by side; None: prefill.
         inputs: images or pieces of sound per sequence, through the model's encoders.
         inbound: bytes/s at which retrieved text comes to a GPU.
+        ends: int [gpus], tokens that a next one is made of, where `workload` is a part of a batch; None: found in it.
 
     Raises:
         InputError: inputs for a model without encoders.
@@ -35,14 +37,16 @@ class OwnTimes:
 
     def __init__(
         self, timing: Timing, model: Model, workload: Workload, n_gpus: int, *, per_sequence: int | None = None, inputs: int = 0,
-        inbound: float = np.inf,
+        inbound: float = np.inf, ends: Ints | None = None,
     ) -> None:  # fmt: skip
         self._per_sequence = per_sequence
         self._timing, self._model, self._n = timing, model, n_gpus
         self._source, self._tokens = workload.source, np.bincount(workload.source, minlength=n_gpus)
         self._context = workload.context + (model.retrieval.tokens if model.retrieval else 0)
         self._of: dict[Part, Floats] = {}
-        sequences = sequence_ends(workload, n_gpus) if per_sequence is None else self._tokens      # those that are verified
+        if ends is None:
+            ends = sequence_ends(workload, n_gpus) if per_sequence is None else self._tokens        # those that are verified
+        sequences = ends
         self.encoders_s = self._encoders(sequences * inputs)
         self.retrieval_s: Floats = np.zeros(n_gpus)
         if model.retrieval is not None and per_sequence is None:
@@ -56,11 +60,20 @@ class OwnTimes:
         In a layer without routed experts: of its mixers and of its FFNs. What goes before the first layer and after the last
         (encoders, retrieval; the unembedding) is counted with them.
         """
-        before, after = around_experts(self._model.layers[layer])
-        first, second = (sum((self._seconds(part) for part in some), np.zeros(self._n)) for some in (before, after))
+        before, shared, after = self.pieces(layer)
+        return before, shared + after
+
+    def pieces(self, layer: int) -> tuple[Floats, Floats, Floats]:
+        """As `layer`, with the shared experts by themselves between the two."""
+        before, behind = around_experts(self._model.layers[layer])
+        shared = [part for part in behind if isinstance(part, Shared)]
+        first, second, third = (
+            sum((self._seconds(part) for part in some), np.zeros(self._n))
+            for some in (before, shared, [part for part in behind if not isinstance(part, Shared)])
+        )
         if layer == 0:
             first = first + self.encoders_s + self.retrieval_s
-        return first, second + self.head_s if layer == self._model.n_layers - 1 else second
+        return first, second, third + self.head_s if layer == self._model.n_layers - 1 else third
 
     def _seconds(self, part: Part | Shared) -> Floats:
         if isinstance(part, Shared):
@@ -113,9 +126,13 @@ def around_experts(layer: Sequence[Part]) -> tuple[list[Part | Shared], list[Par
 
 def sequence_ends(workload: Workload, n_gpus: int) -> Ints:
     """int [gpus], tokens of each GPU after which the sequence does not go on in the batch: those that a next token is made of."""
+    ends: Ints = np.bincount(workload.source[last_of_sequence(workload)], minlength=n_gpus)
+    return ends
+
+
+def last_of_sequence(workload: Workload) -> NDArray[np.bool_]:
+    """bool [tokens], whether the sequence ends with it or goes on outside of the batch."""
     source, context = workload.source, workload.context
     if not source.size:
-        return np.zeros(n_gpus, np.int64)
-    last = np.append((source[1:] != source[:-1]) | (context[1:] != context[:-1] + 1), True)
-    ends: Ints = np.bincount(source[last], minlength=n_gpus)
-    return ends
+        return np.zeros(0, bool)
+    return np.append((source[1:] != source[:-1]) | (context[1:] != context[:-1] + 1), True)

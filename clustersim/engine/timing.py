@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -157,6 +157,25 @@ def kernels(
         part_seconds=part_seconds, experts=experts, shared=shared,
         matrix=lambda n, k, rows: blocks.matrix_kernel_seconds(n, k, rows, made),
     )  # fmt: skip
+
+
+def fewer_sms(name: str, options: Mapping[str, Any], gpu: GpuSpec, held: int) -> tuple[dict[str, Any], GpuSpec]:
+    """Options and GPU of a model of compute for what is left while something holds so many SMs.
+
+    `kernels` cuts its GEMMs for fewer SMs; a roofline has fewer FLOP/s.
+
+    Raises:
+        InputError: no SM is left.
+    """
+    assert gpu.sms is not None
+    if held >= gpu.sms:
+        raise InputError(f"exchange: holds all {gpu.sms} SMs of {gpu.name}, nothing computes beside it; use schedule=in_order")
+    if name == "kernels":
+        return {**options, "sms_taken": int(options.get("sms_taken", 0)) + held}, gpu
+    left = 1 - held / gpu.sms
+    fp4 = None if gpu.fp4_flops is None else gpu.fp4_flops * left
+    slower = replace(gpu, bf16_achieved=None, fp8_achieved=None, fp4_achieved=None)        # a roofline does not look at them
+    return dict(options), replace(slower, bf16_flops=gpu.bf16_flops * left, fp8_flops=gpu.fp8_flops * left, fp4_flops=fp4)
 
 
 def kernels_of(gpu: GpuSpec, rule: str, constants: str, sms_taken: int) -> Kernels:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from clustersim.engine.gpu import ATTENDED, COMBINED, Played
+from clustersim.engine.gpu import Played
 from clustersim.placement.measures import Measured, balancedness, utilisation
 from clustersim.results.counting import LayerCounts
 from clustersim.results.pairs import PairBytes
@@ -71,10 +71,10 @@ def mean_step_s(steps: Sequence[Step]) -> float:
 
 
 def moe_layer_s(steps: Sequence[Step]) -> float | None:
-    """Seconds from entering a dispatch to the end of the combine: mean over GPUs, MoE layers and steps; None without any."""
+    """Seconds of experts and of standing still for dispatch and combine, mean over GPUs, MoE layers and steps; None: no MoE."""
     spans = [
-        (step.played.marks[layer, COMBINED] - step.played.marks[layer, ATTENDED]).mean()
-        for step in steps
+        sum(parts[name][layer] for name in ("dispatch_s", "expert_s", "combine_s")).mean()
+        for step, parts in ((step, step.played.parts()) for step in steps)
         for layer, pair in enumerate(step.played.exchanges)
         if pair is not None
     ]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from clustersim.cluster import Cluster
-from clustersim.engine.gpu import ATTENDED, BEGUN, COMBINED, COMPUTED, DISPATCHED, ENDED, Played
+from clustersim.engine.gpu import BEGUN, ENDED, SLICES, Played
 from clustersim.network.fabric import Exchange
 from clustersim.results.pairs import PairBytes
 from clustersim.types import Floats, Ints
@@ -25,8 +25,6 @@ COMPUTE, COMMUNICATION = 1, 2           # tracks of a GPU
 LINKS = 1_000_000                       # process ids of link classes begin here; those of GPUs are their number + 1
 COUNTED = 0.3                           # of the events, at most, count links
 INSIDE = 1e-9                           # seconds before the end of a slice at which an arrow still finds it
-STREAM = (("attention", BEGUN, ATTENDED), ("stalled by dispatch", ATTENDED, DISPATCHED), ("experts", DISPATCHED, COMPUTED),
-          ("stalled by combine", COMPUTED, COMBINED), ("shared experts", COMBINED, ENDED))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -72,7 +70,7 @@ class Recorder:
             self._full = True
             return
         self._events += self._size(both)
-        self.layers.append(layer)
+        self.layers = sorted({*self.layers, layer})
         self.seen += both
         for one in (dispatch, combine):
             row = np.repeat(np.arange(one.transfers.n), np.diff(one.routes.start))
@@ -81,7 +79,7 @@ class Recorder:
 
     def _size(self, both: list[Seen]) -> int:
         """Events that a layer makes, at most."""
-        return sum(2 * one.src.size for one in both) + (len(STREAM) + 2) * self.cluster.n_gpus
+        return sum(2 * one.src.size for one in both) + (len(SLICES) + 2) * self.cluster.n_gpus
 
     def _see(self, layer: int, phase: str, one: Exchange, arrows: str) -> Seen:
         transfers, n = one.transfers, self.cluster.n_gpus
@@ -176,11 +174,10 @@ def _kinds(cluster: Cluster) -> dict[str, int]:
 def _streams(recorder: Recorder, played: Played) -> Iterator[str]:
     if not recorder.layers:
         return
-    for layer in range(recorder.layers[0], recorder.layers[-1] + 1):
-        marks = played.marks[layer]
-        for name, begin, end in STREAM:
-            for gpu in np.flatnonzero(marks[end] > marks[begin]):
-                yield _slice(int(gpu), COMPUTE, name, layer, marks[begin, gpu], marks[end, gpu])
+    for each in played.slices():
+        if recorder.layers[0] <= each.layer <= recorder.layers[-1]:
+            for gpu in np.flatnonzero(each.end > each.begin):
+                yield _slice(int(gpu), COMPUTE, each.name, each.layer, each.begin[gpu], each.end[gpu])
     for one in recorder.seen:
         for gpu in np.flatnonzero(one.through > one.entered):
             yield _slice(int(gpu), COMMUNICATION, one.phase, one.layer, one.entered[gpu], one.through[gpu])

@@ -132,6 +132,7 @@ class Blocks:
         for i, account in ran.exchanges.items():
             waited += np.minimum(account.wait_s, exposed(ops, ran)[i])
         last = ran.step_s - busy - standing                 # until the last GPU is through
+        last = np.where(np.abs(last) < 1e-12 * ran.step_s, 0.0, last)       # of the last itself only rounding is left
         return Block(
             seconds=ran.step_s, computed_s=float((busy - sent).mean()), sent_s=float(sent.mean()),
             exchanged_s=float((standing - waited).mean()), waited_s=float((waited + last).mean()),

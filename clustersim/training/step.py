@@ -304,10 +304,15 @@ def _positive(key: str, value: Any) -> float:
 def _notes(stages: Stages, parallel: Parallel, blocks: Blocks, micro_batches: int) -> tuple[str, ...]:
     """What was played and what was inferred."""
     groups = parallel.stage_gpus // stages.cluster.n_gpus
-    said = [
-        f"played: {blocks.played} kinds of passes on one group of {stages.cluster.n_gpus} GPUs; inferred: that all of their kind "
-        f"({groups} groups per stage, {micro_batches} micro-batches, {stages.routings} routings in turn) take as long"
-    ]
+    kinds = f"{blocks.played} kinds of passes" if blocks.played > 1 else "one kind of pass"
+    on = "one GPU" if stages.cluster.n_gpus == 1 else f"one group of {stages.cluster.n_gpus} GPUs"
+    inferred = [_many(micro_batches, "micro-batch", "es")] + ([_many(groups, "group") + " per stage"] if groups > 1 else [])
+    inferred += [_many(stages.routings, "routing") + " in turn"] if stages.routings > 1 else []
+    said = [f"played: {kinds} on {on}; inferred: that all of their kind take as long ({', '.join(inferred)})"]
     if stages.model.n_moe_layers and groups > 1:
         said.append("every expert group of a stage is given the same routing, and what other groups send is not on its links")
     return tuple(said)
+
+
+def _many(n: int, what: str, plural: str = "s") -> str:
+    return f"{n:,} {what}{plural if n != 1 else ''}"

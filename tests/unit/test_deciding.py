@@ -11,7 +11,7 @@ import clustersim as cs
 from clustersim import deciding, exchange, inputs, load_cluster, playing
 from clustersim.config import compose
 from clustersim.deciding import Setting, decided, nothing_seen, plan_periodic, steps_seen
-from clustersim.engine.gpu import LayerWork, play, time_alone
+from clustersim.engine.gpu import PARTS, LayerWork, play, time_alone
 from clustersim.engine.timing import roofline
 from clustersim.model import model_from
 from clustersim.network import bound, fluid
@@ -19,7 +19,6 @@ from clustersim.placement import contiguous, eplb_global, round_robin
 from clustersim.placement.measures import balancedness, least_max_load, measure, utilisation
 from clustersim.placement.migration import moves_between, transfers_of
 from clustersim.placement.replicas import token_hash
-from clustersim.results.tables import PARTS
 from clustersim.types import Choices, InputError, Placement, Workload, independent
 from tests.placed import place, room
 

@@ -17,7 +17,8 @@ from clustersim.workload.source import uniform_blocks
 
 MODELS = sorted(path.stem for path in group_folder("model").glob("*.yaml"))
 SMALL = [
-    "topology=ideal_rail", "topology.nodes=1", "network=bound", "workload.tokens_per_gpu=8", "trace=balanced", "trace.sequence=4"
+    "topology=ideal_rail", "topology.nodes=1", "network=bound", "workload.tokens_per_gpu=8", "trace=balanced", "trace.sequence=4",
+    "memory=ignore",
 ]
 ONE_GPU = ["topology=ideal_rail", "topology.nodes=1", "topology.gpus_per_node=1", "compute=roofline", "network=bound"]
 

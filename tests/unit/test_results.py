@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from clustersim import InputError, load_cluster, read_trace, scan, simulate
+from clustersim.engine.gpu import PARTS
 from clustersim.model import model_from
 from clustersim.places import PACKAGE
 from clustersim.results import terminal
 from clustersim.results.store import SCHEMA_VERSION, TABLES, is_done, write_failure, write_run
-from clustersim.results.tables import PARTS
 from clustersim.workload.source import from_trace
 from clustersim.writing import replacing, sweep_up
 

@@ -1,0 +1,98 @@
+"""Orders of a forward pass on two streams: plain functions from a model's layers to a program. They time and play nothing.
+
+`order(moe, *, shared, options) -> Schedule`; `moe` says of every layer whether it has routed experts. `shared`: what every token
+passes beside the routed experts runs `after` the combine, or `hidden` behind the dispatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clustersim.engine.program import COMMUNICATE, COMPUTE, Op
+from clustersim.pick import did_you_mean
+from clustersim.types import InputError
+
+__all__ = ["chunked", "in_order", "two_batch"]
+
+SHARED = ("after", "hidden")
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Schedule:
+    """A program, and into what the tokens of a GPU are cut for it.
+
+    An operation's `batch` is a cut. What a GPU does with its own tokens belongs to the first cut of its batch.
+    """
+
+    ops: tuple[Op, ...]
+    batches: int = 1                    # of which each passes the whole model
+    chunks: int = 1                     # of a batch, in dispatch, experts and combine alone
+    shared: str = "after"
+
+    @property
+    def cuts(self) -> int:
+        return self.batches * self.chunks
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing runs beside anything."""
+        return self.cuts == 1 and self.shared == "after"
+
+
+def in_order(moe: Sequence[bool], *, shared: str = "after") -> Schedule:
+    """One thing after the other, layer by layer; computing stands still for every exchange."""
+    return _schedule(moe, 1, 1, shared)
+
+
+def two_batch(moe: Sequence[bool], *, shared: str = "after") -> Schedule:
+    """Two halves of the batch, each computing while the other exchanges: attention 0, 1, experts 0, 1, of layer after layer.
+
+    As DeepSeek-V3 prefills and decodes (arXiv 2412.19437 §3.4), SGLang's two-batch overlap and vLLM's dual batch overlap.
+    """
+    return _schedule(moe, 2, 1, shared)
+
+
+def chunked(moe: Sequence[bool], *, chunks: int = 4, shared: str = "after") -> Schedule:
+    """The tokens of a layer's exchanges in pieces: all dispatches one after the other, experts as they arrive, then combines.
+
+    As Tutel (arXiv 2206.03382 §4.2, degree of overlap).
+    """
+    if isinstance(chunks, bool) or chunks < 1:
+        raise InputError(f"schedule.chunks={chunks}: must be a whole number from 1 up")
+    return _schedule(moe, 1, chunks, shared)
+
+
+def _schedule(moe: Sequence[bool], batches: int, chunks: int, shared: str) -> Schedule:
+    if shared not in SHARED:
+        raise InputError(f"schedule.shared={shared}: must be after or hidden{did_you_mean(str(shared), SHARED)}")
+    ops: list[Op] = []
+    left: list[tuple[int, ...]] = [()] * batches                # places of what a layer leaves for after its combine
+
+    def add(stream: int, part: str, layer: int, cut: int, *after: int) -> int:
+        ops.append(Op(stream=stream, part=part, layer=layer, batch=cut, after=after))
+        return len(ops) - 1
+
+    def finish(batch: int, layer: int) -> None:
+        if left[batch]:
+            add(COMPUTE, "other", layer, batch * chunks, *left[batch])
+            left[batch] = ()
+
+    for layer, exchanged in enumerate(moe):
+        mixed = []
+        for batch in range(batches):
+            finish(batch, layer - 1)
+            mixed.append(add(COMPUTE, "attention", layer, batch * chunks))
+            if not exchanged:
+                add(COMPUTE, "other", layer, batch * chunks)
+            elif shared == "hidden":
+                add(COMPUTE, "shared", layer, batch * chunks)
+        if exchanged:
+            cuts = range(batches * chunks)
+            sent = [add(COMMUNICATE, "dispatch", layer, cut, mixed[cut // chunks]) for cut in cuts]
+            done = [add(COMPUTE, "expert", layer, cut, sent[cut]) for cut in cuts]
+            home = [add(COMMUNICATE, "combine", layer, cut, done[cut]) for cut in cuts]
+            left = [tuple(home[batch * chunks : (batch + 1) * chunks]) for batch in range(batches)]
+    for batch in range(batches):
+        finish(batch, len(moe) - 1)
+    return Schedule(ops=tuple(ops), batches=batches, chunks=chunks, shared=shared)
