@@ -91,7 +91,7 @@ def test_what_was_not_published_or_not_asked_is_a_dash():
 
 
 def test_memory_bandwidth_is_what_computing_is_longer_by():
-    small = ["workload=training", "workload.global_batch=8", "model.n_layers=2", "topology.nodes=1", "network=bound"]
+    small = ["workload=training", "workload.global_batch=8", "model=llama_3_2_1b", "topology.nodes=1", "network=bound"]
     plain, asked = (cs.simulate([*small, f"causes={causes}"]).summary for causes in ("false", "true"))
     assert plain["memory_bandwidth_s"] is None
     assert asked["compute_s"] == plain["compute_s"]
