@@ -57,7 +57,7 @@ def test_combined_passes_that_hide_nothing_are_interleaved(p, m, v):
 
 def test_combined_passes_that_hide_exchanges_save_it_in_every_pair():
     # one device: m + 1 tasks, the first and the last alone
-    pipeline, played = flow(pipelines.combined, 1, 6, together=2.2)
+    _, played = flow(pipelines.combined, 1, 6, together=2.2)
     assert played.step_s == pytest.approx(1 + 5 * 2.2 + 2, abs=1e-9)
 
 
