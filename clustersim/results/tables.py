@@ -140,7 +140,7 @@ _MAY_BE_NULL = (
     "capacity_factor", "tokens_per_s", "tokens_per_s_per_gpu", "gate_mass_dropped", "gate_mass_lost", "capacity_used",
     "imbalance", "over_bound", "ecmp_collision", "nvlink_bytes", "nic_bytes", "logical_bytes", "seconds_saved_by_dropping",
     "moe_layer_s", "balancedness", "utilisation", "gap_to_least", "cross_node_copies", "distinct_nodes",
-    "time_per_output_token_s", "tokens_per_s_per_user", *CAUSE_COLUMNS, *COST_COLUMNS,
+    "time_per_output_token_s", "tokens_per_s_per_user", *CAUSE_COLUMNS, *COST_COLUMNS, "memory_bandwidth_s",
     *(f"{name}_ci95" for name in INTERVALS),
 )  # fmt: skip
 
