@@ -40,7 +40,7 @@ def page_of_run(run: RunData, figures: Sequence[Figure]) -> str:
 
 def _notes(run: RunData) -> list[str]:
     several = [f"numbers are means over {run.steps} steps, pictures and tables show the first"] if run.steps > 1 else []
-    table = run.tables["memory"]
+    table = run.tables.get("memory", pl.DataFrame())
     held = [f"memory of the fullest GPU: {memory_line(run.summary, table)}"] if table.height else []
     return [*several, *run.told.get("notes", ()), *held]
 
