@@ -91,6 +91,22 @@ def mixed(
     return _routes(wires, _sorted_out(by_nic, out, inside))
 
 
+def spread_out(routes: Routes, at: Ints, n: int) -> Routes:
+    """`n` routes, of which those `at` these places are given and the others have no link."""
+    length, latency = np.zeros(n, np.int64), np.zeros(n)
+    length[at], latency[at] = np.diff(routes.start), routes.latency
+    start = np.concatenate(([0], np.cumsum(length)))
+    return Routes(start=start, links=routes.links, weights=routes.weights, latency=latency)
+
+
+def picked(routes: Routes, which: Ints) -> Routes:
+    """Routes by number, in that order."""
+    begin, length = routes.start[which], routes.start[which + 1] - routes.start[which]
+    start = np.concatenate(([0], np.cumsum(length)))
+    entries = np.arange(start[-1]) + np.repeat(begin - start[:-1], length)
+    return Routes(start=start, links=routes.links[entries], weights=routes.weights[entries], latency=routes.latency[which])
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Table:
     """Routes written out for some pairs."""

@@ -7,7 +7,6 @@ byte has arrived, and its last outbound byte has left too.
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -74,7 +73,7 @@ class Exchange:
 
     def enter(self, me: int) -> simpy.Event:
         """GPU `me` is ready. The event fires when its last inbound byte has arrived."""
-        assert math.isnan(self.entered[me]), f"GPU {me} enters an exchange twice"
+        assert self.entered[me] != self.entered[me], f"GPU {me} enters an exchange twice"      # NaN until then
         self.entered[me] = self.fabric.env.now
         self.n_entered += 1
         self.fabric.arrive(self, me)

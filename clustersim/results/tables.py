@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,23 +76,14 @@ def experts_table(counts: Sequence[LayerCounts | None], step: int = 0) -> pl.Dat
     layers = [(layer, c) for layer, c in enumerate(counts) if c is not None]
     if not layers:
         return pl.DataFrame(schema=_EXPERT_COLUMNS)
-    return pl.concat(
-        pl.DataFrame(
-            {
-                "step": np.full(c.asked.size, step, np.uint32),
-                "layer": np.full(c.asked.size, layer, np.uint16),
-                "expert": np.arange(c.asked.size, dtype=np.uint32),
-                "asked": c.asked,
-                "kept": c.kept,
-                "dropped": c.dropped,
-                "replicas": c.replicas,
-                "rerouted_away": c.rerouted_away,
-                "rerouted_here": c.rerouted_here,
-                "padding_rows": c.padding_rows,
-            }
-        )
-        for layer, c in layers
-    )
+    sizes = [c.asked.size for _, c in layers]
+    columns = {
+        "step": np.full(sum(sizes), step, np.uint32),
+        "layer": np.repeat(np.array([layer for layer, _ in layers], np.uint16), sizes),
+        "expert": np.concatenate([np.arange(size, dtype=np.uint32) for size in sizes]),
+    }
+    counted = ("asked", "kept", "dropped", "replicas", "rerouted_away", "rerouted_here", "padding_rows")
+    return pl.DataFrame(columns | {name: np.concatenate([getattr(c, name) for _, c in layers]) for name in counted})
 
 
 _EXPERT_COLUMNS = {
@@ -118,6 +109,7 @@ def layers_table(played: Played, gpus: pl.DataFrame, cluster: Cluster, counts: S
 _LAYER_COLUMNS = {
     "imbalance": pl.Float64, "dropped": pl.Int64, "capacity_used": pl.Float64, "nvlink_bytes": pl.Float64,
     "nic_bytes": pl.Float64, "over_bound": pl.Float64, "bottleneck": pl.String, "bottleneck_busy_s": pl.Float64,
+    "logical_bytes": pl.Float64,
     "partly_dropped_tokens": pl.Int64, "fully_dropped_tokens": pl.Int64, "rerouted": pl.Int64, "gate_mass_dropped": pl.Float64,
     "gate_mass_lost": pl.Float64, "padding_sent_bytes": pl.Float64, "padding_computed_rows": pl.Int64,
 }  # fmt: skip
@@ -129,9 +121,10 @@ def causes_table(causes: Mapping[str, Floats], n_steps: int, model: Model) -> pl
     The parts sum to the layer's time (asserted).
     """
     columns = {}
+    n_layers, moe_layers = model.n_layers, set(model.moe_layers)
     for name in CAUSE_COLUMNS:
-        seconds = causes[name].tolist() if causes else [None] * n_steps * model.n_layers
-        columns[name] = [value if i % model.n_layers in model.moe_layers else None for i, value in enumerate(seconds)]
+        seconds = causes[name].tolist() if causes else [None] * n_steps * n_layers
+        columns[name] = [value if i % n_layers in moe_layers else None for i, value in enumerate(seconds)]
     if causes:
         parts = np.sum([causes[name] for name in CAUSE_COLUMNS if name != "moe_s"], axis=0)
         assert np.allclose(parts, causes["moe_s"], rtol=1e-9, atol=1e-15), "the causes of a layer do not sum to its time"
@@ -145,9 +138,9 @@ def summary_table(row: Mapping[str, Any]) -> pl.DataFrame:
 
 _MAY_BE_NULL = (
     "capacity_factor", "tokens_per_s", "tokens_per_s_per_gpu", "gate_mass_dropped", "gate_mass_lost", "capacity_used",
-    "imbalance", "over_bound", "ecmp_collision", "nvlink_bytes", "nic_bytes", "seconds_saved_by_dropping", "moe_layer_s",
-    "balancedness", "utilisation", "gap_to_least", "cross_node_copies", "distinct_nodes", "time_per_output_token_s",
-    "tokens_per_s_per_user", *CAUSE_COLUMNS, *COST_COLUMNS,
+    "imbalance", "over_bound", "ecmp_collision", "nvlink_bytes", "nic_bytes", "logical_bytes", "seconds_saved_by_dropping",
+    "moe_layer_s", "balancedness", "utilisation", "gap_to_least", "cross_node_copies", "distinct_nodes",
+    "time_per_output_token_s", "tokens_per_s_per_user", *CAUSE_COLUMNS, *COST_COLUMNS, "memory_bandwidth_s",
     *(f"{name}_ci95" for name in INTERVALS),
 )  # fmt: skip
 
@@ -168,6 +161,7 @@ def _layer_row(pair: Any, counts: LayerCounts | None, cluster: Cluster) -> dict[
         "over_bound": (pair[0].span_s + pair[1].span_s) / bound if bound > 0 else None,
         "bottleneck": cluster.links[int(busy.argmax())].name if bound > 0 else None,
         "bottleneck_busy_s": float(busy.max()),
+        "logical_bytes": _payload(pair),
         "partly_dropped_tokens": counts.partly_dropped,
         "fully_dropped_tokens": counts.fully_dropped,
         "rerouted": int(counts.rerouted_here.sum()),
@@ -176,6 +170,12 @@ def _layer_row(pair: Any, counts: LayerCounts | None, cluster: Cluster) -> dict[
         "padding_sent_bytes": counts.padding_sent_bytes,
         "padding_computed_rows": int(counts.padding_rows.sum()),
     }
+
+
+def _payload(exchanges: Iterable[Any]) -> float | None:
+    """Bytes of payload in every copy, None where an exchange does not count them."""
+    each = [one.logical_bytes for one in exchanges]
+    return None if None in each else float(sum(each))
 
 
 def _entering(carried: Floats, cluster: Cluster, kind: str) -> float:
@@ -237,6 +237,7 @@ def summary_row(
         "bottleneck_busy_s": float(busy["busy_s"][0]) if bound > 0 else 0.0,
         "nvlink_bytes": float(layers["nvlink_bytes"].sum()) / n_steps,
         "nic_bytes": float(layers["nic_bytes"].sum()) / n_steps,
+        "logical_bytes": None if (payload := _payload(exchanges)) is None else payload / n_steps,
         "solves": sum(played.solves for played in steps),
         "events": sum(played.events for played in steps),
     }
