@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +36,7 @@ OPTIONAL: dict[str, tuple[str, ...]] = {        # what it may leave out: null, o
         "fp4", "sms", "l2_bandwidth", "memory_latency", "bf16_achieved", "fp8_achieved", "fp4_achieved", "memory_achieved"
     ),
 }  # fmt: skip
+FEW_GPUS = 128          # routes of all pairs of so many are kept
 TOP = ("nodes", "gpus_per_node", *FIELDS, "fabric", "graph", "routing", "power", "sources")
 
 
@@ -83,8 +85,26 @@ class Cluster:
             InputError: there is no way from a source to its destination.
         """
         if by_nic is None or not by_nic.any():
-            return self.policy(self.wires, src, dst)
+            every = _every_pair(self.wires, self.policy) if src.size > self.n_gpus else None
+            return self.policy(self.wires, src, dst) if every is None else routes.picked(every, src * self.n_gpus + dst)
         return routes.mixed(self.wires, src, dst, by_nic, self.policy)
+
+
+@lru_cache(maxsize=8)
+def _every_pair(wires: Wires, policy: Callable[[Wires, Ints, Ints], Routes]) -> Routes | None:
+    """The routes of all pairs of a small machine, which are looked up faster than made; None where that cannot be.
+
+    Our own policies see each pair by itself. A user's may not, and a machine may have pairs without a way.
+    """
+    n = wires.n_gpus
+    if n > FEW_GPUS or not getattr(policy, "func", policy).__module__.startswith("clustersim."):
+        return None
+    src, dst = np.divmod(np.arange(n * n), n)
+    others = np.flatnonzero(src != dst)
+    try:
+        return routes.spread_out(policy(wires, src[others], dst[others]), others, n * n)
+    except InputError:
+        return None
 
 
 def load_cluster(name: str | Path, **overrides: Any) -> Cluster:

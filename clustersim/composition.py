@@ -207,8 +207,14 @@ def register(own: Path | None = None) -> None:
     for group, folder in (("topology", group_folder("topology")), ("experiment", group_folder("experiment")), *theirs):
         package = group if group in GROUPS and group != "experiment" else "_global_"
         for path in sorted(folder.glob("*.yaml")):
-            node = _mapping(path)
-            ConfigStore.instance().store(group=group, name=path.stem, node=node, package=package, provider=str(path))
+            changed = path.stat().st_mtime_ns
+            if _registered.get((group, path.stem)) != (path.absolute(), changed):          # storing one takes a millisecond
+                node = _mapping(path)
+                ConfigStore.instance().store(group=group, name=path.stem, node=node, package=package, provider=str(path))
+                _registered[group, path.stem] = path.absolute(), changed
+
+
+_registered: dict[tuple[str, str], tuple[Path, int]] = {}       # what Hydra's store holds under a name
 
 
 def _mapping(path: Path) -> Any:
@@ -254,6 +260,7 @@ def with_own_files(overrides: Sequence[str]) -> list[str]:
             if needed not in node:
                 raise InputError(f"{text}: does not describe a {what} (no key {needed})")
             ConfigStore.instance().store(group=key, name=path.stem, node=node, package=key, provider=str(path))
+            _registered.pop((key, path.stem), None)
             own_files[f"{key}={path.stem}"] = value
         known.append(f"{key}={path.stem}" if key in FROM_FILES and _is_file(path) else text)
     return known

@@ -18,7 +18,7 @@ from clustersim.ways import FAR, Bools, Ragged, Ways, concatenated, in_one_block
 __all__ = ["ecmp", "pxn", "shortest", "spray", "table"]
 
 Choose = Callable[[Ways, Ints, Ints], Ragged]
-MANY = 4096             # of so many pairs, the routes are made by compiled loops: importing numba takes half a second
+MANY = 1000             # of so many pairs, the routes are made by compiled loops: importing numba takes half a second
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -89,6 +89,22 @@ def mixed(
     rest = policy(wires, src[~by_nic], dst[~by_nic])
     inside = Ragged(length=np.diff(rest.start), links=rest.links, shares=rest.weights)
     return _routes(wires, _sorted_out(by_nic, out, inside))
+
+
+def spread_out(routes: Routes, at: Ints, n: int) -> Routes:
+    """`n` routes, of which those `at` these places are given and the others have no link."""
+    length, latency = np.zeros(n, np.int64), np.zeros(n)
+    length[at], latency[at] = np.diff(routes.start), routes.latency
+    start = np.concatenate(([0], np.cumsum(length)))
+    return Routes(start=start, links=routes.links, weights=routes.weights, latency=latency)
+
+
+def picked(routes: Routes, which: Ints) -> Routes:
+    """Routes by number, in that order."""
+    begin, length = routes.start[which], routes.start[which + 1] - routes.start[which]
+    start = np.concatenate(([0], np.cumsum(length)))
+    entries = np.arange(start[-1]) + np.repeat(begin - start[:-1], length)
+    return Routes(start=start, links=routes.links[entries], weights=routes.weights[entries], latency=routes.latency[which])
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -348,6 +348,12 @@ def _notes(parts: Parts, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(notes)
 
 
+@cache
+def _version(package: str) -> str:
+    """Looked up once: it takes a file of the package each time."""
+    return version(package)
+
+
 def _provenance(run: Run, identity: Identity, notes: Sequence[str]) -> dict[str, Any]:
     """What run.json says: everything the run depends on, and how it was asked for."""
     return {
@@ -358,6 +364,6 @@ def _provenance(run: Run, identity: Identity, notes: Sequence[str]) -> dict[str,
         "overrides": what_is_run(run.overrides),
         "seed": run.seed,
         "version": clustersim.__version__,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in VERSIONS},
         "notes": list(notes),
     }

@@ -1,7 +1,9 @@
 """Folders of results for the tests of reports: real small runs, and sweeps of as many jobs as one likes made from one of them."""
 
 import json
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import polars as pl
 
@@ -15,6 +17,36 @@ def real_run(folder, *overrides):
     own = {text.partition("=")[0] for text in overrides}
     result = simulate([*(text for text in SMALL if text.partition("=")[0] not in own), *overrides, f"output={folder}"])
     return result.save()
+
+
+TRAINED = [
+    "workload=training", "topology.nodes=1", "topology.gpus_per_node=4", "model.n_layers=4", "workload.sequence=256",
+    "workload.global_batch=16", "placement.slots=null", "parallel.pipeline=2",
+]  # fmt: skip
+
+
+def trained_run(folder, *overrides):
+    """The folder of a small training step."""
+    own = {text.partition("=")[0] for text in overrides}
+    dense = [text for text in TRAINED if text.partition("=")[0] not in own and not ("model" in own and "n_layers" in text)]
+    return simulate([*dense, *overrides, f"output={folder}"]).save()
+
+
+def pages_text(page):
+    """What a reader sees: the page without style, script and tags."""
+    text = re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.S)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text))
+
+
+def check_page(page):
+    """It stands alone, its pictures are XML, and no number in it is none."""
+    assert len(page.encode()) < 1_000_000
+    assert "http" not in page
+    assert not re.search(r'(src|href)="(?!data:|#)|@import|<link|url\(', page)
+    for picture in re.findall(r"<svg.*?</svg>", page, flags=re.S):
+        ElementTree.fromstring(picture)
+    assert not re.search(r"\b(nan|inf|None|null %|-?Infinity)\b", pages_text(page)), "a number that is none"
+    assert not re.search(r'="[^"]*\b(nan|inf)\b', page)
 
 
 def made_sweep(folder, like, jobs):

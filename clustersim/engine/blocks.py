@@ -123,7 +123,7 @@ def mixer_kernels_seconds(
 
 
 def _rotated(part: Part, decode: bool) -> float:
-    """Values per token that a pass reads and writes between projections and scores: rotary embedding, and MLA's keys put together.
+    """Values per token that a pass moves between projections and scores: rotary embedding, and MLA's keys put together.
 
     Expanded keys of MLA have a part without position, per head, and one with it, for all heads (`forward_normal` of SGLang's
     deepseek_v2.py copies both into one tensor).

@@ -104,7 +104,7 @@ def play(
     while env.peek() < np.inf:
         env.step()
         events += 1
-    marks = stage.marks
+    marks = np.array(stage.marks, np.float64)
     assert stage.left == [cluster.n_gpus] * n_layers, "a GPU never came to the end: it waits for bytes that nobody sends"
     assert (np.diff(marks, axis=1) >= 0).all(), "time ran backwards"
     return Played(
@@ -146,24 +146,26 @@ def _forward(env: simpy.Environment, stage: _Stage, me: int) -> Generator[simpy.
     """One forward pass on GPU `me`."""
     sending = env.event().succeed()                 # fires when the communication stream is free
     for layer in range(stage.n_layers):
-        work, mark = stage.work(layer), stage.marks[layer]
-        mark[BEGUN, me] = env.now
-        yield env.timeout(work.attention_s[me])
-        mark[ATTENDED:, me] = env.now
-        if work.dispatch is not None:
-            dispatch, combine = stage.exchanges(layer)
-            yield sending
+        (attention_s, expert_s, other_s), mark = stage.seconds(layer, me), stage.marks[layer]
+        mark[BEGUN][me] = env.now
+        yield env.timeout(attention_s)
+        mark[ATTENDED][me] = mark[DISPATCHED][me] = mark[COMPUTED][me] = mark[COMBINED][me] = env.now
+        if (exchanges := stage.exchanges(layer)) is not None:
+            dispatch, combine = exchanges
+            if sending.callbacks is not None:           # what has happened needs no waiting for
+                yield sending
             yield dispatch.enter(me)
-            mark[DISPATCHED:, me] = env.now
-            yield env.timeout(work.expert_s[me])
-            mark[COMPUTED:, me] = env.now
-            yield dispatch.done[me]
+            mark[DISPATCHED][me] = env.now
+            yield env.timeout(expert_s)
+            mark[COMPUTED][me] = env.now
+            if dispatch.done[me].callbacks is not None:
+                yield dispatch.done[me]
             yield combine.enter(me)
-            mark[COMBINED:, me] = env.now
+            mark[COMBINED][me] = env.now
             sending = combine.done[me]
-        if work.other_s[me] > 0:
-            yield env.timeout(work.other_s[me])
-        mark[ENDED, me] = env.now
+        if other_s > 0:
+            yield env.timeout(other_s)
+        mark[ENDED][me] = env.now
         stage.leave(layer)
 
 
@@ -175,24 +177,27 @@ class _Stage:
         work_of: Callable[[int], LayerWork], progress: Callable[[int], None], watch: Callable[[int, Exchange, Exchange], None],
     ) -> None:  # fmt: skip
         self.env, self.cluster, self.network, self.n_layers = env, cluster, network, n_layers
-        self.marks = np.full((n_layers, 6, cluster.n_gpus), np.nan)
+        # lists of plain numbers while the loop runs, which reads and writes them one by one
+        self.marks = [[[np.nan] * cluster.n_gpus for _ in range(6)] for _ in range(n_layers)]
         self.account_of: dict[int, tuple[Exchanged, Exchanged]] = {}
         self._work_of, self._progress, self._watch = work_of, progress, watch
-        self._work: dict[int, LayerWork] = {}
-        self._open: dict[int, tuple[Exchange, Exchange]] = {}
+        self._seconds: dict[int, list[tuple[float, float, float]]] = {}
+        self._open: dict[int, tuple[Exchange, Exchange] | None] = {}
         self.left = [0] * n_layers      # GPUs that are through with a layer
 
-    def work(self, layer: int) -> LayerWork:
-        if layer not in self._work:
-            self._work[layer] = self._work_of(layer)
-        return self._work[layer]
+    def seconds(self, layer: int, me: int) -> tuple[float, float, float]:
+        """How long a GPU computes attention, routed experts and the rest of a layer."""
+        if layer not in self._seconds:
+            work = self._work_of(layer)
+            self._seconds[layer] = list(zip(*(s.tolist() for s in (work.attention_s, work.expert_s, work.other_s)), strict=True))
+            self._open[layer] = None
+            if work.dispatch is not None:
+                assert work.combine is not None
+                self._open[layer] = self.network.exchange(work.dispatch), self.network.exchange(work.combine)
+        return self._seconds[layer][me]
 
-    def exchanges(self, layer: int) -> tuple[Exchange, Exchange]:
-        if layer not in self._open:
-            work = self._work[layer]
-            assert work.dispatch is not None
-            assert work.combine is not None
-            self._open[layer] = self.network.exchange(work.dispatch), self.network.exchange(work.combine)
+    def exchanges(self, layer: int) -> tuple[Exchange, Exchange] | None:
+        """Dispatch and combine of a layer that has been begun; None where there are none."""
         return self._open[layer]
 
     def leave(self, layer: int) -> None:
@@ -200,10 +205,10 @@ class _Stage:
         self.left[layer] += 1
         if self.left[layer] < self.cluster.n_gpus:
             return
-        del self._work[layer]
-        if layer in self._open:
-            dispatch, combine = self._open.pop(layer)
+        del self._seconds[layer]
+        if (exchanges := self._open.pop(layer)) is not None:
+            dispatch, combine = exchanges
             self._watch(layer, dispatch, combine)
-            mark = self.marks[layer]
-            self.account_of[layer] = account(dispatch, mark[DISPATCHED]), account(combine, mark[COMBINED])
+            resumed = (np.array(self.marks[layer][mark]) for mark in (DISPATCHED, COMBINED))
+            self.account_of[layer] = account(dispatch, next(resumed)), account(combine, next(resumed))
         self._progress(layer)

@@ -90,7 +90,7 @@ def kernels(gpu: GpuSpec, gemm: str, tiles: str, constants: str, sms_taken: int)
 
     def weight_product(rows: Ints, n: int, k: int) -> Values:
         seconds: Values = _weight(made, precision, rows, n, k, left) + made.launch_s * (rows > 0)
-        return seconds
+        return seconds + _turned(made, rows, n, k, precision)
 
     def grouped(rows: Ints, owner: Ints, n_gpus: int, n: int, k: int) -> Values:
         seconds: Values = grouped_seconds(rows, owner, n_gpus, n, k, layout="contiguous", precision=precision, kernels=made)
@@ -102,7 +102,9 @@ def kernels(gpu: GpuSpec, gemm: str, tiles: str, constants: str, sms_taken: int)
 
     def grouped_weight(rows: Ints, owner: Ints, n_gpus: int, n: int, k: int) -> Values:
         padded = -(-rows // CONTIGUOUS_ROWS) * CONTIGUOUS_ROWS
-        return np.bincount(owner, _weight(made, precision, padded, n, k, left) + made.launch_s * (rows > 0), n_gpus)
+        used: Ints = np.bincount(owner, rows, n_gpus).astype(np.int64)
+        each = _weight(made, precision, padded, n, k, left) + made.launch_s * (rows > 0)
+        return _turned(made, used, n, k, precision) + np.bincount(owner, each, n_gpus)
 
     def mixing(flops: Values, back: bool) -> Values:
         rate = gpu.bf16_flops * (back_share if back else share) * left
@@ -124,6 +126,18 @@ def _weight(made: Kernels, precision: Precision, rows: Ints, n: int, k: int, lef
     nbytes = rows * float(n + k) * precision.activation_bytes + (rows > 0) * float(n * k) * 2 * GRADIENT
     seconds: Values = np.maximum(flops, nbytes / gpu.memory_achieved)
     return seconds
+
+
+def _turned(made: Kernels, rows: Ints, n: int, k: int, precision: Precision) -> Values:
+    """Both operands of a gradient of weights with scales along the tokens: what was kept and what came back, rewritten.
+
+    Source: arXiv 2412.19437 §3.3.2: 1 x 128 tiles of the way forward become 128 x 1 tiles on the way back.
+    """
+    if precision.rate == "bf16":
+        return np.zeros(rows.size)
+    assert made.gpu.memory_achieved is not None
+    moved = rows * (k * 2 * precision.activation_bytes + n * (WIDE + precision.activation_bytes))
+    return np.where(rows > 0, 2 * made.pass_s + moved / made.gpu.memory_achieved, 0.0)
 
 
 def _quantised(made: Kernels, rows: Ints, k: int, precision: Precision) -> Values:

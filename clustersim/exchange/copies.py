@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
+from weakref import ref
 
 import numpy as np
 
@@ -101,8 +103,11 @@ def distinct_copies(routing: Routing, placement: Placement, cluster: Gpus) -> tu
     Raises:
         InputError: a token asks for an expert without a slot.
     """
+    global _counted
     from clustersim.exchange import copies_kernel as kernel
 
+    if _counted is not None and _counted.of(routing, placement, cluster):
+        return _counted.to_gpu.copy(), _counted.to_node.copy()
     ids, table = _places(routing, placement, cluster)
     n, nodes = cluster.n_gpus, cluster.n_nodes
     to_gpu, to_node = np.zeros((n, n), np.int64), np.zeros((n, nodes), np.int64)
@@ -111,7 +116,35 @@ def distinct_copies(routing: Routing, placement: Placement, cluster: Gpus) -> tu
         to_gpu, to_node,
     )
     _known(known, routing, placement, cluster)
+    _counted = _Counted.by(routing, placement, cluster, to_gpu.copy(), to_node.copy())
     return to_gpu, to_node
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Counted:
+    """What a call was given and what it gave: a combine mostly counts what the dispatch before it has counted."""
+
+    given: tuple[ref[Ints], ...]        # they are not kept alive for it
+    replica: str
+    node_of: Ints
+    to_gpu: Ints
+    to_node: Ints
+
+    @classmethod
+    def by(cls, routing: Routing, placement: Placement, cluster: Gpus, to_gpu: Ints, to_node: Ints) -> _Counted:
+        given = tuple(map(ref, _arrays(routing, placement)))
+        return cls(given, placement.replica, cluster.node_of, to_gpu, to_node)
+
+    def of(self, routing: Routing, placement: Placement, cluster: Gpus) -> bool:
+        same = all(known() is one for known, one in zip(self.given, _arrays(routing, placement), strict=True))
+        return same and self.replica == placement.replica and np.array_equal(self.node_of, cluster.node_of)
+
+
+_counted: _Counted | None = None
+
+
+def _arrays(routing: Routing, placement: Placement) -> tuple[Ints, ...]:
+    return routing.assigned, routing.source, routing.index, placement.gpu_of, placement.expert_of
 
 
 def _known(known: bool, routing: Routing, placement: Placement, cluster: Gpus) -> None:

@@ -61,6 +61,17 @@ def sms_held(name: str, options: Mapping[str, Any], cluster: Cluster) -> int:
     return held
 
 
+def wait_beside(name: str, options: Mapping[str, Any]) -> float:
+    """Seconds that the ranks of an exchange wait for each other to begin, where another micro-batch computes meanwhile.
+
+    0 for kernels of which nobody has measured it.
+    """
+    if name not in HELD:
+        return 0.0
+    kernel = load_kernel(options.get("kernel") or DEFAULT_KERNEL[name])
+    return float(kernel["beside"]) if "beside" in kernel.constants else 0.0
+
+
 def _normal(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:
     sms = options.get("sms", 24)
     if cluster.gpu.sms is not None and sms > cluster.gpu.sms:

@@ -8,6 +8,7 @@ from clustersim.cluster import Cluster
 from clustersim.lanes import routes_of
 from clustersim.network import sharing
 from clustersim.network.bounds import busiest_link_end, chained
+from clustersim.network.pruning import pruned
 from clustersim.types import Floats, Routes, Transfers
 
 
@@ -22,9 +23,9 @@ def exchange_times(cluster: Cluster, transfers: Transfers, *, resolution: float 
         return ends
     routes = routes_of(cluster, transfers)
     latency, earliest = chained(transfers, routes.latency, transfers.release)
-    zero = np.zeros(transfers.n, np.int64)
+    zero, ways = np.zeros(transfers.n, np.int64), pruned(cluster.capacity, routes)
     state = sharing.extend(sharing.empty(cluster.capacity), Routes(
-        start=routes.start, links=routes.links, weights=routes.weights, latency=latency,
+        start=ways.start, links=ways.links, weights=ways.weights, latency=latency,
     ), transfers, inbox=zero, outbox=zero, n_counters=1)  # fmt: skip
     if resolution > 0:
         least, _ = busiest_link_end(cluster.capacity, routes, transfers.nbytes, earliest)

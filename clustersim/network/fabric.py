@@ -73,7 +73,7 @@ class Exchange:
 
     def enter(self, me: int) -> simpy.Event:
         """GPU `me` is ready. The event fires when its last inbound byte has arrived."""
-        assert np.isnan(self.entered[me]), f"GPU {me} enters an exchange twice"
+        assert self.entered[me] != self.entered[me], f"GPU {me} enters an exchange twice"      # NaN until then
         self.entered[me] = self.fabric.env.now
         self.n_entered += 1
         self.fabric.arrive(self, me)
@@ -172,8 +172,7 @@ class Bound:
     def arrive(self, exchange: Exchange, me: int) -> None:
         if exchange.n_entered < exchange.entered.size:
             return
-        end, _ = exchange.bound()
-        end = max(end, self.env.now)
+        end = max(exchange.bound()[0], float(self.env.now))
         if exchange.transfers.least is not None:
             end = max(end, float((exchange.entered + exchange.transfers.least).max()))
         exchange.start = exchange.released()
@@ -278,7 +277,9 @@ class Fluid:
         for other in self._exchanges:
             self._harvest(other)
         stay = [i for i, other in enumerate(self._exchanges) if other.open_counters or (other.told < 2).any()]
-        flows = np.setdiff1d(np.arange(self._of.size), self._solver.drained(self._state))
+        there = np.ones(self._of.size, bool)
+        there[self._solver.drained(self._state)] = False
+        flows = np.flatnonzero(there)
         counters = (np.array(stay, np.int64)[:, None] * 2 * n + np.arange(2 * n)).ravel()
         self._state = self._solver.keep(self._state, flows, counters)
         self._of, self._row = np.searchsorted(stay, self._of[flows]), self._row[flows]
@@ -291,7 +292,8 @@ class Fluid:
         )  # fmt: skip
         if self.resolution > 0:
             sharing.coarsen(self._state, self.resolution, min(other.least for other in self._exchanges))
-        exchange.open_counters = np.unique(transfers.dst).size + np.unique(transfers.src).size
+        ends = transfers.dst, transfers.src
+        exchange.open_counters = sum(int(np.count_nonzero(np.bincount(gpus, minlength=n))) for gpus in ends)
         self._of = np.concatenate((self._of, np.full(transfers.n, len(self._exchanges) - 1)))
         self._row = np.concatenate((self._row, np.arange(transfers.n)))
 
@@ -299,9 +301,9 @@ class Fluid:
         """Write down when the flows of an exchange that have drained began and ended."""
         through = self._solver.drained(self._state)
         through = through[self._of[through] == self._exchanges.index(exchange)]
-        flows, rows = self._state.flows[through], self._row[through]
-        exchange.start[rows] = flows["start"]
-        exchange.finish[rows] = flows["drain"] + flows["latency"]
+        flows, rows = self._state.flows, self._row[through]
+        exchange.start[rows] = flows["start"][through]
+        exchange.finish[rows] = flows["drain"][through] + flows["latency"][through]
         self.solves = self._solver.solves(self._state)
 
 

@@ -55,7 +55,6 @@ LINK = np.dtype(
         ("own_start", "i8"),        # those that its level moves: owned[own_start : own_start + own_size]
         ("served", "f8"),           # bytes that it has served to each of them at time `since`
         ("since", "f8"),
-        ("ends", "f8"),             # when the first of those it limits ends; inf without
         ("done", "f8"),             # bytes of the flows that have ended since BEGAN
         ("drift", "f8"),            # bytes that each of those it limits has had beyond what is booked on its other links
         ("stale", "i8"),            # 1 when they have changed since it was looked at
@@ -117,6 +116,7 @@ class State(NamedTuple):
     links: Records
     flows: Records
     hops: Records
+    ends: Floats                # [links] when the first of the flows that each limits ends; inf without. Scanned at every event
     lists: Ints                 # [hops] the hops by which flows cross each link
     owned: Records              # those that each link's level moves
     events: Records             # [flows] heap of starts and meetings to come
@@ -330,7 +330,7 @@ def _note_move(flows, moved, tally, f):
 
 
 @lean
-def _leave(links, flows, hops, owned, f):
+def _leave(links, flows, hops, owned, ends, f):
     """Take flow f from among those that its link's level moves; what is booked on the links stays."""
     link = flows[f].limit
     at = flows[f].own_at
@@ -348,7 +348,7 @@ def _leave(links, flows, hops, owned, f):
     if links[link].own_size == 0:
         links[link].own = 0.0
         links[link].level = np.inf
-        links[link].ends = np.inf
+        ends[link] = np.inf
         links[link].served = 0.0
         links[link].drift = 0.0
 
@@ -364,7 +364,7 @@ def _relimit(s, f, link, hop, kappa, hold, t):
         _advance(links, former, t)
         left = (flows[f].key - links[former].served) * owned[flows[f].own_at].kappa
         rate = _rate(flows, hops, f)
-        _leave(links, flows, hops, owned, f)
+        _leave(links, flows, hops, owned, s.ends, f)
         _mark(links, order, tally, former)
     _advance(links, link, t)
     at = links[link].own_start + links[link].own_size
@@ -687,7 +687,7 @@ def _push_rates(s, link, new):
             n += 1
         if owned[at].watch and change != 0.0:
             _note_move(flows, moved, tally, owned[at].flow)
-    links[link].ends = links[link].since + (first - links[link].served) / new if new > 0.0 else np.inf
+    s.ends[link] = links[link].since + (first - links[link].served) / new if new > 0.0 else np.inf
     links[link].stale = 0
     return n
 
@@ -785,7 +785,7 @@ def _freeze(s, link, level, t):
     links[link].own_size = size
     links[link].own = own
     links[link].unfilled = 0
-    links[link].ends = t + first / level if level > 0.0 else np.inf
+    s.ends[link] = t + first / level if level > 0.0 else np.inf
 
 
 @lean
@@ -834,7 +834,7 @@ def _fill(s, t):
     for link in range(links.size):
         links[link].order_at = -1
         links[link].own = links[link].other = links[link].top = links[link].served = links[link].drift = 0.0
-        links[link].level = links[link].ends = np.inf
+        links[link].level = s.ends[link] = np.inf
         links[link].own_size = links[link].stale = 0
     for at in range(n // 2 - 1, -1, -1):
         _sift_order(order, n, at)
@@ -903,7 +903,7 @@ def _settle(s, t):
         tally[SOLVES] += 1
     _begin(s, t)
     looks = 0
-    patience = 64 + 2 * links.size
+    patience = 64 + (2 if tally[N_HELD] == 0 else 20) * links.size      # what is held would all have to be found again
     rescues = 0
     while True:
         while tally[N_ORDER] > 0:
@@ -951,8 +951,8 @@ def _settle_end(s, f, limit, rate, drain):
     for h in range(flows[f].hop_start, flows[f].hop_end):
         m = hops[h].link
         if m != limit:
-            if links[m].ends <= step * (1 + SAME) and links[m].since < step:    # has still to be played, without this flow
-                _advance(links, m, max(links[m].since, min(drain, links[m].ends)))
+            if s.ends[m] <= step * (1 + SAME) and links[m].since < step:    # has still to be played, without this flow
+                _advance(links, m, max(links[m].since, min(drain, s.ends[m])))
                 links[m].debt += hops[h].weight * rate * (drain - links[m].since)
             else:
                 links[m].debt -= hops[h].weight * rate * (step - drain)
@@ -969,7 +969,7 @@ def _end(s, f, drain):
     links, flows, hops, owned, tally, order = s.links, s.flows, s.hops, s.owned, s.tally, s.order
     rate = _rate(flows, hops, f)
     link = flows[f].limit
-    _leave(links, flows, hops, owned, f)
+    _leave(links, flows, hops, owned, s.ends, f)
     for h in range(flows[f].hop_start, flows[f].hop_end):
         links[hops[h].link].other -= hops[h].weight * rate
         hops[h].live = 0
@@ -1106,17 +1106,6 @@ def _release_event(s, t, horizon):
 
 
 @lean
-def names_twice(start, links):
-    """Whether a route names a link twice."""
-    for i in range(start.size - 1):
-        for a in range(start[i], start[i + 1]):
-            for b in range(a + 1, start[i + 1]):
-                if links[a] == links[b]:
-                    return True
-    return False
-
-
-@lean
 def release(s, moving, at):
     """Each of `moving` may move from its time in `at` on, once what it follows lets it."""
     for i in range(moving.size):
@@ -1146,7 +1135,7 @@ def _credit(s, n, t):
             flows[f].key -= had
             owned[flows[f].own_at].key = flows[f].key
             if links[link].level > 0.0:
-                links[link].ends = min(links[link].ends, t + (flows[f].key - links[link].served) / links[link].level)
+                s.ends[link] = min(s.ends[link], t + (flows[f].key - links[link].served) / links[link].level)
             for h in range(flows[f].hop_start, flows[f].hop_end):
                 links[hops[h].link].debt += hops[h].weight * had
 
@@ -1164,11 +1153,13 @@ def run(s, until):
     s.ended[: s.tally[N_DONE]]; the caller empties the list.
     """
     links, flows, events, tally, moves, started, changes = s.links, s.flows, s.events, s.tally, s.moves, s.started, s.changes
+    ends = s.ends
     quantum = s.clock[QUANTUM]
     while True:
         t = np.inf
         for link in range(links.size):
-            t = min(t, links[link].ends)
+            if ends[link] < t:
+                t = ends[link]
         tally[LINK_VISITS] += links.size
         if tally[N_EVENTS] > 0:
             t = min(t, events[0].key)
@@ -1187,9 +1178,11 @@ def run(s, until):
         horizon = t + SAME * abs(t)
         s.clock[STEP] = t
         for link in range(links.size):
-            if links[link].ends <= horizon and quantum > 0.0:
+            if ends[link] > horizon:
+                continue
+            if quantum > 0.0:
                 n_ended = _play_alone(s, link, t, n_ended)
-            elif links[link].ends <= horizon:
+            else:
                 n = _due(s, link, horizon)
                 for i in range(n):
                     f = moves[i].flow

@@ -178,3 +178,63 @@ def write_pairs(src, dst, drain, latency, finish):
     """Write drain + latency of each pair into the matrix `finish`."""
     for i in range(src.size):
         finish[src[i], dst[i]] = drain[i] + latency[i]
+
+
+@lean
+def group_by(of_flow, first, order):
+    """Sort flows by a link, order [flows]; `first` [links + 1] starts at 0 and ends as where those of the next link begin."""
+    for f in range(of_flow.size):
+        first[of_flow[f] + 1] += 1
+    for link in range(1, first.size):
+        first[link] += first[link - 1]
+    for f in range(of_flow.size):
+        order[first[of_flow[f]]] = f
+        first[of_flow[f]] += 1
+
+
+@lean
+def most_fed(start, links, weights, port, weight_there, order, capacity, seen, share, fed):
+    """What the ports that flows pass can give each link at most, bytes/s; `fed` starts at 0.
+
+    Args:
+        port, weight_there: [flows] a link of each one's route, and its weight there.
+        order: the flows sorted by port.
+        seen, share: [links] scratch; `seen` starts at -1.
+    """
+    for i in range(order.size):
+        f = order[i]
+        for h in range(start[f], start[f + 1]):
+            link = links[h]
+            if seen[link] != port[f]:
+                seen[link] = port[f]
+                share[link] = 0.0
+            more = weights[h] / weight_there[f] - share[link]
+            if more > 0.0:
+                share[link] += more
+                fed[link] += more * capacity[port[f]]
+
+
+@lean
+def drop_hops(start, links, weights, dropped, new_start, new_links, new_weights):
+    """Routes without the links that are `dropped`; the number of hops left."""
+    n = 0
+    for f in range(start.size - 1):
+        new_start[f] = n
+        for h in range(start[f], start[f + 1]):
+            if not dropped[links[h]]:
+                new_links[n] = links[h]
+                new_weights[n] = weights[h]
+                n += 1
+    new_start[start.size - 1] = n
+    return n
+
+
+@lean
+def names_twice(start, links):
+    """Whether a route names a link twice."""
+    for i in range(start.size - 1):
+        for a in range(start[i], start[i + 1]):
+            for b in range(a + 1, start[i + 1]):
+                if links[a] == links[b]:
+                    return True
+    return False

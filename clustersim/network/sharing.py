@@ -12,6 +12,8 @@ from clustersim.types import Floats, InputError, Ints, Routes, Transfers, indepe
 if TYPE_CHECKING:
     from clustersim.network.kernel import Records, State
 
+GROWTH = 2.5            # x resolution: soon after the start a step is this share of the time gone by
+
 
 def inverse(members: Ints, length: Ints, n: int) -> tuple[Ints, Ints]:
     """Turn rows of `members` (`length[i]` of them in row i) around: start [n + 1] and rows, for each member the rows it is in."""
@@ -31,7 +33,7 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
 
     links = np.zeros(capacity.size, kernel.LINK)
     links["capacity"] = capacity
-    links["level"] = links["ends"] = np.inf
+    links["level"] = np.inf
     links["order_at"] = -1
     links["paid"] = -np.inf
     to_come = np.zeros(0 if changes is None else changes.time.size, kernel.CHANGE)
@@ -39,7 +41,8 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
         to_come["time"], to_come["link"], to_come["capacity"] = changes.time, changes.link, changes.capacity
     none = np.zeros(0, np.int64)
     return kernel.State(
-        links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP), lists=none,
+        links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP),
+        ends=np.full(capacity.size, np.inf), lists=none,
         owned=np.zeros(0, kernel.OWNED), events=np.zeros(0, kernel.EVENT), order=np.zeros(capacity.size + 1, kernel.EVENT),
         moves=np.zeros(0, kernel.MOVE), counters=np.zeros(0, kernel.COUNTER), changes=to_come, after=none, next=none,
         started=none, moved=none, touched=none, chain=none, ended=none, tally=np.zeros(kernel.N_TALLY, np.int64),
@@ -59,8 +62,7 @@ def extend(
     """
     from clustersim.network import kernel
 
-    if kernel.names_twice(routes.start, routes.links):
-        routes = _merged(routes)
+    routes = _each_link_once(routes)
     flows = np.zeros(transfers.n, kernel.FLOW)
     flows["nbytes"] = flows["key"] = transfers.nbytes
     flows["piece"] = np.minimum(1.0, transfers.chunk / transfers.nbytes)
@@ -94,7 +96,7 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     position[flows] = np.arange(flows.size)
     renumber = np.full(state.counters.size, -1)
     renumber[counters] = np.arange(counters.size)
-    assert (state.flows["status"][np.setdiff1d(np.arange(state.flows.size), flows)] == kernel.DONE).all(), "a flow is left behind"
+    assert (state.flows["status"][position[:-1] < 0] == kernel.DONE).all(), "a flow is left behind"
     records = state.flows[flows]
     records["inbox"], records["outbox"] = renumber[records["inbox"]], renumber[records["outbox"]]
     records["hold"] = position[records["hold"]]
@@ -108,8 +110,12 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     )  # fmt: skip
 
 
-def _merged(routes: Routes) -> Routes:
+def _each_link_once(routes: Routes) -> Routes:
     """Each link once per flow, with the sum of its weights there."""
+    from clustersim.network import loads
+
+    if not loads.names_twice(routes.start, routes.links):
+        return routes
     row = np.repeat(np.arange(routes.start.size - 1), np.diff(routes.start))
     pairs, which = np.unique(np.stack((row, routes.links)), axis=1, return_inverse=True)
     start = np.concatenate(([0], np.cumsum(np.bincount(pairs[0], minlength=routes.start.size - 1)))).astype(np.int64)
@@ -170,7 +176,7 @@ def _assemble(
     assert state.tally[kernel.N_EVENTS] == due.size, "an event was left behind"
     started, moved, touched, chain = (np.zeros(n, np.int64) for _ in range(4))
     return kernel.State(
-        links=links, flows=flows, hops=hops, lists=lists, owned=owned, events=events, order=state.order,
+        links=links, flows=flows, hops=hops, ends=state.ends.copy(), lists=lists, owned=owned, events=events, order=state.order,
         moves=np.zeros(2 * n, kernel.MOVE), counters=counters, changes=state.changes, after=after, next=following,
         started=started, moved=moved, touched=touched, chain=chain, ended=np.zeros(counters.size, np.int64),
         tally=state.tally, clock=state.clock,
@@ -275,12 +281,19 @@ def drain_times(
         least: seconds that it takes at least, from the first release on.
         changes: capacities to come.
     """
-    from clustersim.network import symmetry
+    from clustersim.network import pruning, symmetry
 
     small = symmetry.one_of_each(capacity, routes, nbytes, release) if changes is None else None
     if small is not None:
         kind, example, capacity, routes = small
         nbytes, release = nbytes[example], release[example]
+    elif changes is None:
+        routes = pruning.pruned(capacity, _each_link_once(routes))
+    if small is None and resolution > 0 and changes is None and (release == release[0]).all():
+        from clustersim.network import steps
+
+        drain, n = steps.drain_times(capacity, routes, nbytes, resolution * least, GROWTH * resolution)
+        return release[0] + drain, n
     zero = np.zeros(nbytes.size, np.int64)
     state = extend(
         empty(capacity, changes), routes, independent(zero, zero, nbytes), inbox=zero, outbox=zero, n_counters=1
@@ -306,7 +319,7 @@ def coarsen(state: State, resolution: float, seconds: float) -> None:
 
     clock = state.clock
     clock[kernel.QUANTUM] = resolution * seconds
-    clock[kernel.GROWTH] = 2.5 * resolution
+    clock[kernel.GROWTH] = GROWTH * resolution
     clock[kernel.TIE] = max(kernel.SAME_LEVEL, 0.5 * resolution)
     clock[kernel.STILL] = max(kernel.SAME_RATE, 0.03 * resolution)
     clock[kernel.SMALL] = 0.03 * resolution * clock[kernel.QUANTUM]

@@ -37,18 +37,18 @@ def measure(slots: Ints, source: Ints, placement: Placement, slots_of: Ints, nod
         node_of: int [gpus].
         moved: experts that had to be brought for this step.
     """
-    n_gpus, n_nodes = node_of.size, int(node_of.max()) + 1
-    gpu = np.append(placement.gpu_of, -1)[slots]
-    node = np.append(node_of, -1)[gpu]
-    tokens = source.size
-    on_gpu, on_node = _touched(gpu, n_gpus), _touched(node, n_nodes)
-    load = np.bincount(gpu.ravel() + 1, minlength=n_gpus + 1)[1:]
-    kept = np.bincount(slots.ravel() + 1, minlength=placement.n_slots + 1)[1:]
+    from clustersim.placement.counting_kernel import count_tokens
+
+    n_gpus, n_nodes, tokens = node_of.size, int(node_of.max()) + 1, max(1, source.size)
+    load, kept, reached = (np.zeros(n, np.int64) for n in (n_gpus, placement.n_slots, 3))
+    count_tokens(
+        np.ascontiguousarray(slots), np.ascontiguousarray(source), np.ascontiguousarray(placement.gpu_of),
+        np.ascontiguousarray(node_of), np.full(n_gpus, -1), np.full(n_nodes, -1), load, kept, reached,
+    )  # fmt: skip
     expert_load = np.bincount(placement.expert_of, kept).astype(np.float64)
     return Measured(
         mean_load=float(load.mean()), max_load=float(load.max()), least_max_load=least_max_load(expert_load, slots_of),
-        cross_copies=int(on_node.sum() - on_node[np.arange(tokens), node_of[source]].sum()),
-        distinct_nodes=float(on_node.sum() / max(1, tokens)), distinct_gpus=float(on_gpu.sum() / max(1, tokens)),
+        cross_copies=int(reached[2]), distinct_nodes=float(reached[1] / tokens), distinct_gpus=float(reached[0] / tokens),
         moved_slots=moved,
     )
 
@@ -79,10 +79,3 @@ def balancedness(layers: Sequence[Measured]) -> float:
 def utilisation(layers: Sequence[Measured]) -> float:
     """SGLang's: mean over layers of (mean GPU load + 1e-5) / (largest + 1e-5)."""
     return float(np.mean([(m.mean_load + 1e-5) / (m.max_load + 1e-5) for m in layers]))
-
-
-def _touched(places: Ints, n: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    """Whether a token goes to a place, bool [tokens, places]; -1 is nowhere."""
-    touched = np.zeros((places.shape[0], n + 1), bool)
-    np.put_along_axis(touched, places % (n + 1), True, axis=1)
-    return touched[:, :n]

@@ -1,4 +1,4 @@
-"""Which of an expert's replicas a token goes to: plain functions, found by name. Pure NumPy; draws no random number.
+"""Which of an expert's replicas a token goes to: plain functions, found by name. Draws no random number.
 
 A rule is `name(asked, index, source, placement, node_of) -> slot`:
 
@@ -164,9 +164,14 @@ def _listed(key: Ints, n_keys: int) -> tuple[Ints, Ints, Ints]:
 
 def _hashed(asked: Ints, where: Ints, hashed: Ints, start: Ints, count: Ints, order: Ints) -> Ints:
     """Slot number (hash mod count) of the list that `where` names; -1 where nothing is asked."""
-    even = (count == count[0]).all()    # then one division per token does for all its choices
-    replica = (hashed % count[0])[:, None] if even else hashed[:, None] % count[where]
-    return np.where(asked < 0, -1, order[start[where] + replica])
+    from clustersim.placement.counting_kernel import slots_by_hash
+
+    slots = np.empty(asked.shape, np.int64)
+    even = int(count[0]) if (count == count[0]).all() else 0
+    slots_by_hash(
+        np.ascontiguousarray(asked), np.ascontiguousarray(where), hashed, even, start, count, order, slots
+    )
+    return slots
 
 
 def _check_held(asked: Ints, count: Ints) -> None:

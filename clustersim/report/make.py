@@ -15,6 +15,9 @@ from clustersim.report.svg import svg_file
 from clustersim.report.sweep_figures import figures_of_sweep
 from clustersim.report.sweep_findings import findings_of_sweep
 from clustersim.report.sweep_page import page_of_sweep
+from clustersim.report.training_figures import figures_of_training
+from clustersim.report.training_findings import findings_of_training
+from clustersim.report.training_page import page_of_training
 from clustersim.types import InputError
 from clustersim.writing import replacing
 
@@ -37,7 +40,10 @@ def write_report(
         InputError: no results there, a file that cannot be written, pdf without matplotlib.
     """
     results = read_results(folder, everything=everything)
-    if isinstance(results, RunData):
+    if isinstance(results, RunData) and results.trained:
+        figures = figures_of_training(results)
+        text, headline = page_of_training(results, figures), findings_of_training(results).headline
+    elif isinstance(results, RunData):
         figures = figures_of_run(results)
         text, headline = page_of_run(results, figures), findings_of_run(results).headline
     else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clustersim.report.shapes import LIGHT, MISSING, Area, Box, Dots, Label, Line, Picture, Raster, Shape, ramp
+from clustersim.report.shapes import LIGHT, MISSING, Area, Bars, Box, Dots, Label, Line, Picture, Raster, Shape, Words, ramp
 from clustersim.types import InputError
 
 PER_INCH = 96.0  # pixels of a picture
@@ -58,6 +58,12 @@ def _paint(axes: Any, shape: Shape, order: int) -> None:
             va="baseline", weight="bold" if shape.bold else "normal", rotation=90 if shape.turn else 0, rotation_mode="anchor",
             zorder=order,
         )  # fmt: skip
+    elif isinstance(shape, Bars):
+        for left, top, wide in shape.spans:
+            axes.add_patch(Rectangle((left, top), wide, shape.height, facecolor=LIGHT[shape.fill], linewidth=0, zorder=order))
+    elif isinstance(shape, Words):
+        for left, base, text in shape.places:
+            axes.text(left, base, text, fontsize=shape.size * POINTS, color=LIGHT[shape.ink], ha="center", zorder=order)
     elif isinstance(shape, Raster):
         colours = np.zeros((256, 4), np.uint8)
         table = ramp()

@@ -16,7 +16,7 @@ from clustersim.places import group_folder
 from clustersim.results.manifests import Manifest, newest_manifest, read_manifest
 from clustersim.types import InputError
 
-TABLES = ("layers", "gpus", "links", "experts", "pairs")
+TABLES = ("layers", "gpus", "links", "experts", "pairs", "stages", "tasks", "memory")
 Row = Mapping[str, Any]
 
 
@@ -29,6 +29,11 @@ class RunData:
     summary: Row
     tables: Mapping[str, pl.DataFrame]  # of the first step, by name; a table that an older version did not write is empty
     steps: int
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is a training step."""
+        return bool(self.tables["stages"].height) if "stages" in self.tables else False
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

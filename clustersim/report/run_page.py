@@ -9,7 +9,7 @@ import polars as pl
 
 from clustersim.report import html
 from clustersim.report.findings import findings_of_run
-from clustersim.report.reading import RunData
+from clustersim.report.reading import RunData, leaves
 from clustersim.report.run_figures import by_link
 from clustersim.report.shapes import Figure
 from clustersim.report.wording import NONE, known, nbytes, number, percent, seconds
@@ -33,7 +33,7 @@ def page_of_run(run: RunData, figures: Sequence[Figure]) -> str:
         parts += [html.pair(html.figure(by_name["links"], half=True), _hottest(run))]
     for names in (("finish", "bytes"), ("loads",), ("load_experts", "load_gpus")):
         parts.append(html.row([by_name[name] for name in names if name in by_name]))
-    parts += [_layers(run), _settings(run), _footer(run)]
+    parts += [_layers(run), settings(run), footer(run)]
     return html.page(f"{row['model']} on {row['gpus']} × {row['topology']}: {seconds(row['step_s'])}", parts)
 
 
@@ -86,15 +86,15 @@ def _value(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and known(value) else None
 
 
-def _settings(run: RunData) -> str:
-    from clustersim.report.reading import leaves
-
+def settings(run: RunData) -> str:
+    """The config as a table, folded away."""
     rows = [(key, value) for key, value in leaves(run.told.get("config", {}))]
     body = html.table(("key", "value"), rows, text=True, sortable=False)
     return f"<details><summary>The whole config</summary>{html.card('', '', body)}</details>"
 
 
-def _footer(run: RunData) -> str:
+def footer(run: RunData) -> str:
+    """Which run it is, and how it was asked for."""
     told = run.told
     wall = f", simulated in {seconds(told['wall_s'])}" if known(told.get("wall_s")) else ""
     asked = " ".join(told.get("overrides", ())) or "(the default run)"

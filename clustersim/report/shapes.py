@@ -15,11 +15,15 @@ LIGHT = {
     "ink": "#1b1f24", "muted": "#5c6670", "grid": "#e3e6ea", "axis": "#9aa3ad", "surface": "#ffffff",
     "compute": "#a9b4c0", "dispatch": "#0072b2", "combine": "#56b4e9", "wait": "#d55e00", "idle": "#f0b27a",
     "best": "#009e73", "plain": "#0072b2", "second": "#d55e00", "faint": "#b9d3e6",
+    "forward": "#0072b2", "backward": "#00875f", "input": "#b0588b", "weight": "#c05500", "bubble": "#e3e6ea",
+    "gradients": "#e0b400", "optimiser": "#7d6b5d",
 }  # fmt: skip
 DARK = {
     "ink": "#e8eaed", "muted": "#a2abb5", "grid": "#2c333b", "axis": "#69737e", "surface": "#15191e",
     "compute": "#6c7885", "dispatch": "#3d9fdc", "combine": "#9ad4f7", "wait": "#ff8a3d", "idle": "#a8622a",
     "best": "#2bc79a", "plain": "#4aa8e0", "second": "#ff8a3d", "faint": "#2c5674",
+    "forward": "#4aa8e0", "backward": "#2bc79a", "input": "#e39bc3", "weight": "#ff8a3d", "bubble": "#2c333b",
+    "gradients": "#f0d04a", "optimiser": "#ab9789",
 }  # fmt: skip
 
 # The colours of rasters: viridis (Smith and van der Walt, 2015, CC0) at nine places, interpolated between them.
@@ -93,6 +97,24 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Bars:
+    """Many bars of one height and colour; `spans` [(left, top, width), ...]."""
+
+    spans: Sequence[tuple[float, float, float]]
+    height: float
+    fill: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Words:
+    """Many short texts of one size, each about the middle of a place [(x, base line, text), ...]."""
+
+    places: Sequence[tuple[float, float, str]]
+    size: float
+    ink: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Raster:
     """A grid of cells stretched over a rectangle; `cells` uint8 [rows, columns] are levels of the ramp, or MISSING."""
 
@@ -103,7 +125,7 @@ class Raster:
     cells: NDArray[np.uint8]
 
 
-Shape = Box | Line | Area | Dots | Label | Raster
+Shape = Box | Line | Area | Dots | Label | Bars | Words | Raster
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

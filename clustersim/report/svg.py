@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from clustersim.report.raster_png import encode_png
-from clustersim.report.shapes import LIGHT, Area, Box, Dots, Label, Line, Picture, Raster, Shape
+from clustersim.report.shapes import LIGHT, Area, Bars, Box, Dots, Label, Line, Picture, Raster, Shape, Words
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -48,6 +48,14 @@ def _shape(shape: Shape, colours: Mapping[str, str]) -> str:
         return _noted(f'path d="{discs}" {stroke}', "path", shape.note) if discs else ""
     if isinstance(shape, Label):
         return _label(shape, colours)
+    if isinstance(shape, Bars):
+        half = shape.height / 2
+        way = "".join(f"M{_n(x)} {_n(y + half)}h{_n(wide)}" for x, y, wide in shape.spans)
+        return f'<path d="{way}" stroke="{colours[shape.fill]}" stroke-width="{_n(shape.height)}"/>' if way else ""
+    if isinstance(shape, Words):
+        size = f'font-size="{_n(shape.size)}"'
+        said = "".join(f'<text x="{_n(x)}" y="{_n(y)}" {size}>{escape(text)}</text>' for x, y, text in shape.places)
+        return f'<g fill="{colours[shape.ink]}" text-anchor="middle">{said}</g>' if said else ""
     return _raster(shape)
 
 

@@ -33,12 +33,14 @@ def figures_of_sweep(sweep: SweepData) -> list[Figure]:
 
 def _bars(sweep: SweepData, timed: Sequence[Job]) -> Figure:
     rest = any(job.summary.get("exposed_comm_s") for job in timed)
+    bubbles = any(job.summary.get("bubble_s") for job in timed)
 
     def draw(width: float) -> Picture:
         names = [" · ".join(value_of(job, key) for key in sweep.swept) or job.folder.name for job in timed]
         room = min(width * 0.42, max(len(name) for name in names) * (SMALL + 0.5) * WIDE + 12)
         high = max(float(job.summary["step_s"]) for job in timed)
-        shapes, tall = legend(4, 4, width - 8, [("compute", "computes"), ("plain", "exposed communication")] if rest else [])
+        entries = [("compute", "computes"), ("plain", "exposed communication")] + [("bubble", "bubble")] * bubbles
+        shapes, tall = legend(4, 4, width - 8, entries if rest else [])
         head = " · ".join(sweep.swept)
         bottom = tall + 26 + 24 * len(timed)
         frame = Frame(left=room, right=width - 62, top=tall + 22, bottom=bottom, x_high=high)
@@ -50,10 +52,12 @@ def _bars(sweep: SweepData, timed: Sequence[Job]) -> Figure:
             compute = min(float(row.get("compute_s") or 0.0), float(row["step_s"])) if rest else 0.0
             note = f"{named(job, sweep.swept)}: {seconds(row['step_s'])}, of it computing {seconds(compute)}"
             ends = frame.x(float(row["step_s"]))
+            idle = frame.x(float(row["step_s"]) - float(row.get("bubble_s") or 0.0))
             shapes += [
                 Label(room - 8, y + 12.5, _cut(names[i], room - 12), "end", SMALL + 0.5, "ink", bold=i == 0),
                 Box(frame.left, y, frame.x(compute) - frame.left, 16, "compute", note),
-                Box(frame.x(compute), y, ends - frame.x(compute), 16, "plain", note),
+                Box(frame.x(compute), y, max(0.0, idle - frame.x(compute)), 16, "plain", note),
+                *([Box(idle, y, ends - idle, 16, "bubble", note)] if ends > idle else []),
                 Label(ends + 6, y + 12.5, seconds(row["step_s"]), size=SMALL, ink="ink", bold=i == 0),
             ]
         shapes.append(Label(frame.right, bottom + 32, f"step, {name}", "end", SMALL))

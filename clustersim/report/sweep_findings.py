@@ -222,14 +222,27 @@ def _limits(timed: Sequence[Job]) -> list[str]:
     shares = [
         job.summary["exposed_comm_s"] / job.summary["step_s"] for job in timed if job.summary.get("exposed_comm_s") is not None
     ]
-    kinds = {str(job.summary["bottleneck"]).partition(" ")[0] for job in timed if job.summary.get("bottleneck")}
+    trained = [job for job in timed if job.summary.get("bubble_s") is not None]
+    kinds = {str(job.summary["bottleneck"]).partition(" ")[0] for job in timed if job.summary.get("bottleneck")} - {"pipeline"}
     if not shares:
         return []
+    if len(trained) == len(timed):
+        return [_of_training(trained, shares)]
     low, high = percent(min(shares), 0), percent(max(shares), 0)
     span = low if low == high else f"{low} to {high}"
     limit = "Communication" if min(shares) >= 0.5 else "Computing" if max(shares) < 0.5 else "Now communication and now computing"
     text = f"{limit} limits {'it' if len(timed) == 1 else 'them'}: exposed communication is {span} of the step"
     return [text + (f", and the busiest link is of class {' or '.join(sorted(kinds))}." if kinds else ".")]
+
+
+def _of_training(trained: Sequence[Job], shares: Sequence[float]) -> str:
+    """What keeps training steps from computing all the time."""
+    idle = [job.summary["bubble_s"] / job.summary["step_s"] for job in trained]
+    spans = [
+        low if low == high else f"{low} to {high}"
+        for low, high in ((percent(min(values), 0), percent(max(values), 0)) for values in (idle, shares))
+    ]
+    return f"The pipeline's bubble is {spans[0]} of the step, exposed communication {spans[1]}."
 
 
 def _tiles(sweep: SweepData, timed: Sequence[Job]) -> tuple[tuple[str, str, str], ...]:

@@ -15,11 +15,14 @@ from clustersim.report.wording import NONE, known, number, percent, seconds, tim
 
 SHOWN = 12  # values of a key that the list of differences shows
 
-# heading, summary column, how it is shown; the columns after the first four only where some job has them
+# heading, summary column, how it is shown; of costs only those that some job has
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("step", "step_s", seconds), ("exposed", "exposed_comm_s", seconds), ("tokens/s", "tokens_per_s", number),
+    ("step", "step_s", seconds), ("computes", "compute_s", seconds), ("exposed", "exposed_comm_s", seconds),
+    ("bubble", "bubble_s", seconds), ("tokens/s", "tokens_per_s", number),
+    ("model TFLOP/s", "model_flops_per_s_per_gpu", lambda value: number(value / 1e12, 1) if known(value) else NONE),
     ("load", "imbalance", lambda value: number(value, 2)), ("T/bound", "over_bound", lambda value: number(value, 3)),
 )  # fmt: skip
+_TRAINED = ("compute_s", "bubble_s", "model_flops_per_s_per_gpu")       # only where some job is a training step
 _COSTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("dropped", "drop_rate", lambda value: percent(value, 2)), ("tokens lost", "fully_dropped", lambda value: percent(value, 2)),
     ("gate lost", "gate_mass_lost", lambda value: percent(value, 2)),
@@ -61,11 +64,14 @@ def _comparison(sweep: SweepData) -> str:
     """One row per job, the best first and marked."""
     jobs = ranked(sweep.jobs)
     costs = [column for column in _COSTS if any(known(job.summary.get(column[1])) and job.summary[column[1]] for job in jobs)]
+    trained = [known(job.summary.get("bubble_s")) for job in jobs]
+    left_out = ("over_bound",) if all(trained) else () if any(trained) else _TRAINED
+    columns = [column for column in _COLUMNS if column[1] not in left_out]
     best = cost(jobs[0])
     unbeaten = {job.folder for job in front(jobs)} if any(name == "dropped" for name, _, _ in costs) else set()
     headings = [
         *sweep.swept,
-        *(name for name, _, _ in (*_COLUMNS, *costs)),
+        *(name for name, _, _ in (*columns, *costs)),
         "bottleneck",
         "to best",
         *(["unbeaten"] * bool(unbeaten)),
@@ -74,7 +80,7 @@ def _comparison(sweep: SweepData) -> str:
     rows = []
     for job in jobs:
         cells: list[html.Cell] = [(value, as_number(value)) for value in (value_of(job, key) for key in sweep.swept)]
-        for _, column, shown in (*_COLUMNS, *costs):
+        for _, column, shown in (*columns, *costs):
             value = job.summary.get(column)
             spread = job.summary.get(f"{column}_ci95")         # of a job with replicates
             text = f"{shown(value)} ± {shown(spread)}" if known(spread) and known(value) else shown(value)
@@ -87,6 +93,9 @@ def _comparison(sweep: SweepData) -> str:
         "The best first. exposed: communication a GPU waits for; load: tokens of the busiest GPU / mean; T/bound: time of the "
     )
     caption += "exchanges / that of their busiest links."
+    if all(trained):
+        caption = "The best first. exposed: communication that nothing hides; bubble: a pipeline device has nothing to do; "
+        caption += "model TFLOP/s: of a GPU; load: tokens of the busiest GPU / mean."
     caption += " saved: against the same without a capacity." if any(name == "saved" for name, _, _ in costs) else ""
     caption += " ±: 95 % confidence over the seeds." if any(known(job.summary.get("step_s_ci95")) for job in jobs) else ""
     caption += " unbeaten: no other job is better in both time and drops." if unbeaten else ""

@@ -26,6 +26,10 @@ def _count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def _teraflops(value: float) -> str:
+    return f"{value / 1e12:,.1f} T"
+
+
 def _ratio(value: float) -> str:
     return f"{value:.3f}"
 
@@ -37,7 +41,16 @@ SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {      # column of the summ
     "wait_s": ("waiting for others", format_seconds),
     "layers.dispatch_s": ("dispatch, all layers", format_seconds),
     "layers.combine_s": ("combine, all layers", format_seconds),
+    "bubble_s": ("pipeline bubble", format_seconds),
+    "tensor_comm_s": ("tensor, context groups", format_seconds),
+    "exchange_comm_s": ("exchanges, exposed", format_seconds),
+    "gradient_comm_s": ("gradients and weights", format_seconds),
+    "optimiser_s": ("optimiser", format_seconds),
     "tokens_per_s": ("tokens/s", _count),
+    "tokens_per_s_per_gpu": ("tokens/s per GPU", _count),
+    "model_flops_per_s_per_gpu": ("model FLOP/s per GPU", _teraflops),
+    "gpu_hours_per_trillion_tokens": ("GPU-hours, 1e12 tokens", _count),
+    "memory_bytes": ("memory, fullest GPU", format_bytes),
     "drop_rate": ("dropped choices", _percent),
     "gate_mass_lost": ("gate weight lost", _percent),
     "seconds_saved_by_dropping": ("saved by dropping", format_seconds),
@@ -110,6 +123,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         row = pl.read_parquet(folder / "summary.parquet", glob=False).row(0, named=True)
+        if (folder / "stages.parquet").is_file():           # a training step: it has no table of layers
+            return told, row
         layers = pl.read_parquet(folder / "layers.parquet", columns=["dispatch_s", "combine_s"], glob=False)
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise InputError(f"compare {folder}: cannot be read ({str(error).splitlines()[0]})") from error
@@ -146,7 +161,9 @@ def comparison_table(compared: Compared) -> RenderableType:
             ratio = f"{b / a:.3f}" if a else "-"
             style = "bold" if name == "step_s" else "dim" if ratio == "1.000" else None
             table.add_row(text, shown(a), shown(b), ratio, style=style)
-    table.add_row("busiest link", *(str(link or "none") for link in compared.results["bottleneck"]), "")
+    busiest = [str(name or "none") for name in compared.results["bottleneck"]]
+    trained = all(name.startswith("pipeline device") for name in busiest)
+    table.add_row("busiest device" if trained else "busiest link", *busiest, "")
     names = Text(f"A {compared.folders[0]}\nB {compared.folders[1]}\n")
     return Group(names, said if compared.config else Text("the same config"), Text(), table)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +48,19 @@ def count_layer(
     asked, assigned = kept.asked, kept.assigned
     computed = np.bincount(placement.expert_of, in_slot, n_experts).astype(np.int64)
     assert (computed == _by_expert(assigned, n_experts)).all(), "a kept choice has no slot"
+    away = np.arange(n_gpus)[:, None] != placement.gpu_of
+    sent_bytes = 0.0 if padding_sent is None else float(padding_sent[away].sum() * row_bytes)
+    padding_rows = np.bincount(placement.expert_of, padding_computed, n_experts).astype(np.int64)
+    room = None if kept.capacity is None else int(kept.capacity.sum())
+    if assigned is asked or np.array_equal(assigned, asked):
+        weights = chosen.weights if chosen.weights is None or asked.min(initial=0) >= 0 else chosen.weights[asked >= 0]
+        return replace(
+            counted_layer(in_slot, placement, n_experts=n_experts, n_gpus=n_gpus),
+            padding_rows=padding_rows, padding_sent_bytes=sent_bytes, room=room,
+            gate_mass=None if weights is None else float(weights.ravel().sum()),
+        )  # fmt: skip
     dropped: NDArray[np.bool_] = (asked >= 0) & (assigned < 0)
     moved = (assigned >= 0) & (assigned != asked)
-    away = np.arange(n_gpus)[:, None] != placement.gpu_of
     some, left = dropped.any(axis=1), np.asarray((assigned >= 0).any(axis=1))
     counts = LayerCounts(
         asked=_by_expert(asked, n_experts),
@@ -60,11 +70,11 @@ def count_layer(
         rerouted_here=_by_expert(assigned[moved], n_experts),
         replicas=np.bincount(placement.expert_of, minlength=n_experts),
         gpu_tokens=np.bincount(placement.gpu_of, in_slot, n_gpus).astype(np.int64),
-        padding_rows=np.bincount(placement.expert_of, padding_computed, n_experts).astype(np.int64),
-        padding_sent_bytes=0.0 if padding_sent is None else float(padding_sent[away].sum() * row_bytes),
+        padding_rows=padding_rows,
+        padding_sent_bytes=sent_bytes,
         partly_dropped=int((some & left).sum()),
         fully_dropped=int((some & ~left).sum()),
-        room=None if kept.capacity is None else int(kept.capacity.sum()),
+        room=room,
         gate_mass=None if chosen.weights is None else float(chosen.weights[asked >= 0].sum()),
         gate_mass_dropped=0.0 if chosen.weights is None else float(chosen.weights[dropped].sum()),
         gate_mass_lost=0.0 if chosen.weights is None else float(

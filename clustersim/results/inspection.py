@@ -13,7 +13,7 @@ from clustersim.cluster import Cluster, load_cluster
 from clustersim.importers.recognition import detect
 from clustersim.network import measures
 from clustersim.places import data_folder
-from clustersim.results import terminal
+from clustersim.results import terminal, training_screen
 from clustersim.results.facts import facts_table, numbers_table
 from clustersim.results.model_card import model_page
 from clustersim.results.trace_report import counts_page, trace_page
@@ -119,9 +119,12 @@ def _span(values: Sequence[float], shown: Callable[[float], str]) -> str:
 def run(folder: Path) -> RenderableType:
     """The tables that the run ended with."""
     try:
-        layers = pl.read_parquet(folder / "layers.parquet")
+        trained = (folder / "stages.parquet").is_file()
+        rows = pl.read_parquet(folder / f"{'stages' if trained else 'layers'}.parquet")
         summary = pl.read_parquet(folder / "summary.parquet").row(0, named=True)
         memory = pl.read_parquet(folder / "memory.parquet") if (folder / "memory.parquet").is_file() else None
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(f"{folder}: cannot be read as the folder of a run ({str(error).splitlines()[0]})") from error
-    return Group(terminal.layer_table(layers), terminal.summary(summary, (), memory))
+    if trained:
+        return Group(training_screen.device_table(rows), training_screen.summary(summary, (), memory))
+    return Group(terminal.layer_table(rows), terminal.summary(summary, (), memory))

@@ -17,7 +17,7 @@ class PairBytes:
     def watch(self, layer: int, dispatch: Exchange, combine: Exchange) -> None:
         """Take in a layer; as `engine.gpu.play` shows it."""
         for total, transfers in ((self._dispatch, dispatch.transfers), (self._combine, combine.transfers)):
-            np.add.at(total, (transfers.src, transfers.dst), transfers.nbytes)
+            np.add.at(total.reshape(-1), transfers.src * len(total) + transfers.dst, transfers.nbytes)
 
     def table(self, step: int = 0) -> pl.DataFrame:
         """A row per pair of GPUs that something went between. What a GPU forwards counts for each of its hops."""

@@ -76,23 +76,14 @@ def experts_table(counts: Sequence[LayerCounts | None], step: int = 0) -> pl.Dat
     layers = [(layer, c) for layer, c in enumerate(counts) if c is not None]
     if not layers:
         return pl.DataFrame(schema=_EXPERT_COLUMNS)
-    return pl.concat(
-        pl.DataFrame(
-            {
-                "step": np.full(c.asked.size, step, np.uint32),
-                "layer": np.full(c.asked.size, layer, np.uint16),
-                "expert": np.arange(c.asked.size, dtype=np.uint32),
-                "asked": c.asked,
-                "kept": c.kept,
-                "dropped": c.dropped,
-                "replicas": c.replicas,
-                "rerouted_away": c.rerouted_away,
-                "rerouted_here": c.rerouted_here,
-                "padding_rows": c.padding_rows,
-            }
-        )
-        for layer, c in layers
-    )
+    sizes = [c.asked.size for _, c in layers]
+    columns = {
+        "step": np.full(sum(sizes), step, np.uint32),
+        "layer": np.repeat(np.array([layer for layer, _ in layers], np.uint16), sizes),
+        "expert": np.concatenate([np.arange(size, dtype=np.uint32) for size in sizes]),
+    }
+    counted = ("asked", "kept", "dropped", "replicas", "rerouted_away", "rerouted_here", "padding_rows")
+    return pl.DataFrame(columns | {name: np.concatenate([getattr(c, name) for _, c in layers]) for name in counted})
 
 
 _EXPERT_COLUMNS = {
@@ -129,9 +120,10 @@ def causes_table(causes: Mapping[str, Floats], n_steps: int, model: Model) -> pl
     The parts sum to the layer's time (asserted).
     """
     columns = {}
+    n_layers, moe_layers = model.n_layers, set(model.moe_layers)
     for name in CAUSE_COLUMNS:
-        seconds = causes[name].tolist() if causes else [None] * n_steps * model.n_layers
-        columns[name] = [value if i % model.n_layers in model.moe_layers else None for i, value in enumerate(seconds)]
+        seconds = causes[name].tolist() if causes else [None] * n_steps * n_layers
+        columns[name] = [value if i % n_layers in moe_layers else None for i, value in enumerate(seconds)]
     if causes:
         parts = np.sum([causes[name] for name in CAUSE_COLUMNS if name != "moe_s"], axis=0)
         assert np.allclose(parts, causes["moe_s"], rtol=1e-9, atol=1e-15), "the causes of a layer do not sum to its time"

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from clustersim.results import training_screen
 from clustersim.results.footprint import memory_line
 from clustersim.units import format_bytes, format_seconds
 
@@ -110,6 +111,8 @@ def _seeds(row: Mapping[str, Any]) -> str:
 def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table:
     """One line per job of a sweep: the keys that differ, and what came of them; the fastest is 1.00."""
     keys, swept = _swept(jobs)
+    if all(row.get("bubble_s") is not None for _, row in jobs):
+        return training_screen.comparison(keys, swept, [row for _, row in jobs])
     best = min(row["step_s"] for _, row in jobs)
     table = Table(
         box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
@@ -135,6 +138,8 @@ def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table
 
 def _about_placements(swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
     """The columns that tell placements apart, or what moving experts brings, where that is what a sweep is about."""
+    if any(row.get("bubble_s") is not None for row in rows):
+        return {}
     if any(row.get("rebalances") for row in rows):
         return {
             "moved": lambda row: f"{row.get('moved_experts', 0):,}",
@@ -180,7 +185,8 @@ def trade(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table | No
     for heading in (*swept, "step", "saved", *shown):
         table.add_column(heading, justify="right", overflow="fold", no_wrap=heading not in swept)
     for job, (_, row) in zip(keys, jobs, strict=True):
-        times = [format_seconds(row["step_s"]), format_seconds(row["seconds_saved_by_dropping"])]
+        saved = row["seconds_saved_by_dropping"]
+        times = [format_seconds(row["step_s"]), "-" if saved is None else format_seconds(saved)]
         table.add_row(*(job.get(key, "") for key in swept), *times, *(_percent(row[costs[name]]) for name in shown))
     return table
 
@@ -188,7 +194,7 @@ def trade(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table | No
 def choosing(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table | None:
     """What the routers of a sweep ask of experts and links, one line per job; None when no key of a router is swept."""
     keys, swept = _swept(jobs)
-    if not any(key.partition(".")[0] == "router" for key in swept):
+    if not any(key.partition(".")[0] == "router" for key in swept) or any(row.get("nic_bytes") is None for _, row in jobs):
         return None
     table = Table(
         box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",

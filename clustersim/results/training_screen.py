@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clustersim.results.footprint import memory_line
-from clustersim.units import format_seconds
+from clustersim.units import format_bytes, format_seconds
 
 
 def device_table(stages: pl.DataFrame) -> Table:
@@ -36,8 +36,36 @@ def device_table(stages: pl.DataFrame) -> Table:
     return table
 
 
-def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame) -> RenderableType:
-    """The step in a dozen lines; `memory` is that table."""
+def comparison(keys: Sequence[Mapping[str, str]], swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One line per training step of a sweep; `to best` is by time per token, since steps may be of different sizes.
+
+    Args:
+        keys: the overrides of every job, by key.
+        swept: those in which jobs differ.
+    """
+    costs = [row["step_s"] / row["tokens"] for row in rows]
+    best = min(costs)
+    table = Table(
+        box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
+        caption="exposed: communication that nothing hides; TFLOP/s: of the model, per GPU; to best: time per token",
+    )  # fmt: skip
+    for heading in swept:
+        table.add_column(heading, justify="right", overflow="fold")
+    for heading in ("step", "computes", "exposed", "bubble", "TFLOP/s", "memory", "to best"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for job, row, cost in zip(keys, rows, costs, strict=True):
+        flops = row["model_flops_per_s_per_gpu"]
+        times = [format_seconds(row[key]) for key in ("step_s", "compute_s", "exposed_comm_s")]
+        table.add_row(
+            *(job.get(key, "") for key in swept), *times,
+            f"{100 * row['bubble_rate']:.1f} %" if row["step_s"] else "-", "-" if flops is None else f"{flops / 1e12:,.1f}",
+            format_bytes(row["memory_bytes"]), f"{cost / best:.2f}" if best else "", style="bold" if cost == best else None,
+        )  # fmt: skip
+    return table
+
+
+def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame | None = None) -> RenderableType:
+    """The step in a dozen lines; `memory` is that table, where it is at hand."""
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(style="bold")
     table.add_column()
@@ -64,7 +92,7 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame) 
         "waits for others": share("wait_s"),
         "pipeline bubble": share("bubble_s"),
         "gradients and weights": share("gradient_comm_s"),
-        "memory of a GPU": memory_line(row, memory),
+        "memory of a GPU": "" if memory is None else memory_line(row, memory),
         "expert load of a GPU": "" if row["imbalance"] is None else f"max/mean {row['imbalance']:.2f}, mean over the layers",
         "dropped": f"{100 * row['drop_rate']:.2f} % of the choices" if row["drop_rate"] else "",
     }

@@ -6,8 +6,8 @@ routing. All GPUs of a group begin a pass together; the first exchange would let
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,8 @@ class Stages:
     wires: Wires
     machine: Machine                                # with all SMs
     beside: Machine                                 # with those that exchanges leave
+    hand_over: Transfers                            # what two overlapping tasks leave to other stages
+    wait_s: float                                   # before an exchange begins beside another micro-batch
     recompute: bool                                 # activations are made once more on the way back
 
 
@@ -132,6 +134,7 @@ class Blocks:
         for i, account in ran.exchanges.items():
             waited += np.minimum(account.wait_s, exposed(ops, ran)[i])
         last = ran.step_s - busy - standing                 # until the last GPU is through
+        last = np.where(np.abs(last) < 1e-12 * ran.step_s, 0.0, last)       # of the last itself only rounding is left
         return Block(
             seconds=ran.step_s, computed_s=float((busy - sent).mean()), sent_s=float(sent.mean()),
             exchanged_s=float((standing - waited).mean()), waited_s=float((waited + last).mean()),
@@ -162,6 +165,8 @@ class Blocks:
         """What there is to do in a layer, both ways."""
         s = self._stages
         machine = s.beside if beside else s.machine
+        if layer == programs.HANDOVER:
+            return Work(seconds={}, transfers={"hand_over": s.hand_over})
         if layer == programs.HEAD:
             return Work(seconds=_named("own", unembedding(s.model, s.batch, s.parallel, machine, s.cluster.n_gpus)), transfers={})
         own = self._own_of(layer, beside)
@@ -174,9 +179,10 @@ class Blocks:
         sent = self._traffic[same, routing]
         if (same, routing, beside) not in self._experts:
             self._experts[same, routing, beside] = routed_passes(s.model, sent.rows, sent.gpu_of, s.cluster.n_gpus, machine)
-        transfers: Mapping[str, Transfers] = {
-            "dispatch": sent.dispatch, "combine": sent.combine, "back_dispatch": sent.dispatch, "back_combine": sent.combine,
-        }  # fmt: skip
+        there, home = sent.dispatch, sent.combine
+        if beside and s.wait_s:
+            there, home = (replace(one, release=one.release + s.wait_s) for one in (there, home))
+        transfers = {"dispatch": there, "combine": home, "back_dispatch": there, "back_combine": home}
         return Work(seconds=seconds | _named("experts", self._experts[same, routing, beside]), transfers=transfers)
 
     def _own_of(self, layer: int, beside: bool) -> Own:

@@ -23,7 +23,7 @@ from clustersim.engine.memory import Load, Memory, need
 from clustersim.engine.pipeline_play import Flow, play_pipeline
 from clustersim.engine.pipelines import Pipeline, Task
 from clustersim.engine.stages import chunks_of, ordered
-from clustersim.exchange.software import sms_held
+from clustersim.exchange.software import sms_held, wait_beside
 from clustersim.model import Model
 from clustersim.parallel import Parallel, parallel_from
 from clustersim.pick import pick
@@ -32,7 +32,7 @@ from clustersim.results.counting import LayerCounts
 from clustersim.training.blocks import Block, Blocks, Stages
 from clustersim.training.gradients import WEIGHT, Update, exposed_update, held, update
 from clustersim.training.layers import Batch
-from clustersim.types import Floats, InputError
+from clustersim.types import Floats, InputError, Transfers, independent
 
 OFFERS = {              # what may be changed where a step does not fit
     "gpus": "{} GPUs", "tensor": "parallel.tensor={}", "pipeline": "parallel.pipeline={}", "zero": "parallel.zero={}",
@@ -90,7 +90,7 @@ def train(run: Run, progress: Progress = lambda fraction, what: None) -> Trained
     stages, counts = _stages(run, parallel, batch, layers, per_node, wires)
     total = _distinct(pipeline, stages)
     blocks = Blocks(stages, lambda played: progress(min(0.99, played / total), f"{played} of {total} kinds of passes"))
-    flow = play_pipeline(pipeline, lambda tasks: blocks.of(tasks).seconds, _sender(run, parallel, batch, model, wires))
+    flow = play_pipeline(pipeline, lambda tasks: blocks.of(tasks).seconds, _sender(parallel, batch, model, wires))
     every = tuple(tuple(blocks.of(tasks) for tasks in device) for device in pipeline.tasks)
     updates = tuple(
         update(held(model, mine, layers, parallel), parallel, wires, stages.machine,
@@ -164,7 +164,7 @@ def _stages(
         return Stages(
             model=model, parallel=parallel, batch=batch, layers=layers, traffic=nobody, alike=alike.__getitem__, routings=1,
             cluster=cluster, network=pick(networks, name, **options), wires=wires, machine=machine, beside=machine,
-            recompute=_recompute(run),
+            hand_over=_hand_over(0.0, 1), wait_s=0.0, recompute=_recompute(run),
         ), counts  # fmt: skip
     group = _group_run(run, parallel, batch, per_node)
     parts = assemble(group)
@@ -187,7 +187,8 @@ def _stages(
     return Stages(
         model=model, parallel=parallel, batch=batch, layers=layers, traffic=sent, alike=same.__getitem__, routings=len(steps),
         cluster=parts.cluster, network=parts.network, wires=wires, machine=_machine(run, parts.cluster, 0),
-        beside=_machine(run, parts.cluster, kept), recompute=_recompute(run),
+        beside=_machine(run, parts.cluster, kept), wait_s=wait_beside(*run.options("exchange")), recompute=_recompute(run),
+        hand_over=_hand_over(2 * _sender(parallel, batch, model, wires)(0, 1) if parallel.pipeline > 1 else 0.0, parallel.expert),
     ), counts  # fmt: skip
 
 
@@ -262,7 +263,13 @@ def _recompute(run: Run) -> bool:
     return bool(run.config["workload"]["recompute"] == "full")
 
 
-def _sender(run: Run, parallel: Parallel, batch: Batch, model: Model, wires: Wires) -> Callable[[int, int], float]:
+def _hand_over(seconds: float, n_gpus: int) -> Transfers:
+    """Nothing that travels inside the group, but the stream that sends is taken for so long."""
+    nobody = np.zeros(0, np.int64)
+    return replace(independent(nobody, nobody, np.zeros(0)), least=np.full(n_gpus, seconds))
+
+
+def _sender(parallel: Parallel, batch: Batch, model: Model, wires: Wires) -> Callable[[int, int], float]:
     """Seconds between two stages: each GPU sends its share of a micro-batch's activations to the one in its place."""
     pieces = parallel.tensor if parallel.sequence_parallel else 1
     nbytes = batch.tokens * model.hidden * WEIGHT / pieces
@@ -304,10 +311,15 @@ def _positive(key: str, value: Any) -> float:
 def _notes(stages: Stages, parallel: Parallel, blocks: Blocks, micro_batches: int) -> tuple[str, ...]:
     """What was played and what was inferred."""
     groups = parallel.stage_gpus // stages.cluster.n_gpus
-    said = [
-        f"played: {blocks.played} kinds of passes on one group of {stages.cluster.n_gpus} GPUs; inferred: that all of their kind "
-        f"({groups} groups per stage, {micro_batches} micro-batches, {stages.routings} routings in turn) take as long"
-    ]
+    kinds = f"{blocks.played} kinds of passes" if blocks.played > 1 else "one kind of pass"
+    on = "one GPU" if stages.cluster.n_gpus == 1 else f"one group of {stages.cluster.n_gpus} GPUs"
+    inferred = [_many(micro_batches, "micro-batch", "es")] + ([_many(groups, "group") + " per stage"] if groups > 1 else [])
+    inferred += [_many(stages.routings, "routing") + " in turn"] if stages.routings > 1 else []
+    said = [f"played: {kinds} on {on}; inferred: that all of their kind take as long ({', '.join(inferred)})"]
     if stages.model.n_moe_layers and groups > 1:
         said.append("every expert group of a stage is given the same routing, and what other groups send is not on its links")
     return tuple(said)
+
+
+def _many(n: int, what: str, plural: str = "s") -> str:
+    return f"{n:,} {what}{plural if n != 1 else ''}"

@@ -13,10 +13,13 @@ from clustersim.validation.exchanges import exchange
 from clustersim.validation.gemms import expert_compute, gemm
 from clustersim.validation.identities import closed_form, distinct_places, dropped, eplb, load, share_of_slots, sigmas, worst_part
 from clustersim.validation.steps import step
+from clustersim.validation.training_steps import attention
 
 distinct = distinct_places
 
-__all__ = ["closed_form", "distinct", "dropped", "eplb", "exchange", "expert_compute", "gemm", "load", "step"]
+__all__ = [
+    "attention", "closed_form", "distinct", "dropped", "eplb", "exchange", "expert_compute", "gemm", "load", "step",
+]  # fmt: skip
 
 NOT_YET = {                     # kinds that rows of the table have and nothing simulates
     "imbalance": "imbalance before and after a placement is not simulated yet",

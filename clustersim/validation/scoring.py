@@ -66,6 +66,7 @@ def score(rows: Iterable[Row], progress: Progress = lambda fraction, what: None)
         progress(i / len(rows), row.id)
         group = groups.get(row.group, {})
         case = {**row.case, "statistic": row.case.get("statistic", group.get("statistic", "mean"))}
+        case.pop("aside", None)
         scored.append(_scored(row, case, _bar(group, row.case)))
     return scored
 
@@ -109,6 +110,7 @@ def verdicts(scored: Iterable[Scored]) -> list[Verdict]:
 
 
 def _verdict(name: str, members: list[Scored], group: Mapping[str, Any]) -> Verdict:
+    members = [one for one in members if "aside" not in one.row.case]       # calibration rows are shown, not counted
     errors = [(abs(one.error), one.bar) for one in members if one.error is not None]
     median = statistics.median(size for size, _ in errors) if errors else None
     worst, its_bar = max(errors, key=lambda e: e[0]) if errors else (None, None)

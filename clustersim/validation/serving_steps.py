@@ -18,9 +18,10 @@ from clustersim.validation.machines import TOPOLOGIES, machine
 from clustersim.validation.notes import needed, note, only
 
 KEYS = (
-    "model", "gpu", "gpus", "gpus_per_node", "nic", "phase", "parallel", "schedule", "shared", "tokens_per_gpu", "batch", "context",
+    "model", "gpu", "gpus", "gpus_per_node", "nic", "phase", "schedule", "shared", "tokens_per_gpu", "batch", "context",
     "context_spread", "sequence", "draft", "accepted", "dtype", "exchange", "sms", "load", "router", "slots", "network",
 )  # fmt: skip
+SIZES = ("tensor", "context_parallel", "pipeline", "expert", "expert_tensor")       # of parallel groups
 METRICS = (
     "seconds per step", "seconds per layer", "seconds per token", "tokens/s/GPU", "tokens/s/node", "tokens/s/user", "tokens/s",
 )  # fmt: skip
@@ -34,7 +35,7 @@ def serving_step(case: Mapping[str, Any]) -> float:
     Raises:
         InputError: what the case asks for is not modelled; names the key.
     """
-    only(case, *KEYS)
+    only(case, *KEYS, *SIZES)
     metric = str(case.get("metric", METRICS[0]))
     if metric not in METRICS:
         raise InputError(f"case.metric={metric}: must be one of {', '.join(METRICS)}{did_you_mean(metric, METRICS)}")
@@ -97,13 +98,10 @@ def _options(case: Mapping[str, Any], cluster: Cluster) -> list[str]:
         asked.append(f"exchange.sms={case['sms']}")
     asked += _load(case, plain)
     asked += [f"schedule={case.get('schedule') or 'in_order'}", f"schedule.shared={case.get('shared') or 'after'}"]
-    parallel = case.get("parallel") or {}
-    if not isinstance(parallel, Mapping):
-        raise InputError(f"case.parallel={parallel}: must be a mapping of sizes, for example {{expert: 32}}")
-    for key, value in parallel.items():
-        if value != (cluster.n_gpus if key == "expert" else 1):
+    for key in SIZES:
+        if case.get(key) not in (None, cluster.n_gpus if key == "expert" else 1):
             raise InputError(
-                f"case.parallel.{key}={value}: serving spreads experts over all {cluster.n_gpus} GPUs and splits nothing else"
+                f"case.{key}={case[key]}: serving spreads experts over all {cluster.n_gpus} GPUs and splits nothing else"
             )
     return asked
 

@@ -43,10 +43,12 @@ def forward(
     resumed = np.zeros(jitter.shape)
     account_s = 0.0
 
+    delays = jitter.T.tolist()          # the loop compares times all the time, and NumPy's scalars are slow at that
+
     def gpu(me: int) -> Generator[simpy.Event, Any, None]:
         nonlocal account_s
         for i, transfers in enumerate(sent):
-            yield env.timeout(jitter[i, me])
+            yield env.timeout(delays[me][i])
             if i not in opened:
                 opened[i] = net.exchange(transfers)
             exchange = opened[i]

@@ -6,6 +6,7 @@ Overhead is all that a job takes beyond its simulation and the writing of its ta
 from __future__ import annotations
 
 import gc
+import resource
 import shutil
 import sys
 import tempfile
@@ -73,21 +74,28 @@ def overhead(case: list[str], jobs: int) -> tuple[float, float, float]:
     return (total - sum(spent.values())) / jobs, spent["simulate"] / jobs, spent["write"] / jobs
 
 
-def whole_sweep(case: list[str], jobs: int) -> tuple[float, float]:
-    """Wall seconds of a sweep on all cores, and of the same again with all results there."""
+def whole_sweep(case: list[str], jobs: int) -> tuple[float, float, float]:
+    """Seconds of a sweep on all cores: by the clock, of all processes together, and by the clock with all results there."""
     folder = tempfile.mkdtemp()
-    seconds = []
+    seconds, spent = [], []
     try:
         for _ in range(2):
-            began = time.perf_counter()
+            began, before = time.perf_counter(), _cpu_s()
             swept = run_sweep([*case, *lists(jobs), f"output={folder}"])
             seconds.append(time.perf_counter() - began)
+            spent.append(_cpu_s() - before)
             assert len(swept.outcomes) == -(-jobs // 4) * 4
             assert not swept.failed()
         assert store.scan(Path(folder)).collect().height == len(swept.outcomes)
     finally:
         shutil.rmtree(folder)
-    return seconds[0], seconds[1]
+    return seconds[0], spent[0], seconds[1]
+
+
+def _cpu_s() -> float:
+    """Seconds of processors that this process and those that it has waited for have had."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(used.ru_utime + used.ru_stime for used in both)
 
 
 def main() -> None:
@@ -101,10 +109,10 @@ def main() -> None:
         print(f"{name:<38}", *(f"{1e3 * seconds:>8.1f} " for seconds in overhead(case, min(jobs, 40))), flush=True)
     if jobs < 4:
         return
-    print(f"{jobs} jobs on {pool.cores()} cores: wall seconds, and again with all of them there")
+    print(f"{jobs} jobs on {pool.cores()} cores: seconds by the clock, of processors, and by the clock with all of them there")
     for name, case in CASES.items():
-        first, again = whole_sweep(case, jobs)
-        print(f"{name:<38} {first:>8.1f} {again:>8.1f}", flush=True)
+        first, processors, again = whole_sweep(case, jobs)
+        print(f"{name:<38} {first:>8.1f} {processors:>8.1f} {again:>8.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from clustersim.report.make import write_report
-from tests.reports import made_sweep, real_run, thousand_jobs
+from tests.reports import made_sweep, real_run, thousand_jobs, trained_run
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
@@ -85,6 +85,7 @@ def pages(tmp_path_factory):
         "run": run,
         "one_gpu": real_run(folder / "one", "topology.nodes=1", "topology.gpus_per_node=1"),
         "dropping": real_run(folder / "dropping", "capacity.factor=0.75", "network=bound"),
+        "trained": trained_run(folder / "trained", "parallel.pipeline=4", "parallel.order=dualpipe"),
         "thousand": made_sweep(folder / "thousand", run, thousand_jobs()),
         "one_job": made_sweep(folder / "one_job", run, [({"seed": "1"}, {})]),
         "failed": made_sweep(folder / "failed", run, [({"seed": str(i)}, None) for i in range(3)]),

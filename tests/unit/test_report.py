@@ -27,7 +27,7 @@ from clustersim.report.run_figures import PARTS, figures_of_run, finish_times
 from clustersim.report.run_page import page_of_run
 from clustersim.report.shapes import DARK, LEVELS, LIGHT, MISSING, ramp
 from clustersim.report.sweep_findings import cost, effects, findings_of_sweep, front
-from tests.reports import made_sweep, real_run, thousand_jobs
+from tests.reports import check_page, made_sweep, pages_text, real_run, thousand_jobs
 
 RUNS = {
     "default": [],
@@ -49,23 +49,6 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def thousand(tmp_path_factory, folders):
     return made_sweep(tmp_path_factory.mktemp("sweep") / "grid", folders["default"], thousand_jobs())
-
-
-def pages_text(page):
-    """What a reader sees: the page without style, script and tags."""
-    text = re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.S)
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text))
-
-
-def check_page(page):
-    """It stands alone, its pictures are XML, and no number in it is none."""
-    assert len(page.encode()) < 1_000_000
-    assert "http" not in page
-    assert not re.search(r'(src|href)="(?!data:|#)|@import|<link|url\(', page)
-    for picture in re.findall(r"<svg.*?</svg>", page, flags=re.S):
-        ElementTree.fromstring(picture)
-    assert not re.search(r"\b(nan|inf|None|null %|-?Infinity)\b", pages_text(page)), "a number that is none"
-    assert not re.search(r'="[^"]*\b(nan|inf)\b', page)
 
 
 # ---- a run
