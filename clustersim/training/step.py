@@ -97,7 +97,7 @@ def train(run: Run, progress: Progress = lambda fraction, what: None) -> Trained
                gradient_bytes=_positive("workload.gradient_bytes", workload["gradient_bytes"]))
         for mine in pipeline.held
     )  # fmt: skip
-    rounds = micro_batches // (parallel.pipeline if order == "interleaved" else 1)
+    rounds = micro_batches // (parallel.pipeline if order in ("interleaved", "combined") else 1)
     left = [
         exposed_update(u, parallel.zero, rounds, _passes(device, "F", blocks), _passes(device, "BIW", blocks),
                        hide=_flag("workload.hide_gradients", workload["hide_gradients"]))
