@@ -12,8 +12,8 @@ PREFILL = {
     "tokens_per_gpu": 256, "sequence": 128, "load": "balanced", "exchange": "deepep_normal", "network": "bound",
 }  # fmt: skip
 DECODE = {
-    "what": "step", "statistic": "mean", "phase": "decode", "model": "deepseek_v2_lite", "gpu": "h100_sxm", "gpus": 8, "batch": 16,
-    "context": 1024, "load": "balanced", "draft": 1, "accepted": 1.5, "network": "bound", "shared": "hidden",
+    "what": "step", "statistic": "mean", "phase": "decode", "model": "deepseek_v2_lite", "gpu": "h100_sxm", "gpus": 8,
+    "batch": 16, "context": 1024, "load": "balanced", "draft": 1, "accepted": 1.5, "network": "bound", "shared": "hidden",
 }  # fmt: skip
 
 
@@ -55,7 +55,8 @@ def test_a_dense_model_steps_too():
     (DECODE, {"context": None}, "case.context: is missing"), (PREFILL, {"model": "deepseek_v33"}, "did you mean deepseek_v3?"),
     (PREFILL, {"tensor": 8}, "case.tensor=8: serving spreads experts over all 8 GPUs and splits nothing else"),
     (PREFILL, {"phase": "prefil"}, "did you mean prefill?"), (PREFILL, {"shedule": "in_order"}, "did you mean schedule?"),
-    (PREFILL, {"schedule": "two_bach"}, "did you mean two_batch?"), (PREFILL, {"metric": "tokens/s/user"}, "belongs to phase decode"),
+    (PREFILL, {"schedule": "two_bach"}, "did you mean two_batch?"),
+    (PREFILL, {"metric": "tokens/s/user"}, "belongs to phase decode"),
     (PREFILL, {"dtype": "fp7"}, "case.dtype=fp7: must be one of"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_case_is_said(base, change, said):
