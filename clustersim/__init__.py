@@ -27,7 +27,8 @@ __all__ = [
 _HOME = {
     "Cluster": "cluster", "load_cluster": "cluster", "transfer": "network.pairs", "flow_times": "network.freeform",
     "Disaggregated": "disaggregation", "disaggregated": "disaggregation", "scan": "results.store", "Result": "simulation",
-    "simulate": "simulation", "InputError": "types", "TransferResult": "types", "read_trace": "workload.trace", "record": "capture.recording",
+    "simulate": "simulation", "InputError": "types", "TransferResult": "types", "read_trace": "workload.trace",
+    "record": "capture.recording",
 }  # fmt: skip
 
 
