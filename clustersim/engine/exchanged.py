@@ -21,6 +21,7 @@ class Exchanged:
     received: Floats        # [gpus]
     span_s: float           # from the first GPU's entry to the last finish
     bound_s: float          # the same at best, given who entered when
+    logical_bytes: float | None = None      # `Transfers.logical_bytes`
 
 
 def account(exchange: Exchange, resumed: Floats) -> Exchanged:
@@ -50,6 +51,7 @@ def account(exchange: Exchange, resumed: Floats) -> Exchanged:
         received=_sums(transfers.dst, transfers.nbytes, n),
         span_s=last - first,
         bound_s=bound - first if transfers.n else 0.0,
+        logical_bytes=transfers.logical_bytes,
     )
     slack = 1e-9 + exchange.fabric.resolution
     assert result.span_s >= result.bound_s * (1 - slack) - 1e-15, "an exchange was faster than its busiest link"

@@ -87,7 +87,9 @@ def _two_ways(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> C
 
 
 def _low_latency(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:
-    return equip(cluster, {"issue": 1 / kernel["message"]}, nvlink=kernel["nvlink_share"], nic=kernel["nic_share"])
+    share = kernel["combine_share"] if cluster.gpu.fp4_flops is None else kernel["nvlink_share"]
+    lanes = {"issue": 1 / kernel["message"], "put": share * cluster.nominal["nvlink"]}
+    return equip(cluster, lanes, nvlink=kernel["nvlink_share"], nic=kernel["nic_share"])
 
 
 def _one_sided(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:

@@ -88,7 +88,7 @@ def _rows(case: Mapping[str, Any], choices: int, experts: int, ranks: int) -> In
         if not whole or len(given) > mine:
             raise InputError(f"case.expert_tokens={given}: must be whole numbers, one for each of the rank's {mine} experts")
         return np.array([*given, *[0] * (mine - len(given))])
-    if load != "uniform" and (isinstance(load, bool) or not isinstance(load, int | float) or not 1 <= load <= ranks):
+    if load != "uniform" and (isinstance(load, bool) or not isinstance(load, int | float) or not 0 < load <= ranks):
         raise InputError(
             f"case.load={load}: does not say what the busiest rank gets; give uniform, its tokens over the mean (1 to {ranks}), "
             "or expert_tokens"

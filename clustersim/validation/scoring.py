@@ -11,7 +11,7 @@ from typing import Any
 from clustersim.pick import find
 from clustersim.types import InputError
 from clustersim.validation import kinds
-from clustersim.validation.notes import noting
+from clustersim.validation.notes import noting, typed
 from clustersim.validation.rows import FOLDER, Row
 
 Progress = Callable[[float, str], None]
@@ -77,6 +77,7 @@ def _scored(row: Row, case: Mapping[str, Any], bar: float | None) -> Scored:
         what = str(case["what"])
         if what in kinds.NOT_YET:
             return replace(unable, reason=kinds.NOT_YET[what])
+        typed(case)
         with noting() as notes:
             simulated = find(kinds, what, "case.what")(case)
     except InputError as refusal:

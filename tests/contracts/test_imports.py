@@ -13,7 +13,7 @@ import clustersim
 
 PACKAGE = Path(clustersim.__file__).parent
 GROUND = (
-    "types", "pick", "places", "writing", "units", "jit", "kernels", "gpuspec", "parts", "matrices", "stacks", "model",
+    "types", "pick", "places", "writing", "units", "jit", "gpuspec", "kernels", "parts", "matrices", "stacks", "model",
     "architecture", "hf_config", "parallel", "wiring", "handmade", "fabrics", "ways", "laying", "routes", "route_table",
     "cluster", "lanes", "cost",
 )  # fmt: skip
