@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -174,8 +175,8 @@ def _layer_row(pair: Any, counts: LayerCounts | None, cluster: Cluster) -> dict[
 
 def _payload(exchanges: Iterable[Any]) -> float | None:
     """Bytes of payload in every copy, None where an exchange does not count them."""
-    each = [one.logical_bytes for one in exchanges]
-    return None if None in each else float(sum(each))
+    total = float(sum(one.logical_bytes for one in exchanges))
+    return None if math.isnan(total) else total
 
 
 def _entering(carried: Floats, cluster: Cluster, kind: str) -> float:

@@ -89,7 +89,7 @@ def leave_one_out(rows: list[Row], progress: Progress = lambda fraction, what: N
         progress(i / len(names), name)
         values, came_from = _elsewhere(name, rows)
         with trying(values):
-            scored = [one for one in score([row for row in rows if row.group == name]) if one.error is not None]
+            scored = [one for one in score(_counted(name, rows)) if one.error is not None]
         if not scored:
             continue
         bar = groups[name]["bar"]
@@ -100,6 +100,10 @@ def leave_one_out(rows: list[Row], progress: Progress = lambda fraction, what: N
             bar_worst=WIDER * bar["worst"],
         ))  # fmt: skip
     return found
+
+
+def _counted(name: str, rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.group == name and "aside" not in row.case]
 
 
 def _elsewhere(name: str, rows: list[Row]) -> tuple[dict[str, float], str]:
