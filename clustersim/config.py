@@ -117,6 +117,8 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
     plain = (config["schedule"].get("name"), config["schedule"].get("shared")) == ("in_order", "after")
     if workload["phase"] == "training" and not plain:
         raise InputError(f"schedule={config['schedule']['name']}: orders a forward pass; training has parallel.order")
+    if workload["phase"] != "training":
+        _check_unsplit(config["parallel"])
     if config["memory"] not in ("check", "ignore"):
         near = did_you_mean(str(config["memory"]), ("check", "ignore"))
         raise InputError(f"memory={shown(config['memory'])}: must be check or ignore{near}")
@@ -134,6 +136,18 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         causes=flag("causes", config["causes"]),
         replicates=whole("replicates", config["replicates"], least=1),
     )
+
+
+def _check_unsplit(parallel: Mapping[str, Any]) -> None:
+    """InputError where a forward pass is to be split in a way that only training is."""
+    for key in ("tensor", "context", "pipeline", "virtual", "expert_tensor"):
+        if parallel.get(key) != 1:
+            raise InputError(
+                f"parallel.{key}={shown(parallel.get(key))}: splits training steps; a forward pass is data parallel in attention "
+                "and spreads experts over all GPUs; use 1"
+            )
+    if parallel.get("expert") is not None:
+        raise InputError(f"parallel.expert={shown(parallel['expert'])}: a forward pass spreads experts over all GPUs; use null")
 
 
 def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
