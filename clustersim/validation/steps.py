@@ -8,9 +8,12 @@ from typing import Any
 from clustersim.pick import did_you_mean
 from clustersim.types import InputError
 from clustersim.validation.notes import needed
+from clustersim.validation.serving_steps import serving_step
 from clustersim.validation.training_steps import training_step
 
-PHASES: dict[str, Callable[[Mapping[str, Any]], float]] = {"training": training_step}
+PHASES: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "training": training_step, "prefill": serving_step, "decode": serving_step,
+}  # fmt: skip
 
 
 def step(case: Mapping[str, Any]) -> float:
