@@ -133,7 +133,7 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         capacity_factor=capacity["factor"],         # judged with the rest of the capacity rule
         seed=whole("seed", config["seed"], least=0),
         output=_folder("output", config["output"]),
-        causes=_flag("causes", config["causes"]),
+        causes=flag("causes", config["causes"]),
         replicates=whole("replicates", config["replicates"], least=1),
     )
 
@@ -178,7 +178,8 @@ def _folder(key: str, value: Any) -> Path:
     return Path(value)
 
 
-def _flag(key: str, value: Any) -> bool:
+def flag(key: str, value: Any) -> bool:
+    """`value` as true or false; InputError naming `key` otherwise."""
     if not isinstance(value, bool):
         raise InputError(f"{key}={shown(value)}: must be true or false")
     return value

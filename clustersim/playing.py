@@ -179,6 +179,16 @@ def _beside(run: Run, cluster: Cluster) -> Timing | None:
 
 def _recorder(run: Run, cluster: Cluster) -> Recorder | None:
     """What keeps exchanges for a time line, when one is asked for."""
+    first, most, arrows = timeline_window(run)
+    return Recorder(cluster, first=first, most=most, arrows=arrows) if run.config["export"]["timeline"] else None
+
+
+def timeline_window(run: Run) -> tuple[int, int, str]:
+    """What a time line shows: the layers from the first on, how many events, which arrows.
+
+    Raises:
+        InputError: a key of `export` has another value than it may.
+    """
     export = run.config["export"]
     first = whole("export.first_layer", export["first_layer"], least=0)
     most = whole("export.events", export["events"], least=1000)
@@ -186,7 +196,7 @@ def _recorder(run: Run, cluster: Cluster) -> Recorder | None:
         raise InputError(f"export.arrows={export['arrows']}: must be all or last")
     if not isinstance(export["timeline"], bool):
         raise InputError(f"export.timeline={export['timeline']}: must be true or false")
-    return Recorder(cluster, first=first, most=most, arrows=export["arrows"]) if export["timeline"] else None
+    return first, most, export["arrows"]
 
 
 @lru_cache(maxsize=4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -31,10 +31,9 @@ from clustersim.causes import (
 from clustersim.cluster import build_cluster
 from clustersim.config import Run, compose, what_is_run
 from clustersim.cost import cost_from, cost_row
-from clustersim.engine.gpu import Played
 from clustersim.identity import Identity, identify
 from clustersim.placement.replicas import chosen_slots
-from clustersim.playing import Parts, Progress, assemble, part_of, play_all, routings
+from clustersim.playing import Parts, Progress, assemble, part_of, play_all, routings, timeline_window
 from clustersim.results.comparing import leaves
 from clustersim.results.footprint import memory_summary, memory_table
 from clustersim.results.placements import (
@@ -58,7 +57,9 @@ from clustersim.results.tables import (
     summary_row,
     summary_table,
 )
-from clustersim.results.timeline import Recorder, write_timeline
+from clustersim.results.timeline import timeline_events, write_timeline
+from clustersim.results.training_timeline import Window
+from clustersim.training.checks import first_built
 from clustersim.training.step import train
 from clustersim.training.tables import stages_table, tasks_table, training_row
 from clustersim.types import Floats, InputError, Ints
@@ -81,7 +82,7 @@ class Result:
     summary: dict[str, Any]                 # the row of summary.parquet
     tables: dict[str, pl.DataFrame]         # summary, layers, gpus, links, experts, pairs
     notes: tuple[str, ...]                  # what a reader has to know
-    timeline: tuple[Recorder, Played] | None        # what `export.timeline` asked for
+    timeline: Callable[[], Iterator[str]] | None    # the events that `export.timeline` asked for
     provenance: dict[str, Any]              # what run.json says
 
     @property
@@ -98,7 +99,7 @@ class Result:
         try:
             if self.timeline:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_timeline(self.folder / "timeline.json.gz", *self.timeline, {"run_id": self.run_id})
+                write_timeline(self.folder / "timeline.json.gz", self.timeline(), {"run_id": self.run_id})
             write_run(self.folder, self.tables, self.provenance)
         except OSError as error:
             raise InputError(f"output={self.run.output}: {self.folder} cannot be written ({error.strerror})") from error
@@ -148,8 +149,9 @@ def _simulate_seeds(run: Run, progress: Progress) -> Result:
 
 def _train_once(run: Run, progress: Progress) -> Result:
     """A training step with one seed."""
-    if run.config["export"]["timeline"]:
-        raise InputError("export.timeline=true: a training step has none so far; use export.timeline=false")
+    first, most, arrows = timeline_window(run)
+    if first:
+        raise InputError(f"export.first_layer={first}: the time line of a training step shows its first tasks; use 0")
     began = time.perf_counter()
     identity = identify(run)
     rounds, arch = 1 + run.causes, describe(run.config["model"])
@@ -160,7 +162,10 @@ def _train_once(run: Run, progress: Progress) -> Result:
         numbers["memory_bandwidth_s"] = numbers["compute_s"] - again["compute_s"]
     else:
         numbers["memory_bandwidth_s"] = None
-    some = build_cluster(run.topology, {**run.config["topology"], "nodes": min(2, run.config["topology"]["nodes"])})
+    topology = run.config["topology"]
+    some = first_built(
+        lambda n: build_cluster(run.topology, {**topology, "nodes": n}), min(2, topology["nodes"]), topology["nodes"]
+    )
     numbers |= cost_row(numbers, cost_from(run.config["cost"]), some, trained.parallel.gpus)
     summary = {**combined([{**_named(run), "gpus": trained.parallel.gpus, **numbers}]), **_keys(run)}
     tables = {
@@ -168,9 +173,11 @@ def _train_once(run: Run, progress: Progress) -> Result:
         "tasks": tasks_table(trained), "memory": memory_table(trained.memory),
     }  # fmt: skip
     provenance = {**_provenance(run, identity, trained.notes), "wall_s": time.perf_counter() - began}
+    shown = Window(tables["tasks"], tables["stages"], most=most, arrows=arrows) if run.config["export"]["timeline"] else None
     return Result(
-        run=run, run_id=identity.run_id, summary=summary, tables=tables, notes=trained.notes, timeline=None, provenance=provenance
-    )
+        run=run, run_id=identity.run_id, summary=summary, tables=tables, provenance=provenance,
+        notes=(*trained.notes, shown.note()) if shown else trained.notes, timeline=shown.events if shown else None,
+    )  # fmt: skip
 
 
 def _without_memory_limits(run: Run) -> Run:
@@ -232,7 +239,7 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
     return Result(
         run=run, run_id=identity.run_id, summary=summary, tables=tables, provenance=provenance,
         notes=(*notes, recorder.note(run.model.n_layers)) if recorder else notes,
-        timeline=(recorder, steps[0].played) if recorder else None,
+        timeline=partial(timeline_events, recorder, steps[0].played) if recorder else None,
     )  # fmt: skip
 
 

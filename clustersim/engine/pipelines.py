@@ -104,12 +104,14 @@ def dualpipe(devices: int, micro_batches: int, virtual: int = 1) -> Pipeline:
     Micro-batches below half of them go from the first device to the last, the others the other way.
     Source: the order of deepseek-ai/DualPipe, README and dualpipe.py.
     """
-    if virtual != 1 or devices % 2 or micro_batches % 2 or micro_batches < 2 * devices:
-        what = f"{devices} stages, {micro_batches} micro-batches, virtual={virtual}"
+    if virtual != 1:
+        raise InputError(f"parallel.virtual={virtual}: dualpipe has one chunk of layers per stage and way; use virtual=1")
+    if devices % 2 or micro_batches % 2 or micro_batches < 2 * devices:
+        what = f"{devices} stages, {micro_batches} micro-batches"
         least = 2 * devices if devices % 2 == 0 else 2 * devices + 2
         raise InputError(
-            f"parallel.order=dualpipe: {what}: needs an even number of stages and of micro-batches, at least two per stage, "
-            f"virtual=1; nearest that does: {max(least, micro_batches + micro_batches % 2)} micro-batches on "
+            f"parallel.order=dualpipe: {what}: needs an even number of stages and of micro-batches, at least two per stage; "
+            f"nearest that does: {max(least, micro_batches + micro_batches % 2)} micro-batches on "
             f"{devices + devices % 2} stages"
         )
     half, each = devices // 2, micro_batches // 2
