@@ -6,7 +6,7 @@ Every function takes and gives arrays over GPUs. The products of weights and act
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,9 +73,18 @@ def roofline(gpu: GpuSpec, gemm: str) -> Machine:
     )  # fmt: skip
 
 
-def kernels(gpu: GpuSpec, gemm: str, tiles: str, constants: str, sms_taken: int) -> Machine:
-    """Products in tiles and waves, passes over memory at the rate that streaming reaches (see `gemm`, `blocks`)."""
+def kernels(
+    gpu: GpuSpec, gemm: str, tiles: str, constants: str, sms_taken: int, framework: str | None = None
+) -> Machine:
+    """Products in tiles and waves, passes over memory at the rate that streaming reaches (see `gemm`, `blocks`).
+
+    Args:
+        framework: file of `conf/kernel` with the share of the achieved rates that its GEMMs keep up inside a step; None: all.
+    """
     made = kernels_of(gpu, tiles, constants, sms_taken)
+    if framework is not None:
+        made = replace(made, gpu=_kept_up(gpu, framework))
+        gpu = made.gpu
     precision = blocks.PRECISIONS[gemm]
     assert gpu.sms is not None
     assert gpu.memory_achieved is not None
@@ -114,6 +123,17 @@ def kernels(gpu: GpuSpec, gemm: str, tiles: str, constants: str, sms_taken: int)
         product=product, weight_product=weight_product, grouped=grouped, grouped_weight=grouped_weight,
         mixing=mixing, move=lambda count, nbytes: np.where(nbytes > 0, count * made.pass_s + nbytes / bandwidth, 0.0),
     )  # fmt: skip
+
+
+def _kept_up(gpu: GpuSpec, framework: str) -> GpuSpec:
+    share = load_kernel(framework)
+    fp8 = None if gpu.fp8_achieved is None else gpu.fp8_achieved * share["fp8_share"]
+    return replace(gpu, bf16_achieved=_given(gpu.bf16_achieved) * share["bf16_share"], fp8_achieved=fp8)
+
+
+def _given(value: float | None) -> float:
+    assert value is not None, "GpuSpec.need_kernels was not asked"
+    return value
 
 
 def _weight(made: Kernels, precision: Precision, rows: Ints, n: int, k: int, left: float) -> Values:

@@ -235,7 +235,8 @@ def _machine(run: Run, cluster: Cluster, sms: int) -> Machine:
     if name == "roofline":
         return machines.roofline(gpu, gemm)
     if name == "kernels":
-        return machines.kernels(gpu, gemm, options["tiles"], options["constants"], sms + options["sms_taken"])
+        return machines.kernels(gpu, gemm, options["tiles"], options["constants"], sms + options["sms_taken"],
+                                run.config["workload"]["framework"])
     raise InputError(f"compute={name}: training knows none, roofline and kernels")
 
 

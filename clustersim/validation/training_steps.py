@@ -34,11 +34,11 @@ def training_step(case: Mapping[str, Any]) -> float:
     Keys: `model` (a name of the catalogue), `gpu`, `gpus`, `gpus_per_node`, `nic`; the sizes of `conf/parallel` (`tensor`, ...,
     `order`, `stage_layers`); `sequence`, `micro_batch`, `global_batch`, `recompute`; `dtype` (of the GEMMs); `exchange`,
     `sms`; `load`: balanced (even by force), or a preset of docs/sampler.md, with the model's own router; `layers` (another
-    number of them than the model has).
+    number of them than the model has); `framework` (whose GEMMs: megatron, or "null": DeepGEMM's, at what they reach alone).
     """
     only(
         case, "phase", "model", "gpu", "gpus", "gpus_per_node", "nic", *SIZES, *BATCHES, "dtype", "exchange", "sms", "load",
-        "layers",
+        "layers", "framework",
     )  # fmt: skip
     metric = str(case.get("metric"))
     if metric not in METRICS:
@@ -59,6 +59,7 @@ def training_step(case: Mapping[str, Any]) -> float:
     asked += [f"exchange={case['exchange']}"] if case.get("exchange") else []
     asked += [f"exchange.sms={case['sms']}"] if case.get("sms") else []
     asked += [f"model.n_layers={case['layers']}"] if case.get("layers") else []
+    asked += [f"workload.framework={case['framework']}"] if "framework" in case else []
     return _simulated((*asked, *_load(case)), METRICS[metric])
 
 
