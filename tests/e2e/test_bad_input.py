@@ -107,8 +107,10 @@ def test_an_unknown_name_is_answered_with_the_nearest(complaint, override):
     assert all(text in said for text in NAMES[override]), said
 
 
-def test_a_model_that_is_counted_only_says_so(complaint):
-    assert "clustersim inspect gpt3_175b counts this one" in complaint("model=gpt3_175b", small=False)
+def test_a_model_that_does_not_fit_says_what_takes_how_much(complaint):
+    said = complaint("model=gpt3_175b", small=False)
+    assert "memory: gpt3_175b does not fit on 64 GPUs of h100_sxm: a GPU has 80.0 GB and needs" in said
+    assert "weights" in said
 
 
 KEYS = {
@@ -205,7 +207,7 @@ VALUES = {
     "workload.tokens_per_gpu=many": ["workload.tokens_per_gpu=many", "whole number from 1"],
     "workload.tokens_per_gpu=0": ["workload.tokens_per_gpu=0", "whole number from 1"],
     "workload.tokens_per_gpu=100000": ["workload.tokens_per_gpu=100000", "24576 tokens"],
-    "workload.phase=decode": ["workload.phase=decode", "only prefill"],
+    "workload.phase=decode": ["workload.phase=decode", "write workload=decode"],
     "capacity.factor=0": ["capacity.factor=0", "number above 0"],
     "capacity.factor=-1": ["capacity.factor=-1", "number above 0"],
     "capacity.factor=nan": ["capacity.factor=nan", "number above 0"],
