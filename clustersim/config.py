@@ -148,8 +148,10 @@ def _check_types(config: Mapping[str, Any], choices: Mapping[str, str], own: Pat
     for group in sorted(choices.keys() & config.keys() & GROUPS.keys() - {"topology", "model"}):
         file = option_files(group, own)[choices[group]]
         for key, told in _schema(file, file.stat().st_mtime_ns).items():
-            value = config[group].get(key)
-            if (value is None and told == "true or false") or (value is not None and _type_of(value) != told):
+            value: Any = config[group]
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if (value is None and told == "true or false" and "." not in key) or (value is not None and _type_of(value) != told):
                 raise InputError(f"{group}.{key}={shown(value)}: must be {told}")
 
 
@@ -159,8 +161,17 @@ def _schema(file: Path, changed: int) -> dict[str, str]:
     from omegaconf import OmegaConf
 
     said: Any = OmegaConf.to_container(load_yaml(file), resolve=False)
-    types = {str(key): _type_of(value) for key, value in said.items() if not (value == "???" or "${" in str(value))}
-    return {key: told for key, told in types.items() if told is not None}
+    types: dict[str, str] = {}
+
+    def look(values: Mapping[Any, Any], prefix: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                look(value, f"{prefix}{key}.")
+            elif value != "???" and "${" not in str(value) and (told := _type_of(value)) is not None:
+                types[f"{prefix}{key}"] = told
+
+    look(said, "")
+    return types
 
 
 def _type_of(value: Any) -> str | None:

@@ -27,7 +27,8 @@ def keys_of(chosen):
             value = value[part]
         return value
 
-    return {key: at(key) for key in leaves({group: config[group]}) if ".sources" not in key and "." in key}
+    asked = {text.partition("=")[0] for text in NEEDED.get(chosen, ())}
+    return {key: at(key) for key in leaves({group: config[group]}) if ".sources" not in key and "." in key and key not in asked}
 
 
 def misread(value):
