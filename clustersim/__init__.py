@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clustersim.capture.recording import record
     from clustersim.cluster import Cluster, load_cluster
+    from clustersim.disaggregation import Disaggregated, disaggregated
     from clustersim.network.freeform import flow_times
     from clustersim.network.pairs import transfer
     from clustersim.results.store import scan
@@ -19,14 +20,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Cluster", "InputError", "Result", "TransferResult", "flow_times", "load_cluster", "read_trace", "record", "scan", "simulate",
-    "transfer",
+    "Cluster", "Disaggregated", "InputError", "Result", "TransferResult", "disaggregated", "flow_times", "load_cluster",
+    "read_trace", "record", "scan", "simulate", "transfer",
 ]  # fmt: skip
 
 _HOME = {
     "Cluster": "cluster", "load_cluster": "cluster", "transfer": "network.pairs", "flow_times": "network.freeform",
-    "scan": "results.store", "Result": "simulation", "simulate": "simulation", "InputError": "types",
-    "TransferResult": "types", "read_trace": "workload.trace", "record": "capture.recording",
+    "Disaggregated": "disaggregation", "disaggregated": "disaggregation", "scan": "results.store", "Result": "simulation",
+    "simulate": "simulation", "InputError": "types", "TransferResult": "types", "read_trace": "workload.trace",
+    "record": "capture.recording",
 }  # fmt: skip
 
 

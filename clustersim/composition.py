@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clustersim.pick import did_you_mean
-from clustersim.places import GROUPS, PACKAGE, group_folder, groups, option_files
+from clustersim.places import ADDED, GROUPS, PACKAGE, group_folder, groups, option_files
 from clustersim.types import InputError
 
 FROM_FILES = {"topology": ("machine", "nodes"), "model": ("model", "hidden")}      # groups whose option may be one's own file
@@ -91,7 +91,7 @@ def _check_group(override: Any, own: Path | None) -> None:
     offer = f"(known: {', '.join(known)})"
     if isinstance(override.value(), dict | list | Glob):
         raise InputError(f"{override.input_line}: {group} takes one option by name {offer}")
-    plus = "+" if group == "experiment" or group not in GROUPS else ""         # groups without a default
+    plus = "+" if group in ADDED or group not in GROUPS else ""         # groups without a default
     if not override.input_line.startswith(f"{plus}{group}"):
         raise InputError(f"{override.input_line}: write {plus}{override.input_line.lstrip('+')}")
     for value in override.sweep_iterator() if override.is_sweep_override() else [override.value()]:
@@ -205,7 +205,7 @@ def register(own: Path | None = None) -> None:
 
     theirs = [(group, own / group) for group in groups(own)] if own is not None else []
     for group, folder in (("topology", group_folder("topology")), ("experiment", group_folder("experiment")), *theirs):
-        package = group if group in GROUPS and group != "experiment" else "_global_"
+        package = group if group in GROUPS and group not in ADDED else "_global_"
         for path in sorted(folder.glob("*.yaml")):
             changed = path.stat().st_mtime_ns
             if _registered.get((group, path.stem)) != (path.absolute(), changed):          # storing one takes a millisecond

@@ -120,6 +120,8 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
     plain = (config["schedule"].get("name"), config["schedule"].get("shared")) == ("in_order", "after")
     if workload["phase"] == "training" and not plain:
         raise InputError(f"schedule={config['schedule']['name']}: orders a forward pass; training has parallel.order")
+    if workload["phase"] != "training":
+        _check_unsplit(config["parallel"])
     if config["memory"] not in ("check", "ignore"):
         near = did_you_mean(str(config["memory"]), ("check", "ignore"))
         raise InputError(f"memory={shown(config['memory'])}: must be check or ignore{near}")
@@ -134,7 +136,7 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         capacity_factor=capacity["factor"],         # judged with the rest of the capacity rule
         seed=whole("seed", config["seed"], least=0),
         output=_folder("output", config["output"]),
-        causes=_flag("causes", config["causes"]),
+        causes=flag("causes", config["causes"]),
         replicates=whole("replicates", config["replicates"], least=1),
     )
 
@@ -180,6 +182,18 @@ def _type_of(value: Any) -> str | None:
     return "a number" if isinstance(value, int | float) else "text" if isinstance(value, str) else None
 
 
+def _check_unsplit(parallel: Mapping[str, Any]) -> None:
+    """InputError where a forward pass is to be split in a way that only training is."""
+    for key in ("tensor", "context", "pipeline", "virtual", "expert_tensor"):
+        if parallel.get(key) != 1:
+            raise InputError(
+                f"parallel.{key}={shown(parallel.get(key))}: splits training steps; a forward pass is data parallel in attention "
+                "and spreads experts over all GPUs; use 1"
+            )
+    if parallel.get("expert") is not None:
+        raise InputError(f"parallel.expert={shown(parallel['expert'])}: a forward pass spreads experts over all GPUs; use null")
+
+
 def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str], own: Path | None) -> None:
     """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model, capacity and plug-ins see to theirs."""
     known = {key: [key] for key in config if key in (*GROUPS, *ALONE)}
@@ -207,7 +221,8 @@ def _folder(key: str, value: Any) -> Path:
     return Path(value)
 
 
-def _flag(key: str, value: Any) -> bool:
+def flag(key: str, value: Any) -> bool:
+    """`value` as true or false; InputError naming `key` otherwise."""
     if not isinstance(value, bool):
         raise InputError(f"{key}={shown(value)}: must be true or false")
     return value

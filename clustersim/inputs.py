@@ -148,10 +148,10 @@ def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> Stream:
             made: Workload = draw(run.model, n_gpus, run.tokens_per_gpu, seed, extra)
             return made
 
-        return passes_of(make, run.model, run.seed, apart=apart, **keys)
+        return passes_of(make, run.model, run.seed, apart=apart, sequence=options.get("sequence"), **keys)
     if name == "balanced":
         even = bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu)
-        return passes_of(lambda seed: even, run.model, run.seed, apart=apart, **keys)
+        return passes_of(lambda seed: even, run.model, run.seed, apart=apart, sequence=options["sequence"], **keys)
     if name == "live":
         if run.causes:
             raise InputError("causes=true: plays a pass again with other choices, and trace=live makes its own; use causes=false")
@@ -190,7 +190,7 @@ def without_experts(run: Run, router: Router, n_gpus: int) -> Stream:
         stream = stream_of(recorded, like, n_gpus, run.tokens_per_gpu, name=label, seed=run.seed, **keys)
     else:
         even = source.from_balanced(model, n_gpus, run.tokens_per_gpu, sequence=options["sequence"])
-        stream = passes_of(lambda seed: even, model, run.seed, **keys)
+        stream = passes_of(lambda seed: even, model, run.seed, sequence=options["sequence"], **keys)
     said = (text for text in stream.notes if "MoE layers" not in text and "layers are" not in text)
     return replace(stream, notes=(note, *said))
 

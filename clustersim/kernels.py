@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clustersim import units
+from clustersim.gpuspec import GpuSpec
 from clustersim.pick import did_you_mean
 from clustersim.places import PACKAGE
 from clustersim.types import InputError
@@ -73,6 +74,19 @@ class Kernel:
         for key, value in where.items():
             if value > self.limits.get(key, value):
                 raise InputError(f"kernel {self.name}: {key} = {value:g}, and it supports at most {self.limits[key]:g}")
+
+
+def slowness(kernel: Kernel, gpu: GpuSpec) -> float:
+    """How much longer chains of loads, flags and fences take on a GPU than on the one its constants were found on.
+
+    They wait for memory one after the other, so by the ratio of what a load takes; 1 where a topology does not say that.
+    """
+    return gpu.memory_latency / kernel["memory_latency"] if gpu.memory_latency is not None else 1.0
+
+
+def launched(kernel: Kernel, gpu: GpuSpec) -> float:
+    """Seconds from the start of a pass until its bytes begin to move: of `kernels` one after the other."""
+    return kernel["kernels"] * kernel["round"] * slowness(kernel, gpu)
 
 
 def load_kernel(name: str) -> Kernel:

@@ -7,6 +7,7 @@ rank to rank, as in Megatron-LM, so tensor groups are neighbours and pipeline st
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import prod
@@ -19,6 +20,7 @@ from clustersim.types import InputError, Ints
 
 ATTENTION = ("tensor", "context", "data", "pipeline")
 EXPERTS = ("expert_tensor", "expert", "expert_data", "pipeline")
+DERIVED = ("expert", "virtual")          # that null leaves to the others
 OTHERS = ("order", "stage_layers")      # keys of the config group that are no sizes
 
 
@@ -41,9 +43,9 @@ class Parallel:
             value, least = getattr(self, field.name), 0 if field.name == "zero" else 1
             if field.name == "sequence_parallel":
                 if not isinstance(value, bool):
-                    raise InputError(f"parallel.sequence_parallel={value}: must be true or false")
+                    raise InputError(f"parallel.sequence_parallel={_written(value)}: must be true or false")
             elif isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"parallel.{field.name}={value}: must be a whole number from {least} up")
+                raise InputError(f"parallel.{field.name}={_written(value)}: must be a whole number from {least} up")
         if self.zero > 3:
             raise InputError(f"parallel.zero={self.zero}: must be 0, 1, 2 or 3")
         for mesh in (ATTENTION, EXPERTS):
@@ -99,8 +101,15 @@ def parallel_from(config: Mapping[str, Any], gpus: int) -> Parallel:
     for key in config:
         if key not in (*known, *OTHERS):
             raise InputError(f"parallel.{key}: there is no such key{did_you_mean(str(key), known)} (known: {', '.join(known)})")
-    given = {key: value for key, value in config.items() if key not in OTHERS and value is not None}
+    given = {key: value for key, value in config.items() if key not in OTHERS and not (key in DERIVED and value is None)}
+    if "virtual" not in given and config.get("order") in ("interleaved", "combined"):
+        given["virtual"] = 2
     if "expert" not in given:
         alone = Parallel(gpus=gpus, **given)
         given["expert"] = alone.stage_gpus // alone.expert_tensor
     return Parallel(gpus=gpus, **given)
+
+
+def _written(value: Any) -> str:
+    """As in an override."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -24,8 +24,10 @@ GROUPS = {                      # group -> what is chosen by it
     "schedule": "what runs beside what",
     "parallel": "how training splits a model over GPUs",
     "cost": "what GPU-hours are paid with",
+    "setup": "a whole training run, as published where it was (write +setup=NAME)",
     "experiment": "a study (write +experiment=NAME)",
 }
+ADDED = ("setup", "experiment")         # groups that a run need not choose from: written with a plus
 
 
 def data_folder(name: str) -> Path:

@@ -25,7 +25,7 @@ from clustersim.engine.own_times import OwnTimes, last_of_sequence
 from clustersim.engine.program import Work
 from clustersim.engine.schedules import Schedule
 from clustersim.engine.timing import Timing
-from clustersim.exchange.software import beyond, equipped, sms_held
+from clustersim.exchange.software import beyond, equipped, sms_held, wait_beside
 from clustersim.fitting import check_memory, memory_of
 from clustersim.inputs import plan_from, setting_of, stream_from
 from clustersim.network import packets
@@ -39,12 +39,14 @@ from clustersim.results.placements import (
 )
 from clustersim.results.timeline import Recorder, Watch
 from clustersim.types import Choices, Floats, InputError, Ints, Placement, Routing, Transfers, Workload
+from clustersim.units import format_seconds
 from clustersim.workload import capacity as capacities
 from clustersim.workload.capacity_padding import padding_rows, rows_by_source
 from clustersim.workload.routing import Router, router_from
 from clustersim.workload.streams import Stream
 
 Progress = Callable[[float, str], None]
+MEASURED_BATCH = 4096           # tokens of a micro-batch beside which waiting was measured (deepseek-ai/profile-data, train.json)
 MASKED = ("deepep_low_latency", "deepep_low_latency_rdma")      # exchanges that deliver rows to a buffer per expert
 
 
@@ -111,8 +113,7 @@ def assemble(run: Run) -> Parts:
         workload=stream.steps[0],
         placements=plan.placements[0],
         exchange=exchange,
-        beyond=beyond(exchange_name, exchange_options, cluster, tokens_per_gpu=stream.steps[0].source.size / cluster.n_gpus)
-        if run.model.n_experts else (),
+        beyond=_beyond(run, cluster, schedule),
         network=pick(networks, network_name, **network_options),
         rule=rule,
         top_k=router.options.get("k") or run.model.top_k,
@@ -122,6 +123,20 @@ def assemble(run: Run) -> Parts:
         beside=None if schedule.plain else _beside(run, cluster),
         schedule=schedule,
     )
+
+
+def _beyond(run: Run, cluster: Cluster, schedule: Schedule) -> tuple[str, ...]:
+    """What to say of an exchange beyond the range of its constants, and of what stands for a measurement that is not there."""
+    if not run.model.n_experts:
+        return ()
+    name, options = run.options("exchange")
+    said = beyond(name, options, cluster, tokens_per_gpu=run.tokens_per_gpu)
+    if schedule.batches > 1 and (late := wait_beside(name, options)):
+        said += (
+            f"exchange={name} beside another micro-batch begins up to {format_seconds(late)} late: measured in training, with "
+            f"{MEASURED_BATCH:,} tokens a micro-batch, and taken as less in proportion below that",
+        )
+    return said
 
 
 def _schedule(run: Run) -> Schedule:
@@ -164,6 +179,16 @@ def _beside(run: Run, cluster: Cluster) -> Timing | None:
 
 def _recorder(run: Run, cluster: Cluster) -> Recorder | None:
     """What keeps exchanges for a time line, when one is asked for."""
+    first, most, arrows = timeline_window(run)
+    return Recorder(cluster, first=first, most=most, arrows=arrows) if run.config["export"]["timeline"] else None
+
+
+def timeline_window(run: Run) -> tuple[int, int, str]:
+    """What a time line shows: the layers from the first on, how many events, which arrows.
+
+    Raises:
+        InputError: a key of `export` has another value than it may.
+    """
     export = run.config["export"]
     first = whole("export.first_layer", export["first_layer"], least=0)
     most = whole("export.events", export["events"], least=1000)
@@ -171,7 +196,7 @@ def _recorder(run: Run, cluster: Cluster) -> Recorder | None:
         raise InputError(f"export.arrows={export['arrows']}: must be all or last")
     if not isinstance(export["timeline"], bool):
         raise InputError(f"export.timeline={export['timeline']}: must be true or false")
-    return Recorder(cluster, first=first, most=most, arrows=export["arrows"]) if export["timeline"] else None
+    return first, most, export["arrows"]
 
 
 @lru_cache(maxsize=4)
@@ -422,6 +447,8 @@ def traffic(parts: Parts, layer: int, rule: capacities.Rule) -> Traffic:
             parts.exchange(phase, replace(routing, padding=travelling), placement, cluster, model)
             for phase, routing in (("dispatch", sent_now), ("combine", kept_now))
         )
+        if late := _late(parts):
+            dispatch, combine = (replace(one, release=one.release + late) for one in (dispatch, combine))
         pieces.append(Piece(dispatch=dispatch, combine=combine, rows=rows.sum(axis=0) + computed))
         in_slot += rows.sum(axis=0)
     counts = count_layer(
@@ -434,6 +461,14 @@ def traffic(parts: Parts, layer: int, rule: capacities.Rule) -> Traffic:
         pieces=tuple(pieces), gpu_of=placement.gpu_of, counts=counts,
         served=measure(np.concatenate(slots), where, placement, parts.room.slots_of, cluster.node_of),
     )  # fmt: skip
+
+
+def _late(parts: Parts) -> float:
+    """Seconds by which an exchange begins late beside another micro-batch: as measured, less where the micro-batch is smaller."""
+    if parts.schedule.batches == 1:
+        return 0.0
+    tokens = parts.run.tokens_per_gpu / parts.schedule.batches
+    return wait_beside(*parts.run.options("exchange")) * min(1.0, tokens / MEASURED_BATCH)
 
 
 def _counted_traffic(parts: Parts, moe_layer: int, counts: Ints) -> Traffic:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -31,10 +31,9 @@ from clustersim.causes import (
 from clustersim.cluster import build_cluster
 from clustersim.config import Run, compose, what_is_run
 from clustersim.cost import cost_from, cost_row
-from clustersim.engine.gpu import Played
 from clustersim.identity import Identity, identify
 from clustersim.placement.replicas import chosen_slots
-from clustersim.playing import Parts, Progress, assemble, part_of, play_all, routings
+from clustersim.playing import Parts, Progress, assemble, part_of, play_all, routings, timeline_window
 from clustersim.results.comparing import leaves
 from clustersim.results.footprint import memory_summary, memory_table
 from clustersim.results.placements import (
@@ -58,7 +57,9 @@ from clustersim.results.tables import (
     summary_row,
     summary_table,
 )
-from clustersim.results.timeline import Recorder, write_timeline
+from clustersim.results.timeline import timeline_events, write_timeline
+from clustersim.results.training_timeline import Window
+from clustersim.training.checks import first_built
 from clustersim.training.step import train
 from clustersim.training.tables import stages_table, tasks_table, training_row
 from clustersim.types import Floats, InputError, Ints
@@ -81,7 +82,7 @@ class Result:
     summary: dict[str, Any]                 # the row of summary.parquet
     tables: dict[str, pl.DataFrame]         # summary, layers, gpus, links, experts, pairs
     notes: tuple[str, ...]                  # what a reader has to know
-    timeline: tuple[Recorder, Played] | None        # what `export.timeline` asked for
+    timeline: Callable[[], Iterator[str]] | None    # the events that `export.timeline` asked for
     provenance: dict[str, Any]              # what run.json says
 
     @property
@@ -98,7 +99,7 @@ class Result:
         try:
             if self.timeline:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_timeline(self.folder / "timeline.json.gz", *self.timeline, {"run_id": self.run_id})
+                write_timeline(self.folder / "timeline.json.gz", self.timeline(), {"run_id": self.run_id})
             write_run(self.folder, self.tables, self.provenance)
         except OSError as error:
             raise InputError(f"output={self.run.output}: {self.folder} cannot be written ({error.strerror})") from error
@@ -148,15 +149,23 @@ def _simulate_seeds(run: Run, progress: Progress) -> Result:
 
 def _train_once(run: Run, progress: Progress) -> Result:
     """A training step with one seed."""
-    for key, default in (("causes", False), ("export.timeline", False)):
-        group, _, name = key.partition(".")
-        if (run.config[group][name] if name else run.config[group]) is not default:
-            raise InputError(f"{key}=true: a training step has none so far; use {key}=false")
+    first, most, arrows = timeline_window(run)
+    if first:
+        raise InputError(f"export.first_layer={first}: the time line of a training step shows its first tasks; use 0")
     began = time.perf_counter()
     identity = identify(run)
-    trained = train(run, progress)
-    numbers = training_row(trained, describe(run.config["model"])) | memory_summary(trained.memory, trained.gpu_memory)
-    some = build_cluster(run.topology, {**run.config["topology"], "nodes": min(2, run.config["topology"]["nodes"])})
+    rounds, arch = 1 + run.causes, describe(run.config["model"])
+    trained = train(run, part_of(progress, 0, rounds))
+    numbers = training_row(trained, arch) | memory_summary(trained.memory, trained.gpu_memory)
+    if run.causes:
+        again = training_row(train(_without_memory_limits(run), part_of(progress, 1, rounds)), arch)
+        numbers["memory_bandwidth_s"] = numbers["compute_s"] - again["compute_s"]
+    else:
+        numbers["memory_bandwidth_s"] = None
+    topology = run.config["topology"]
+    some = first_built(
+        lambda n: build_cluster(run.topology, {**topology, "nodes": n}), min(2, topology["nodes"]), topology["nodes"]
+    )
     numbers |= cost_row(numbers, cost_from(run.config["cost"]), some, trained.parallel.gpus)
     summary = {**combined([{**_named(run), "gpus": trained.parallel.gpus, **numbers}]), **_keys(run)}
     tables = {
@@ -164,9 +173,18 @@ def _train_once(run: Run, progress: Progress) -> Result:
         "tasks": tasks_table(trained), "memory": memory_table(trained.memory),
     }  # fmt: skip
     provenance = {**_provenance(run, identity, trained.notes), "wall_s": time.perf_counter() - began}
+    shown = Window(tables["tasks"], tables["stages"], most=most, arrows=arrows) if run.config["export"]["timeline"] else None
     return Result(
-        run=run, run_id=identity.run_id, summary=summary, tables=tables, notes=trained.notes, timeline=None, provenance=provenance
-    )
+        run=run, run_id=identity.run_id, summary=summary, tables=tables, provenance=provenance,
+        notes=(*trained.notes, shown.note()) if shown else trained.notes, timeline=shown.events if shown else None,
+    )  # fmt: skip
+
+
+def _without_memory_limits(run: Run) -> Run:
+    """The same with GPUs whose memory is never waited for; the L2 is as it was."""
+    topology = run.config["topology"]
+    endless = {key: "1 EB/s" for key in ("memory_bandwidth", "memory_achieved") if topology["gpu"].get(key) is not None}
+    return replace(run, config={**run.config, "topology": {**topology, "gpu": {**topology["gpu"], **endless}}})
 
 
 def _simulate_once(run: Run, progress: Progress) -> Result:
@@ -221,7 +239,7 @@ def _simulate_once(run: Run, progress: Progress) -> Result:
     return Result(
         run=run, run_id=identity.run_id, summary=summary, tables=tables, provenance=provenance,
         notes=(*notes, recorder.note(run.model.n_layers)) if recorder else notes,
-        timeline=(recorder, steps[0].played) if recorder else None,
+        timeline=partial(timeline_events, recorder, steps[0].played) if recorder else None,
     )  # fmt: skip
 
 

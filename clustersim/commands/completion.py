@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clustersim.places import PACKAGE, groups, option_files
+from clustersim.places import ADDED, PACKAGE, groups, option_files
 
 SCRIPTS = {
     "bash": """\
@@ -121,7 +121,7 @@ def _overrides(before: list[str], word: str, own: Path | None) -> Iterator[str]:
         yield from (f"{key[: len(key) - len(name)]}{known}=" for known in _defaults(name, before, own) if known.startswith(name))
     else:
         for group in groups(own):
-            without_default = group == "experiment" or option_files(group) == {}
+            without_default = group in ADDED or option_files(group) == {}
             yield f"{'+' * without_default}{group}="
             if not without_default:
                 yield f"{group}."

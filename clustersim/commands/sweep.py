@@ -31,14 +31,18 @@ def command(overrides: list[str], *, as_json: bool = False) -> int:
 
 
 def _print_tables(swept: Swept) -> None:
-    from clustersim.results import terminal
+    from clustersim.results import frontier, terminal
 
     rows = swept.rows()
+    steps = [row for _, row in rows]
+    costs = frontier.frontier_tables(steps) if len({row["model"] for row in steps}) > 1 else []
     console = stdout_console(edge=False)
     if rows:
-        for table in (terminal.comparison(rows), terminal.choosing(rows), terminal.trade(rows)):
+        for table in costs or (terminal.comparison(rows), terminal.choosing(rows), terminal.trade(rows)):
             if table is not None:
                 console.print(table)
+        for note in frontier.frontier_notes(steps) if costs else []:
+            console.print(note, style="dim", soft_wrap=True)
         reused = sum(outcome.state == "reused" for outcome in swept.outcomes)
         note = f" ({reused} of them were there already)" if reused else ""
         console.print(f"{len(rows)} runs in {swept.folder()}{note}", soft_wrap=True)

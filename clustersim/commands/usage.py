@@ -29,7 +29,8 @@ USAGE = (                       # what is typed after `clustersim`, and what it 
     ("capture hf MODEL --text FILE ...", "record the routers of a Hugging Face model (KEY=VALUE: out, batch, length, sequences, "
      "generate, scores, device, dtype, tokenizer)"),
     ("validate [FILE]", "simulated against published measurements, or against those of FILE (--rows each row, --json for "
-     "scripts, --plot [-o FILE.png] a picture, --leave-out each group without the constants that its own rows set)"),
+     "scripts, --plot [-o FILE.png] a picture, --leave-out each group without the constants that its own rows set, "
+     "--refit the fitted constants once more)"),
     ("calibrate LOGS... -o FILE.yaml", "constants of a kernel from your nccl-tests, DeepEP or nvbandwidth logs; for "
      "exchange.kernel=FILE.yaml (KEY=VALUE where a log does not say it: gpu, gpus, gpus_per_node, nic, experts)"),
     ("completion SHELL", "what bash, zsh or fish needs to complete commands, options and keys"),

@@ -16,10 +16,11 @@ def command(arguments: list[str]) -> int:
             picture = next(rest, None)
             if picture is None:
                 raise InputError("validate -o: names no file; write -o FILE.png")
-        elif text in ("--rows", "--json", "--plot", "--leave-out"):
+        elif text in ("--rows", "--json", "--plot", "--leave-out", "--refit"):
             flags.add(text)
         elif text.startswith("-"):
-            raise InputError(f"validate {text}: there is no such flag (--rows, --json, --plot, --leave-out, -o FILE.png)")
+            known = "--rows, --json, --plot, --leave-out, --refit, -o FILE.png"
+            raise InputError(f"validate {text}: there is no such flag ({known})")
         else:
             paths.append(text)
     if len(paths) > 1:
@@ -30,14 +31,17 @@ def command(arguments: list[str]) -> int:
     from clustersim.validation.rows import published, read_rows
 
     rows = read_rows(Path(paths[0])) if paths else published()
-    if "--leave-out" in flags:
+    if again := flags & {"--leave-out", "--refit"}:
         if paths or len(flags) > 1:
-            raise InputError("validate --leave-out: is about the published rows and goes with nothing else")
-        from clustersim.validation.leaving import leave_one_out
+            raise InputError(f"validate {min(again)}: is about the published rows and goes with nothing else")
+        from clustersim.validation import leaving
 
         with run_progress() as progress:
-            left = leave_one_out(rows, progress)
-        stdout_console(edge=False).print(shown.left_table(left))
+            if "--refit" in flags:
+                table = shown.refit_table(leaving.refit(rows, progress))
+            else:
+                table = shown.left_table(leaving.leave_one_out(rows, progress))
+        stdout_console(edge=False).print(table)
         return 0
     with run_progress() as progress:
         scored = scoring.score(rows, progress=progress)

@@ -1,6 +1,6 @@
 """How long the blocks of a layer take in real kernels: GEMMs, and the passes over memory around them. No clock, no traffic.
 
-Left out, because kernels fuse them or they are small beside the GEMMs: norms, rotary embedding, residual additions, sampling.
+Left out, because it is small beside the GEMMs: sampling, and the norms inside of multi-head latent attention.
 """
 
 from __future__ import annotations
@@ -107,6 +107,8 @@ def mixer_kernels_seconds(
     if narrow < wide:
         nbytes = tokens * float(sum(k for _, k in shapes)) * (wide + narrow)
         seconds = seconds + _passes(kernels, len(shapes), nbytes, tokens > 0)
+    if rotated := _rotated(part, decode):
+        seconds = seconds + _passes(kernels, 1, tokens * rotated * wide, tokens > 0)
     assert kernels.gpu.memory_achieved is not None
     left = kernels.sms / (kernels.gpu.sms or kernels.sms)
     rate = kernels.gpu.bf16_flops * kernels.score_share * left
@@ -118,6 +120,27 @@ def mixer_kernels_seconds(
     streamed = tokens * float(_channels(part)) * wide / kernels.gpu.memory_achieved
     mixed: Floats = seconds + np.where(tokens > 0, np.maximum(scores, streamed) + 2 * kernels.pass_s, 0.0)
     return mixed
+
+
+def _rotated(part: Part, decode: bool) -> float:
+    """Values per token that a pass moves between projections and scores: rotary embedding, and MLA's keys put together.
+
+    Expanded keys of MLA have a part without position, per head, and one with it, for all heads (`forward_normal` of SGLang's
+    deepseek_v2.py copies both into one tensor).
+    """
+    match part:
+        case Attention(heads=heads, kv_heads=kv_heads, head_dim=dim):
+            return 2.0 * (heads + kv_heads) * dim
+        case Latent(heads=heads, nope_dim=nope, rope_dim=rope):
+            keys = 0.0 if decode else heads * (2.0 * nope + rope)
+            return 2.0 * (heads + 1) * rope + keys
+        case _:
+            return 0.0
+
+
+def residual_kernel_seconds(hidden: int, tokens: Ints, kernels: Kernels) -> Floats:
+    """What goes before a part of a layer, one kernel: its input and the residual stream are read, sum and norm are written."""
+    return _passes(kernels, 1, tokens * (4.0 * hidden * 2.0), tokens > 0)
 
 
 def _channels(part: Part) -> int:

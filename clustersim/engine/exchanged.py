@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ class Exchanged:
     received: Floats        # [gpus]
     span_s: float           # from the first GPU's entry to the last finish
     bound_s: float          # the same at best, given who entered when
+    logical_bytes: float = math.nan         # `Transfers.logical_bytes`; nan where nothing is known
 
 
 def account(exchange: Exchange, resumed: Floats) -> Exchanged:
@@ -50,6 +52,7 @@ def account(exchange: Exchange, resumed: Floats) -> Exchanged:
         received=_sums(transfers.dst, transfers.nbytes, n),
         span_s=last - first,
         bound_s=bound - first if transfers.n else 0.0,
+        logical_bytes=math.nan if transfers.logical_bytes is None else transfers.logical_bytes,
     )
     slack = 1e-9 + exchange.fabric.resolution
     assert result.span_s >= result.bound_s * (1 - slack) - 1e-15, "an exchange was faster than its busiest link"

@@ -6,7 +6,7 @@ Every function takes and gives arrays over GPUs. The products of weights and act
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,9 +73,18 @@ def roofline(gpu: GpuSpec, gemm: str) -> Machine:
     )  # fmt: skip
 
 
-def kernels(gpu: GpuSpec, gemm: str, tiles: str, constants: str, sms_taken: int) -> Machine:
-    """Products in tiles and waves, passes over memory at the rate that streaming reaches (see `gemm`, `blocks`)."""
+def kernels(
+    gpu: GpuSpec, gemm: str, tiles: str, constants: str, sms_taken: int, framework: str | None = None
+) -> Machine:
+    """Products in tiles and waves, passes over memory at the rate that streaming reaches (see `gemm`, `blocks`).
+
+    Args:
+        framework: file of `conf/kernel` with the share of the achieved rates that its GEMMs keep up inside a step; None: all.
+    """
     made = kernels_of(gpu, tiles, constants, sms_taken)
+    if framework is not None:
+        made = replace(made, gpu=_kept_up(gpu, framework))
+        gpu = made.gpu
     precision = blocks.PRECISIONS[gemm]
     assert gpu.sms is not None
     assert gpu.memory_achieved is not None
@@ -90,7 +99,7 @@ def kernels(gpu: GpuSpec, gemm: str, tiles: str, constants: str, sms_taken: int)
 
     def weight_product(rows: Ints, n: int, k: int) -> Values:
         seconds: Values = _weight(made, precision, rows, n, k, left) + made.launch_s * (rows > 0)
-        return seconds
+        return seconds + _turned(made, rows, n, k, precision)
 
     def grouped(rows: Ints, owner: Ints, n_gpus: int, n: int, k: int) -> Values:
         seconds: Values = grouped_seconds(rows, owner, n_gpus, n, k, layout="contiguous", precision=precision, kernels=made)
@@ -102,7 +111,9 @@ def kernels(gpu: GpuSpec, gemm: str, tiles: str, constants: str, sms_taken: int)
 
     def grouped_weight(rows: Ints, owner: Ints, n_gpus: int, n: int, k: int) -> Values:
         padded = -(-rows // CONTIGUOUS_ROWS) * CONTIGUOUS_ROWS
-        return np.bincount(owner, _weight(made, precision, padded, n, k, left) + made.launch_s * (rows > 0), n_gpus)
+        used: Ints = np.bincount(owner, rows, n_gpus).astype(np.int64)
+        each = _weight(made, precision, padded, n, k, left) + made.launch_s * (rows > 0)
+        return _turned(made, used, n, k, precision) + np.bincount(owner, each, n_gpus)
 
     def mixing(flops: Values, back: bool) -> Values:
         rate = gpu.bf16_flops * (back_share if back else share) * left
@@ -112,6 +123,17 @@ def kernels(gpu: GpuSpec, gemm: str, tiles: str, constants: str, sms_taken: int)
         product=product, weight_product=weight_product, grouped=grouped, grouped_weight=grouped_weight,
         mixing=mixing, move=lambda count, nbytes: np.where(nbytes > 0, count * made.pass_s + nbytes / bandwidth, 0.0),
     )  # fmt: skip
+
+
+def _kept_up(gpu: GpuSpec, framework: str) -> GpuSpec:
+    share = load_kernel(framework)
+    fp8 = None if gpu.fp8_achieved is None else gpu.fp8_achieved * share["fp8_share"]
+    return replace(gpu, bf16_achieved=_given(gpu.bf16_achieved) * share["bf16_share"], fp8_achieved=fp8)
+
+
+def _given(value: float | None) -> float:
+    assert value is not None, "GpuSpec.need_kernels was not asked"
+    return value
 
 
 def _weight(made: Kernels, precision: Precision, rows: Ints, n: int, k: int, left: float) -> Values:
@@ -124,6 +146,18 @@ def _weight(made: Kernels, precision: Precision, rows: Ints, n: int, k: int, lef
     nbytes = rows * float(n + k) * precision.activation_bytes + (rows > 0) * float(n * k) * 2 * GRADIENT
     seconds: Values = np.maximum(flops, nbytes / gpu.memory_achieved)
     return seconds
+
+
+def _turned(made: Kernels, rows: Ints, n: int, k: int, precision: Precision) -> Values:
+    """Both operands of a gradient of weights with scales along the tokens: what was kept and what came back, rewritten.
+
+    Source: arXiv 2412.19437 §3.3.2: 1 x 128 tiles of the way forward become 128 x 1 tiles on the way back.
+    """
+    if precision.rate == "bf16":
+        return np.zeros(rows.size)
+    assert made.gpu.memory_achieved is not None
+    moved = rows * (k * 2 * precision.activation_bytes + n * (WIDE + precision.activation_bytes))
+    return np.where(rows > 0, 2 * made.pass_s + moved / made.gpu.memory_achieved, 0.0)
 
 
 def _quantised(made: Kernels, rows: Ints, k: int, precision: Precision) -> Values:

@@ -80,9 +80,10 @@ class OwnTimes:
             return self._timing.shared(self._tokens)
         if part not in self._of:
             if isinstance(part, Moe):
-                self._of[part] = self._timing.matrix(part.experts + part.zero_experts, self._model.hidden, self._tokens)
+                own = self._timing.matrix(part.experts + part.zero_experts, self._model.hidden, self._tokens)
             else:
-                self._of[part] = self._mixer_or_ffn(part)
+                own = self._mixer_or_ffn(part)
+            self._of[part] = own + self._timing.residual(self._model.hidden, self._tokens)
         return self._of[part]
 
     def _mixer_or_ffn(self, part: Part) -> Floats:
@@ -105,7 +106,7 @@ class OwnTimes:
             tokens, wide = inputs * encoder.tokens, encoder.stack.hidden
             pairs = (tokens * encoder.tokens).astype(np.float64)
             for part in encoder.stack.parts:
-                seconds = seconds + self._timing.part_seconds(part, wide, tokens, pairs)
+                seconds = seconds + self._timing.part_seconds(part, wide, tokens, pairs) + self._timing.residual(wide, tokens)
             columns = max(1, encoder.projection // self._model.hidden)
             seconds = seconds + self._timing.matrix(columns, self._model.hidden, inputs * encoder.outputs)
         return seconds

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from clustersim.types import InputError
 
-__all__ = ["dualpipe", "interleaved", "one_f_one_b", "zero_bubble", "zero_bubble_2p"]
+__all__ = ["combined", "dualpipe", "interleaved", "one_f_one_b", "zero_bubble", "zero_bubble_2p"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,16 @@ def interleaved(devices: int, micro_batches: int, virtual: int = 2) -> Pipeline:
     return Pipeline(stages=devices * virtual, tasks=tuple(tasks), held=held)
 
 
+def combined(devices: int, micro_batches: int, virtual: int = 2) -> Pipeline:
+    """interleaved with each backward pass beside the forward pass that follows it: each hides the other's exchanges.
+
+    Bubble as interleaved. Source: Megatron-LM, core/pipeline_parallel/combined_1f1b.py.
+    """
+    if devices > 1 and virtual < 2:         # a pair takes as long as both: a stage would wait for each on its way there and back
+        raise InputError(f"parallel.virtual={virtual}: combined needs chunks to fill the wait for a pair; use virtual=2 or more")
+    return _paired(interleaved(devices, micro_batches, virtual))
+
+
 def zero_bubble(devices: int, micro_batches: int, virtual: int = 1) -> Pipeline:
     """ZB-H1 (arXiv 2401.10241): device d does the gradients of weights d micro-batches later.
 
@@ -94,12 +104,14 @@ def dualpipe(devices: int, micro_batches: int, virtual: int = 1) -> Pipeline:
     Micro-batches below half of them go from the first device to the last, the others the other way.
     Source: the order of deepseek-ai/DualPipe, README and dualpipe.py.
     """
-    if virtual != 1 or devices % 2 or micro_batches % 2 or micro_batches < 2 * devices:
-        what = f"{devices} stages, {micro_batches} micro-batches, virtual={virtual}"
+    if virtual != 1:
+        raise InputError(f"parallel.virtual={virtual}: dualpipe has one chunk of layers per stage and way; use virtual=1")
+    if devices % 2 or micro_batches % 2 or micro_batches < 2 * devices:
+        what = f"{devices} stages, {micro_batches} micro-batches"
         least = 2 * devices if devices % 2 == 0 else 2 * devices + 2
         raise InputError(
-            f"parallel.order=dualpipe: {what}: needs an even number of stages and of micro-batches, at least two per stage, "
-            f"virtual=1; nearest that does: {max(least, micro_batches + micro_batches % 2)} micro-batches on "
+            f"parallel.order=dualpipe: {what}: needs an even number of stages and of micro-batches, at least two per stage; "
+            f"nearest that does: {max(least, micro_batches + micro_batches % 2)} micro-batches on "
             f"{devices + devices % 2} stages"
         )
     half, each = devices // 2, micro_batches // 2
@@ -158,6 +170,20 @@ def _both_ways(device: int, devices: int, half: int, each: int) -> tuple[tuple[T
     while waiting:
         weights()
     return tuple(tasks)
+
+
+def _paired(pipeline: Pipeline) -> Pipeline:
+    """Every forward pass behind the first backward one is made beside the backward pass before it, not behind it."""
+    rows = []
+    for tasks in pipeline.tasks:
+        ahead = [task for (task,) in tasks if task.kind == "F"]
+        back = [task for (task,) in tasks if task.kind == "B"]
+        first = next(i for i, (task,) in enumerate(tasks) if task.kind == "B")
+        alone = ahead[:first] if len(back) > len(ahead) - first else ahead[: first + 1]
+        rest = ahead[len(alone) :]
+        pairs: list[tuple[Task, ...]] = [(one, other) for one, other in zip(rest, back, strict=False)]
+        rows.append((*((one,) for one in alone), *pairs, *((one,) for one in back[len(rest) :])))
+    return Pipeline(stages=pipeline.stages, tasks=tuple(rows), held=pipeline.held)
 
 
 Pass = tuple[str, int, int]

@@ -67,6 +67,7 @@ class Timing:
     part_seconds: PartSeconds
     experts: ExpertSeconds
     shared: SharedSeconds
+    residual: Callable[[int, Ints], Floats]         # width, tokens [gpus]: sum and norm before a mixer, an FFN or a router
     matrix: Callable[[int, int, Ints], Floats]      # columns, inner dimension, rows [gpus]: a GEMM in BF16 (router, unembedding)
 
 
@@ -76,6 +77,7 @@ def none(model: Model, gpu: GpuSpec) -> Timing:
         part_seconds=lambda part, hidden, tokens, *given, **options: np.zeros(len(tokens)),
         experts=lambda tokens, gpu_of, n_gpus, **options: np.zeros(n_gpus),
         shared=lambda tokens, **options: np.zeros(len(tokens)),
+        residual=lambda hidden, tokens: np.zeros(len(tokens)),
         matrix=lambda n, k, rows: np.zeros(len(rows)),
     )
 
@@ -101,6 +103,7 @@ def roofline(model: Model, gpu: GpuSpec) -> Timing:
         part_seconds=part_seconds,
         experts=experts,
         shared=lambda tokens, tensor=1: compute.shared_seconds(model, gpu, tokens, tensor),
+        residual=lambda hidden, tokens: np.zeros(len(tokens)),          # never leaves the chip
         matrix=lambda n, k, rows: compute.matrix_seconds(n, k, rows, 2.0, model, gpu),
     )
 
@@ -155,6 +158,7 @@ def kernels(
 
     return Timing(
         part_seconds=part_seconds, experts=experts, shared=shared,
+        residual=lambda hidden, tokens: blocks.residual_kernel_seconds(hidden, tokens, made),
         matrix=lambda n, k, rows: blocks.matrix_kernel_seconds(n, k, rows, made),
     )  # fmt: skip
 

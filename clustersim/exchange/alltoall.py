@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from clustersim.exchange.copies import Gpus, TokenBytes, choice_copies
@@ -22,11 +24,12 @@ def direct(phase: str, routing: Routing, placement: Placement, cluster: Gpus, mo
         One transfer per pair of GPUs with something to send, by source of the token, then expert GPU.
     """
     copies = choice_copies(routing, placement, cluster)
+    token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
+    logical = float(copies.sum() * token)
     if routing.padding is not None:
         np.add.at(copies.T, placement.gpu_of, routing.padding.T)
     np.fill_diagonal(copies, 0)
     home, away = np.nonzero(copies)
     n_copies = copies[home, away].astype(np.float64)
-    if phase == "dispatch":
-        return independent(home, away, n_copies * model.dispatch_token_bytes)
-    return independent(away, home, n_copies * model.combine_token_bytes)
+    src, dst = (home, away) if phase == "dispatch" else (away, home)
+    return replace(independent(src, dst, n_copies * token), logical_bytes=logical)

@@ -47,9 +47,10 @@ def in_channels(plain: Transfers, cluster: Gpus, kernel: Kernel) -> Transfers:
     piece = np.minimum(plain.nbytes / max(1.0, channels), np.where(inside, kernel["chunk_nvlink"], kernel["chunk_net"]))
     copied_out = np.where(small, 0.0, 2 * piece / kernel["sm_rate"])       # by an SM that sends at the same time
     release = slowness * (base + np.maximum(0.0, hop - kernel["hop_in_wires"]) + copied_out)
+    logical = float(plain.nbytes.sum()) if plain.logical_bytes is None else plain.logical_bytes
     return replace(
         plain, release=release, nbytes=np.where(small, 2 * plain.nbytes, plain.nbytes), chunk=plain.chunk,
-        messages=np.ceil(plain.nbytes / piece), logical_bytes=float(plain.nbytes.sum()),
+        messages=np.ceil(plain.nbytes / piece), logical_bytes=logical,
         lanes=lanes_from((CHANNEL, np.where(inside, plain.src, -1), np.ones(plain.n)), n_gpus=cluster.n_gpus),
     )  # fmt: skip
 

@@ -9,12 +9,12 @@ import numpy as np
 from clustersim.exchange.copies import Gpus, TokenBytes, choice_copies, count_copies, destinations, distinct
 from clustersim.exchange.hierarchical import copy_bytes_of, forwarders_of, transfers_of
 from clustersim.exchange.payloads import loaded
-from clustersim.kernels import Kernel, load_kernel
+from clustersim.kernels import Kernel, launched, load_kernel, slowness
 from clustersim.lanes import lanes_from
 from clustersim.types import InputError, Ints, Lanes, Placement, Routing, Transfers, independent
 
 SENDING, FORWARDING = 0, 1      # lanes of the normal kernels: the even and the odd SMs
-ISSUING = 0                     # lane of the low-latency kernels
+ISSUING, PUTTING = 0, 1          # lanes of the low-latency kernels: RDMA messages; what a combine stores over NVLink
 
 
 def deepep_normal(
@@ -49,7 +49,7 @@ def deepep_normal(
     to_gpu, tokens = by_channel.sum(axis=1), np.bincount(routing.source, minlength=cluster.n_gpus)
     plain = transfers_of(phase, to_gpu, away, cluster, copy_bytes, chunk_tokens)
     phases = 1 if phase == "dispatch" else 2        # a combine first sends, then reduces
-    start = phases * constants["launch"] + (constants["notify"] if notify and phase == "dispatch" else 0.0)
+    start = phases * launched(constants, cluster.gpu) + (constants["notify"] if notify and phase == "dispatch" else 0.0)
     token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
     return replace(
         plain, release=np.full(plain.n, start),
@@ -153,6 +153,7 @@ def _puts(
     token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
     message = token + 16 if phase == "dispatch" else token
     logical = float(copies.sum() * token)
+    own = np.diag(copies).copy()
     np.fill_diagonal(copies, 0)
     home, away = np.nonzero(copies)
     count = copies[home, away].astype(np.float64)
@@ -161,11 +162,19 @@ def _puts(
     np.fill_diagonal(by_rdma, False)
     experts = np.bincount(placement.gpu_of, minlength=n)
     told = by_rdma @ experts if phase == "dispatch" else experts * by_rdma.sum(axis=1)      # counts or flags of each GPU
-    release = constants["launch"] + constants["message"] * told
+    slower = slowness(constants, cluster.gpu)
+    round_s, first = slower * constants["round"], slower * constants["launch"]
     nic = by_rdma[src, dst]
+    taken = np.bincount(dst[~nic], count[~nic], n) + own                # messages that a GPU takes out of its buffer
+    copied_out = 2 * taken * token / (constants["copy_share"] * cluster.gpu.memory_bandwidth)
+    begins = np.where(nic | (phase == "dispatch"), round_s, first)
+    begins += np.where(nic, constants["message"] * told[src], copied_out[dst])
     plain = independent(src, dst, count * message)
+    putting = ~nic & (phase == "combine")
     return replace(
-        plain, release=release[src].astype(np.float64), by_nic=nic if rdma else None, messages=count, logical_bytes=logical,
-        least=np.full(n, constants["handshake"]),
-        lanes=lanes_from((ISSUING, np.where(nic, src, -1), np.full(plain.n, 1 / message)), n_gpus=n),
+        plain, release=begins, by_nic=nic if rdma else None, messages=count, logical_bytes=logical, least=np.full(n, round_s),
+        lanes=lanes_from(
+            (ISSUING, np.where(nic, src, -1), np.full(plain.n, 1 / message)),
+            (PUTTING, np.where(putting, src, -1), np.ones(plain.n)), n_gpus=n,
+        ),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -43,8 +44,10 @@ def node_dedup(
         raise InputError(f"exchange.chunk_tokens={chunk_tokens}: at least one token moves at a time")
     copy_bytes = copy_bytes_of(phase, model, metadata_bytes)
     to_gpu, to_node = distinct_copies(routing, placement, cluster)
+    token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
+    logical = float((to_node if cluster.n_nodes > 1 else to_gpu).sum() * token)
     to_node[np.arange(cluster.n_gpus), cluster.node_of] = 0
-    return transfers_of(phase, to_gpu, to_node, cluster, copy_bytes, chunk_tokens)
+    return replace(transfers_of(phase, to_gpu, to_node, cluster, copy_bytes, chunk_tokens), logical_bytes=logical)
 
 
 def transfers_of(

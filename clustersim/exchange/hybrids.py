@@ -10,7 +10,7 @@ from clustersim.exchange.copies import Gpus, TokenBytes, distinct_copies
 from clustersim.exchange.hierarchical import copy_bytes_of, forwarders_of, transfers_of
 from clustersim.exchange.onesided import rank_dedup
 from clustersim.exchange.payloads import loaded
-from clustersim.kernels import load_kernel
+from clustersim.kernels import launched, load_kernel
 from clustersim.lanes import lanes_from
 from clustersim.types import Ints, Lanes, Placement, Routing, Transfers
 
@@ -34,7 +34,7 @@ def hybrid_ep(
     plain = transfers_of(phase, to_gpu, away, cluster, copy_bytes, chunk_tokens)
     counted = to_node if cluster.n_nodes > 1 else to_gpu
     return replace(
-        plain, release=np.full(plain.n, constants["launch"]), lanes=_by_sms(plain, cluster),
+        plain, release=np.full(plain.n, launched(constants, cluster.gpu)), lanes=_by_sms(plain, cluster),
         logical_bytes=float(counted.sum() * copy_bytes),
     )  # fmt: skip
 
@@ -52,8 +52,8 @@ def deepep_v2(
     """
     constants, model = load_kernel(kernel), loaded(model, dispatch_payload, combine_payload)
     copy_bytes = copy_bytes_of(phase, model, None)
+    token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
     if not hybrid:
-        token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
         plain = rank_dedup(phase, routing, placement, cluster, model, metadata_bytes=0.0)
         plain = replace(plain, nbytes=plain.nbytes / token * copy_bytes)
     else:
@@ -63,8 +63,9 @@ def deepep_v2(
         plain = transfers_of(phase, to_gpu, away, cluster, copy_bytes, chunk_tokens)
         if phase == "combine" and not multiple_reduction:
             plain = _unsummed(plain, to_gpu, cluster, copy_bytes)
+        plain = replace(plain, logical_bytes=float((to_node if cluster.n_nodes > 1 else to_gpu).sum() * token))
     return replace(
-        plain, release=np.full(plain.n, constants["launch"]), lanes=_by_sms(plain, cluster),
+        plain, release=np.full(plain.n, launched(constants, cluster.gpu)), lanes=_by_sms(plain, cluster),
         chunk=np.minimum(plain.nbytes, chunk_tokens * copy_bytes),
     )  # fmt: skip
 

@@ -61,6 +61,17 @@ def sms_held(name: str, options: Mapping[str, Any], cluster: Cluster) -> int:
     return held
 
 
+def wait_beside(name: str, options: Mapping[str, Any]) -> float:
+    """Seconds that the ranks of an exchange wait for each other to begin, where another micro-batch computes meanwhile.
+
+    0 for kernels of which nobody has measured it.
+    """
+    if name not in HELD:
+        return 0.0
+    kernel = load_kernel(options.get("kernel") or DEFAULT_KERNEL[name])
+    return float(kernel["beside"]) if "beside" in kernel.constants else 0.0
+
+
 def _normal(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:
     sms = options.get("sms", 24)
     if cluster.gpu.sms is not None and sms > cluster.gpu.sms:
@@ -76,7 +87,9 @@ def _two_ways(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> C
 
 
 def _low_latency(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:
-    return equip(cluster, {"issue": 1 / kernel["message"]}, nvlink=kernel["nvlink_share"], nic=kernel["nic_share"])
+    share = kernel["combine_share"] if cluster.gpu.fp4_flops is None else kernel["nvlink_share"]
+    lanes = {"issue": 1 / kernel["message"], "put": share * cluster.nominal["nvlink"]}
+    return equip(cluster, lanes, nvlink=kernel["nvlink_share"], nic=kernel["nic_share"])
 
 
 def _one_sided(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:

@@ -57,7 +57,7 @@ LINK = np.dtype(
         ("since", "f8"),
         ("done", "f8"),             # bytes of the flows that have ended since BEGAN
         ("drift", "f8"),            # bytes that each of those it limits has had beyond what is booked on its other links
-        ("stale", "i8"),            # 1 when they have changed since it was looked at
+        ("stale", "i8"),            # 1 when some have left since it was looked at, 2 when some have joined
         ("list_start", "i8"),       # the flows that cross it: lists[list_start : list_start + list_size], some of them done
         ("list_size", "i8"),
         ("paid", "f8"),             # when it last settled that
@@ -344,7 +344,7 @@ def _leave(links, flows, hops, owned, ends, f):
     if at != last:
         owned[at] = owned[last]
         flows[owned[at].flow].own_at = at
-    links[link].stale = 1
+    links[link].stale = max(1, links[link].stale)
     if links[link].own_size == 0:
         links[link].own = 0.0
         links[link].level = np.inf
@@ -374,7 +374,7 @@ def _relimit(s, f, link, hop, kappa, hold, t):
     if links[link].own_size == 0:
         links[link].level = max(0.0, (links[link].capacity - links[link].other) / links[link].own)
     links[link].own_size += 1
-    links[link].stale = 1
+    links[link].stale = 2
     owned[at].key = flows[f].key = links[link].served + left / kappa
     owned[at].kappa = kappa
     owned[at].flow = f
@@ -703,13 +703,14 @@ def _lowest_hop(links, flows, hops, f):
 
 
 @inlined
-def _pay(links, link, most):
+def _pay(links, ends, link, most):
     """What the others had beyond the books is missing to those that this link limits; no more than `most` bytes at a time."""
     missing = min(most, max(-most, links[link].debt / links[link].own))
     links[link].debt -= missing * links[link].own
     links[link].served -= missing
     links[link].drift -= missing
-    links[link].stale = 1
+    ends[link] += missing / links[link].level
+    links[link].stale = max(1, links[link].stale)
 
 
 @inlined
@@ -727,9 +728,10 @@ def _look_at(s, link, t):
     owes = abs(links[link].debt) > s.clock[SMALL] * links[link].capacity
     if owes and links[link].own > 0.0 and links[link].level < np.inf and links[link].paid != t:
         links[link].paid = t                        # once per step, or what one pays back is another's debt at once
-        _pay(links, link, 0.2 * links[link].level * s.clock[QUANTUM])
+        _pay(links, s.ends, link, 0.2 * links[link].level * s.clock[QUANTUM])
+    forgiven = 1 if s.clock[QUANTUM] > 0.0 else 0   # in steps, those that are left may keep a level that hardly moves
     while links[link].own_size > 0:
-        if links[link].stale == 0 and abs(new - links[link].level) <= s.clock[STILL] * links[link].level:
+        if links[link].stale <= forgiven and abs(new - links[link].level) <= s.clock[STILL] * links[link].level:
             break
         links[link].level = new
         n = _push_rates(s, link, new)
@@ -1037,6 +1039,7 @@ def _play_alone(s, link, until, n_ended):
     free = links[link].capacity - links[link].other
     level = links[link].level
     reach = -np.inf                                 # flows up to here have been in the heap
+    beyond = np.inf                                 # the first that has not
     n = 0
     going = True
     while going:
@@ -1045,12 +1048,16 @@ def _play_alone(s, link, until, n_ended):
             reach = served + 2.0 * level * (until - t)
             if reach <= last or links[link].own <= 0.0:
                 break
+            beyond = np.inf
             tally[FLOW_VISITS] += links[link].own_size
             for at in range(links[link].own_start, links[link].own_start + links[link].own_size):
-                if owned[at].key > last and owned[at].key <= reach and not owned[at].held:
-                    moves[n].key = owned[at].key
-                    moves[n].flow = owned[at].flow
-                    n += 1
+                if owned[at].key > last and not owned[at].held:
+                    if owned[at].key <= reach:
+                        moves[n].key = owned[at].key
+                        moves[n].flow = owned[at].flow
+                        n += 1
+                    else:
+                        beyond = min(beyond, owned[at].key)
             _heap_moves(moves, n)
         while n > 0:
             level = free / links[link].own
@@ -1076,7 +1083,8 @@ def _play_alone(s, link, until, n_ended):
         links[link].drift += served - booked
         links[link].served = served
         links[link].since = until
-        links[link].stale = 1
+        first = moves[0].key if n > 0 else beyond
+        s.ends[link] = until + (first - served) / links[link].level if links[link].level > 0.0 else np.inf
         _push_link(links, s.order, tally, link, level)
     return n_ended
 

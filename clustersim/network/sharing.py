@@ -321,7 +321,7 @@ def coarsen(state: State, resolution: float, seconds: float) -> None:
     clock[kernel.QUANTUM] = resolution * seconds
     clock[kernel.GROWTH] = GROWTH * resolution
     clock[kernel.TIE] = max(kernel.SAME_LEVEL, 0.5 * resolution)
-    clock[kernel.STILL] = max(kernel.SAME_RATE, 0.03 * resolution)
+    clock[kernel.STILL] = max(kernel.SAME_RATE, 0.2 * resolution)
     clock[kernel.SMALL] = 0.03 * resolution * clock[kernel.QUANTUM]
 
 

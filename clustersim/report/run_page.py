@@ -13,6 +13,7 @@ from clustersim.report.reading import RunData, leaves
 from clustersim.report.run_figures import by_link
 from clustersim.report.shapes import Figure
 from clustersim.report.wording import NONE, known, nbytes, number, percent, seconds
+from clustersim.results.footprint import memory_line
 
 HOTTEST = 10
 
@@ -39,7 +40,9 @@ def page_of_run(run: RunData, figures: Sequence[Figure]) -> str:
 
 def _notes(run: RunData) -> list[str]:
     several = [f"numbers are means over {run.steps} steps, pictures and tables show the first"] if run.steps > 1 else []
-    return [*several, *run.told.get("notes", ())]
+    table = run.tables.get("memory", pl.DataFrame())
+    held = [f"memory of the fullest GPU: {memory_line(run.summary, table)}"] if table.height else []
+    return [*several, *run.told.get("notes", ()), *held]
 
 
 def _capacity(run: RunData) -> str:

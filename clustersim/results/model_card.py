@@ -21,11 +21,11 @@ def model_page(path: str) -> RenderableType | None:
     Raises:
         InputError: a file that describes no sound model.
     """
-    config = _model_file(path)
+    config = model_file(path)
     return None if config is None else _card(describe(config))
 
 
-def _model_file(path: str) -> dict[str, object] | None:
+def model_file(path: str) -> dict[str, object] | None:
     """The config of a model of ours by name, or of a YAML file that describes one; None for anything else."""
     import yaml
 

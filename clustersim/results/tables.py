@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,7 @@ def layers_table(played: Played, gpus: pl.DataFrame, cluster: Cluster, counts: S
 _LAYER_COLUMNS = {
     "imbalance": pl.Float64, "dropped": pl.Int64, "capacity_used": pl.Float64, "nvlink_bytes": pl.Float64,
     "nic_bytes": pl.Float64, "over_bound": pl.Float64, "bottleneck": pl.String, "bottleneck_busy_s": pl.Float64,
+    "logical_bytes": pl.Float64,
     "partly_dropped_tokens": pl.Int64, "fully_dropped_tokens": pl.Int64, "rerouted": pl.Int64, "gate_mass_dropped": pl.Float64,
     "gate_mass_lost": pl.Float64, "padding_sent_bytes": pl.Float64, "padding_computed_rows": pl.Int64,
 }  # fmt: skip
@@ -137,9 +139,9 @@ def summary_table(row: Mapping[str, Any]) -> pl.DataFrame:
 
 _MAY_BE_NULL = (
     "capacity_factor", "tokens_per_s", "tokens_per_s_per_gpu", "gate_mass_dropped", "gate_mass_lost", "capacity_used",
-    "imbalance", "over_bound", "ecmp_collision", "nvlink_bytes", "nic_bytes", "seconds_saved_by_dropping", "moe_layer_s",
-    "balancedness", "utilisation", "gap_to_least", "cross_node_copies", "distinct_nodes", "time_per_output_token_s",
-    "tokens_per_s_per_user", *CAUSE_COLUMNS, *COST_COLUMNS,
+    "imbalance", "over_bound", "ecmp_collision", "nvlink_bytes", "nic_bytes", "logical_bytes", "seconds_saved_by_dropping",
+    "moe_layer_s", "balancedness", "utilisation", "gap_to_least", "cross_node_copies", "distinct_nodes",
+    "time_per_output_token_s", "tokens_per_s_per_user", *CAUSE_COLUMNS, *COST_COLUMNS, "memory_bandwidth_s",
     *(f"{name}_ci95" for name in INTERVALS),
 )  # fmt: skip
 
@@ -160,6 +162,7 @@ def _layer_row(pair: Any, counts: LayerCounts | None, cluster: Cluster) -> dict[
         "over_bound": (pair[0].span_s + pair[1].span_s) / bound if bound > 0 else None,
         "bottleneck": cluster.links[int(busy.argmax())].name if bound > 0 else None,
         "bottleneck_busy_s": float(busy.max()),
+        "logical_bytes": _payload(pair),
         "partly_dropped_tokens": counts.partly_dropped,
         "fully_dropped_tokens": counts.fully_dropped,
         "rerouted": int(counts.rerouted_here.sum()),
@@ -168,6 +171,12 @@ def _layer_row(pair: Any, counts: LayerCounts | None, cluster: Cluster) -> dict[
         "padding_sent_bytes": counts.padding_sent_bytes,
         "padding_computed_rows": int(counts.padding_rows.sum()),
     }
+
+
+def _payload(exchanges: Iterable[Any]) -> float | None:
+    """Bytes of payload in every copy, None where an exchange does not count them."""
+    total = float(sum(one.logical_bytes for one in exchanges))
+    return None if math.isnan(total) else total
 
 
 def _entering(carried: Floats, cluster: Cluster, kind: str) -> float:
@@ -229,6 +238,7 @@ def summary_row(
         "bottleneck_busy_s": float(busy["busy_s"][0]) if bound > 0 else 0.0,
         "nvlink_bytes": float(layers["nvlink_bytes"].sum()) / n_steps,
         "nic_bytes": float(layers["nic_bytes"].sum()) / n_steps,
+        "logical_bytes": None if (payload := _payload(exchanges)) is None else payload / n_steps,
         "solves": sum(played.solves for played in steps),
         "events": sum(played.events for played in steps),
     }

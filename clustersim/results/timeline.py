@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,12 +132,12 @@ class Watch:
             self._recorder.watch(layer, dispatch, combine)
 
 
-def write_timeline(path: Path, recorder: Recorder, played: Played, told: Mapping[str, Any]) -> None:
-    """Write `timeline.json.gz`, whole or not at all; the same run gives the same bytes. `told` goes into its `otherData`."""
+def write_timeline(path: Path, events: Iterable[str], told: Mapping[str, Any]) -> None:
+    """Write `timeline.json.gz`, whole or not at all; the same events give the same bytes. `told` goes into its `otherData`."""
     with replacing(path) as temporary, temporary.open("wb") as raw, gzip.GzipFile("", "wb", 5, raw, mtime=0) as packed:
         packed.write(f'{{"displayTimeUnit":"ns","otherData":{json.dumps(dict(told), sort_keys=True)},"traceEvents":[\n'.encode())
         first = True
-        for event in timeline_events(recorder, played):
+        for event in events:
             packed.write(("" if first else ",\n").encode() + event.encode())
             first = False
         packed.write(b"\n]}\n")

@@ -6,8 +6,8 @@ routing. All GPUs of a group begin a pass together; the first exchange would let
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,8 @@ class Stages:
     wires: Wires
     machine: Machine                                # with all SMs
     beside: Machine                                 # with those that exchanges leave
+    hand_over: Transfers                            # what two overlapping tasks leave to other stages
+    wait_s: float                                   # before an exchange begins beside another micro-batch
     recompute: bool                                 # activations are made once more on the way back
 
 
@@ -163,6 +165,8 @@ class Blocks:
         """What there is to do in a layer, both ways."""
         s = self._stages
         machine = s.beside if beside else s.machine
+        if layer == programs.HANDOVER:
+            return Work(seconds={}, transfers={"hand_over": s.hand_over})
         if layer == programs.HEAD:
             return Work(seconds=_named("own", unembedding(s.model, s.batch, s.parallel, machine, s.cluster.n_gpus)), transfers={})
         own = self._own_of(layer, beside)
@@ -175,9 +179,10 @@ class Blocks:
         sent = self._traffic[same, routing]
         if (same, routing, beside) not in self._experts:
             self._experts[same, routing, beside] = routed_passes(s.model, sent.rows, sent.gpu_of, s.cluster.n_gpus, machine)
-        transfers: Mapping[str, Transfers] = {
-            "dispatch": sent.dispatch, "combine": sent.combine, "back_dispatch": sent.dispatch, "back_combine": sent.combine,
-        }  # fmt: skip
+        there, home = sent.dispatch, sent.combine
+        if beside and s.wait_s:
+            there, home = (replace(one, release=one.release + s.wait_s) for one in (there, home))
+        transfers = {"dispatch": there, "combine": home, "back_dispatch": there, "back_combine": home}
         return Work(seconds=seconds | _named("experts", self._experts[same, routing, beside]), transfers=transfers)
 
     def _own_of(self, layer: int, beside: bool) -> Own:

@@ -2,7 +2,8 @@
 
 Work has, under a layer, `own_f`, `own_i`, `own_w` (all but its routed experts: forward, gradient of the input, of the weights),
 `experts_f`, `experts_i`, `experts_w`, and the exchanges `dispatch`, `combine` on the way forward, `back_dispatch` (the gradient
-of what combine brought, sent as dispatch sent) and `back_combine` on the way back. Layer -1 is the unembedding.
+of what combine brought, sent as dispatch sent) and `back_combine` on the way back. Layer -1 is the unembedding; layer -2 has
+`hand_over`, what the task before leaves to the next stages.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Collection, Sequence
 
 from clustersim.engine.program import COMMUNICATE, COMPUTE, Op
 
-HEAD = -1
+HEAD, HANDOVER = -1, -2
 FORWARD, BACKWARD = 0, 1        # the micro-batches of a program of two
+EXCHANGED = ("dispatch", "combine", "back_dispatch", "back_combine", "hand_over")
 
 
 class _List:
@@ -27,7 +29,7 @@ class _List:
         return layer in self._routed
 
     def put(self, part: str, layer: int, batch: int, *after: tuple[str, int]) -> None:
-        stream = COMMUNICATE if part in ("dispatch", "combine", "back_dispatch", "back_combine") else COMPUTE
+        stream = COMMUNICATE if part in EXCHANGED else COMPUTE
         places = tuple(self._places[part, at, batch] for part, at in after if (part, at, batch) in self._places)
         self._places[part, layer, batch] = len(self.ops)
         self.ops.append(Op(stream=stream, part=part, layer=layer, batch=batch, after=places))
@@ -73,9 +75,12 @@ def both(
     """A forward pass through one stage and a backward pass through another, each beside the exchanges of the other.
 
     Layer by layer as in figure 4 of arXiv 2412.19437: experts back beside the dispatch, experts forward beside the exchange back,
-    attention back beside the combine, attention forward beside the next dispatch back.
+    attention back beside the combine, attention forward beside the next dispatch back. What goes to other stages takes its turn
+    in the stream of exchanges.
     """
     todo = _List(routed)
+    if any(todo.routed(layer) for layer in (*ahead, *back)):
+        todo.put("hand_over", HANDOVER, FORWARD)
     behind = ([HEAD] if head_back else []) + list(reversed(back))
     for step in range(max(len(ahead), len(behind))):
         layer = ahead[step] if step < len(ahead) else None

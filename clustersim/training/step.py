@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from clustersim import network as networks
 from clustersim.architecture import describe
 from clustersim.cluster import Cluster, build_cluster
-from clustersim.config import Run, whole
+from clustersim.config import Run, flag, positive, whole
 from clustersim.engine import machines
 from clustersim.engine.activations import Keeping
 from clustersim.engine.blocks import PRECISIONS
@@ -22,17 +21,19 @@ from clustersim.engine.machines import Machine
 from clustersim.engine.memory import Load, Memory, need
 from clustersim.engine.pipeline_play import Flow, play_pipeline
 from clustersim.engine.pipelines import Pipeline, Task
-from clustersim.engine.stages import chunks_of, ordered
-from clustersim.exchange.software import sms_held
+from clustersim.engine.stages import chunks_of
+from clustersim.exchange.software import sms_held, wait_beside
 from clustersim.model import Model
+from clustersim.network import packets
 from clustersim.parallel import Parallel, parallel_from
 from clustersim.pick import pick
 from clustersim.playing import Progress, Traffic, assemble, same_layers, traffic
 from clustersim.results.counting import LayerCounts
 from clustersim.training.blocks import Block, Blocks, Stages
+from clustersim.training.checks import check_beside, check_words, first_built, pipeline_of, told_of_group
 from clustersim.training.gradients import WEIGHT, Update, exposed_update, held, update
 from clustersim.training.layers import Batch
-from clustersim.types import Floats, InputError
+from clustersim.types import Floats, InputError, Transfers, independent
 
 OFFERS = {              # what may be changed where a step does not fit
     "gpus": "{} GPUs", "tensor": "parallel.tensor={}", "pipeline": "parallel.pipeline={}", "zero": "parallel.zero={}",
@@ -82,25 +83,26 @@ def train(run: Run, progress: Progress = lambda fraction, what: None) -> Trained
     parallel = parallel_from(run.config["parallel"], gpus)
     batch, micro_batches = _batch(workload, parallel)
     layers = _layers(run, parallel)
+    check_words(run)
     order = str(run.config["parallel"]["order"])
-    pipeline = ordered(order, parallel.pipeline, micro_batches, parallel.virtual)
-    small = _cluster(run, per_node, nodes=min(2, max(1, gpus // per_node)))
+    pipeline = pipeline_of(run, parallel, micro_batches)
+    small = first_built(lambda n: _cluster(run, per_node, nodes=n), min(2, gpus // per_node), gpus // per_node)
     wires = wires_of(small)
     memory = _memory(run, parallel, batch, micro_batches, small)
-    stages, counts = _stages(run, parallel, batch, layers, per_node, wires)
+    stages, counts = _stages(run, parallel, batch, layers, pipeline, small, wires)
     total = _distinct(pipeline, stages)
     blocks = Blocks(stages, lambda played: progress(min(0.99, played / total), f"{played} of {total} kinds of passes"))
-    flow = play_pipeline(pipeline, lambda tasks: blocks.of(tasks).seconds, _sender(run, parallel, batch, model, wires))
+    flow = play_pipeline(pipeline, lambda tasks: blocks.of(tasks).seconds, _sender(parallel, batch, model, wires))
     every = tuple(tuple(blocks.of(tasks) for tasks in device) for device in pipeline.tasks)
     updates = tuple(
         update(held(model, mine, layers, parallel), parallel, wires, stages.machine,
-               gradient_bytes=_positive("workload.gradient_bytes", workload["gradient_bytes"]))
+               gradient_bytes=positive("workload.gradient_bytes", workload["gradient_bytes"]))
         for mine in pipeline.held
     )  # fmt: skip
-    rounds = micro_batches // (parallel.pipeline if order == "interleaved" else 1)
+    rounds = micro_batches // (parallel.pipeline if order in ("interleaved", "combined") else 1)
     left = [
         exposed_update(u, parallel.zero, rounds, _passes(device, "F", blocks), _passes(device, "BIW", blocks),
-                       hide=_flag("workload.hide_gradients", workload["hide_gradients"]))
+                       hide=flag("workload.hide_gradients", workload["hide_gradients"]))
         for u, device in zip(updates, pipeline.tasks, strict=True)
     ]  # fmt: skip
     reduce_s, gather_s = (np.array(values) for values in zip(*left, strict=True))
@@ -147,13 +149,13 @@ def _cluster(run: Run, per_node: int, *, nodes: int) -> Cluster:
 
 
 def _stages(
-    run: Run, parallel: Parallel, batch: Batch, layers: tuple[range, ...], per_node: int, wires: Wires
+    run: Run, parallel: Parallel, batch: Batch, layers: tuple[range, ...], pipeline: Pipeline, small: Cluster, wires: Wires
 ) -> tuple[Stages, list[LayerCounts]]:
     """What the pipeline's tasks are made of; `counts` is filled as layers are played."""
     model, counts = run.model, list[LayerCounts]()
     name, options = run.options("network")
     if not model.n_moe_layers:
-        cluster = _cluster(run, 1, nodes=1)
+        cluster = first_built(lambda n: _cluster(run, 1, nodes=1) if n == 1 else small, 1, 2)
         first: dict[Any, int] = {}
         alike = [first.setdefault(model.layers[layer], layer) for layer in range(model.n_layers)]
         machine = _machine(run, cluster, 0)
@@ -164,10 +166,12 @@ def _stages(
         return Stages(
             model=model, parallel=parallel, batch=batch, layers=layers, traffic=nobody, alike=alike.__getitem__, routings=1,
             cluster=cluster, network=pick(networks, name, **options), wires=wires, machine=machine, beside=machine,
-            recompute=_recompute(run),
+            hand_over=_hand_over(0.0, 1), wait_s=0.0, recompute=_recompute(run),
         ), counts  # fmt: skip
-    group = _group_run(run, parallel, batch, per_node)
-    parts = assemble(group)
+    try:
+        parts = assemble(_group_run(run, parallel, batch, small.gpus_per_node))
+    except InputError as error:
+        raise told_of_group(error, run) from error
     steps = [replace(parts, workload=one, placements=placed) for one, placed in zip(
         parts.stream.steps, parts.plan.placements, strict=True
     )]  # fmt: skip
@@ -181,13 +185,18 @@ def _stages(
     def sent(layer: int, routing: int) -> Traffic:
         found = traffic(steps[routing], layer, parts.rule)
         counts.append(found.counts)
+        if name == "packet":
+            packets.need_few(parts.cluster, (found.dispatch, found.combine), 2 * len(set(same)) * len(steps), options["chunk"])
         return found
 
     kept = sms_held(*run.options("exchange"), parts.cluster)
+    if not check_beside(run, pipeline, parts.cluster, kept):
+        kept = 0
     return Stages(
         model=model, parallel=parallel, batch=batch, layers=layers, traffic=sent, alike=same.__getitem__, routings=len(steps),
         cluster=parts.cluster, network=parts.network, wires=wires, machine=_machine(run, parts.cluster, 0),
-        beside=_machine(run, parts.cluster, kept), recompute=_recompute(run),
+        beside=_machine(run, parts.cluster, kept), wait_s=wait_beside(*run.options("exchange")), recompute=_recompute(run),
+        hand_over=_hand_over(2 * _sender(parallel, batch, model, wires)(0, 1) if parallel.pipeline > 1 else 0.0, parallel.expert),
     ), counts  # fmt: skip
 
 
@@ -222,7 +231,8 @@ def _machine(run: Run, cluster: Cluster, sms: int) -> Machine:
     if name == "roofline":
         return machines.roofline(gpu, gemm)
     if name == "kernels":
-        return machines.kernels(gpu, gemm, options["tiles"], options["constants"], sms + options["sms_taken"])
+        return machines.kernels(gpu, gemm, options["tiles"], options["constants"], sms + options["sms_taken"],
+                                run.config["workload"]["framework"])
     raise InputError(f"compute={name}: training knows none, roofline and kernels")
 
 
@@ -248,7 +258,7 @@ def _memory(run: Run, parallel: Parallel, batch: Batch, micro_batches: int, clus
     load = Load(
         phase="training", micro_batch=batch.sequences, sequence=batch.sequence, micro_batches=micro_batches,
         order=str(run.config["parallel"]["order"]), keeping=Keeping(recompute=str(workload["recompute"]), linear=narrow),
-        gradients=_positive("workload.gradient_bytes", workload["gradient_bytes"]), optimiser=str(workload["optimiser"]),
+        gradients=positive("workload.gradient_bytes", workload["gradient_bytes"]), optimiser=str(workload["optimiser"]),
         exchange=run.options("exchange")[0],
     )  # fmt: skip
     found = need(describe(run.config["model"]), parallel, load)
@@ -262,7 +272,13 @@ def _recompute(run: Run) -> bool:
     return bool(run.config["workload"]["recompute"] == "full")
 
 
-def _sender(run: Run, parallel: Parallel, batch: Batch, model: Model, wires: Wires) -> Callable[[int, int], float]:
+def _hand_over(seconds: float, n_gpus: int) -> Transfers:
+    """Nothing that travels inside the group, but the stream that sends is taken for so long."""
+    nobody = np.zeros(0, np.int64)
+    return replace(independent(nobody, nobody, np.zeros(0)), least=np.full(n_gpus, seconds))
+
+
+def _sender(parallel: Parallel, batch: Batch, model: Model, wires: Wires) -> Callable[[int, int], float]:
     """Seconds between two stages: each GPU sends its share of a micro-batch's activations to the one in its place."""
     pieces = parallel.tensor if parallel.sequence_parallel else 1
     nbytes = batch.tokens * model.hidden * WEIGHT / pieces
@@ -287,18 +303,6 @@ def _distinct(pipeline: Pipeline, stages: Stages) -> int:
         tuple((task.kind, alike[task.stage], task.batch % stages.routings) for task in tasks)
         for device in pipeline.tasks for tasks in device
     })  # fmt: skip
-
-
-def _flag(key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(f"{key}={json.dumps(value)}: must be true or false")
-    return value
-
-
-def _positive(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise InputError(f"{key}={json.dumps(value)}: must be a number above 0")
-    return float(value)
 
 
 def _notes(stages: Stages, parallel: Parallel, blocks: Blocks, micro_batches: int) -> tuple[str, ...]:

@@ -21,10 +21,10 @@ from clustersim.validation.rows import Row
 from clustersim.writing import replacing
 
 FREE: Mapping[str, tuple[str, ...]] = {     # exchange -> its constants, those first that a few rows can tell
-    "nccl_alltoall": ("ports.nvlink_share", "nccl.base_simple", "ports.sm_rate", "nccl.base_ll"),
-    "deepep_normal": ("deepep_v1.launch", "ports.sm_rate", "ports.nvlink_share", "ports.nic_share"),
+    "nccl_alltoall": ("ports.nvlink_share", "nccl.base_simple", "nccl.sm_rate", "nccl.base_ll"),
+    "deepep_normal": ("ports.round", "ports.sm_rate", "ports.nvlink_share", "ports.nic_share"),
     "deepep_low_latency": (
-        "deepep_low_latency.launch", "deepep_low_latency.nvlink_share", "ports.nic_share", "deepep_low_latency.message",
+        "ports.round", "ports.nvlink_share", "deepep_low_latency.combine_share", "ports.nic_share", "deepep_low_latency.message",
     ),
 }  # fmt: skip
 KERNEL = {"nccl_alltoall": "nccl", "deepep_normal": "deepep_v1", "deepep_low_latency": "deepep_low_latency"}

@@ -13,6 +13,9 @@ from clustersim.types import InputError, Ints, Placement, Routing
 LIMITED = re.compile(r"uniform scores, best (\d+) of (\d+) (?:nodes|groups) by maximum")
 
 
+MOST = 1 << 27              # choices: a gigabyte
+
+
 def routing_of(rng: np.random.Generator, words: str, *, gpus: int, tokens: int, experts: int, top_k: int) -> Routing:
     """Choices of `tokens` tokens on each of `gpus` GPUs.
 
@@ -25,6 +28,8 @@ def routing_of(rng: np.random.Generator, words: str, *, gpus: int, tokens: int, 
     if not 1 <= top_k <= experts:
         raise InputError(f"case.top_k={top_k}: must be from 1 to the {experts} experts")
     n = gpus * tokens
+    if n * top_k > MOST:
+        raise InputError(f"case.tokens_per_gpu={tokens}: {n * top_k} choices on {gpus} GPUs; at most {MOST} are drawn")
     if words == "balanced":
         ids = _balanced(gpus, tokens, experts, top_k)
     elif words == "uniform":

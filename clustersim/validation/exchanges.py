@@ -51,10 +51,10 @@ def exchange(case: Mapping[str, Any]) -> float:
         seconds.append(STATISTICS[case["statistic"]](arrived))
         moved.append((transfers.logical_bytes or float(transfers.nbytes.sum())) / cluster.n_gpus)
     mean = float(np.mean(seconds))
+    if not mean:
+        raise InputError(f"case.gpus={case.get('gpus', 1)}: nothing travels")
     if metric.startswith("seconds"):
         return mean
-    if not mean:
-        raise InputError(f"case.metric={metric}: nothing travels")
     return float(np.mean(moved)) / mean
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,10 @@ def gemm(case: Mapping[str, Any]) -> float:
     """One GEMM kernel on one GPU: FLOP/s (2 groups m n k over the time) where `metric` begins so, else seconds.
 
     Keys: `gpu`, `dtype` (bf16, fp8, mxfp8, fp4), `m` (rows of each group), `n`, `k`; `groups` (1), `layout` (dense, contig,
-    masked), `kernel` (a rule of `engine.tiles`: for FP8 on GPUs without FP4 the first release of DeepGEMM, whose
-    figures are those that were published, else the later one).
+    masked), `sms` (left for it; all), `kernel` (a rule of `engine.tiles`: for FP8 on GPUs without FP4 the first release of
+    DeepGEMM, whose figures are those that were published, else the later one).
     """
-    only(case, "gpu", "dtype", "m", "n", "k", "groups", "layout", "kernel", "gpus")
+    only(case, "gpu", "dtype", "m", "n", "k", "groups", "layout", "kernel", "gpus", "sms")
     gpu, precision = machine({"gpu": needed(case, "gpu")[0]}).gpu, _precision(case)
     m, n, k = (_whole(case, key) for key in ("m", "n", "k"))
     groups = _whole(case, "groups", 1)
@@ -39,6 +40,8 @@ def gemm(case: Mapping[str, Any]) -> float:
         raise InputError(f"case.groups={groups}: a dense GEMM has one; layout must be contig or masked")
     first = case["dtype"] == "fp8" and gpu.fp4_flops is None
     kernels = _kernels(case, gpu, FIRST if first else LATER)
+    if case.get("sms") is not None:
+        kernels = replace(kernels, sms=_whole(case, "sms"))
     seconds = grouped_seconds(
         np.full(groups, m), np.zeros(groups, np.int64), 1, n, k, layout=layout, precision=precision, kernels=kernels
     )[0]
@@ -85,7 +88,7 @@ def _rows(case: Mapping[str, Any], choices: int, experts: int, ranks: int) -> In
         if not whole or len(given) > mine:
             raise InputError(f"case.expert_tokens={given}: must be whole numbers, one for each of the rank's {mine} experts")
         return np.array([*given, *[0] * (mine - len(given))])
-    if load != "uniform" and (isinstance(load, bool) or not isinstance(load, int | float) or not 1 <= load <= ranks):
+    if load != "uniform" and (isinstance(load, bool) or not isinstance(load, int | float) or not 0 < load <= ranks):
         raise InputError(
             f"case.load={load}: does not say what the busiest rank gets; give uniform, its tokens over the mean (1 to {ranks}), "
             "or expert_tokens"

@@ -1,36 +1,66 @@
-"""Each group scored with constants that none of its own rows has set: what the simulator would say of a system not seen."""
+"""The constants, fitted again: all of them on the rows that set them, and each group's without its own rows. Changes no file."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from clustersim.kernels import fitted_constants, trying
+from clustersim.kernels import fitted_constants, load_kernel, trying
 from clustersim.types import Floats
-from clustersim.validation.fitting import least_squares
+from clustersim.validation.fitting import Fit, least_squares
 from clustersim.validation.rows import Row
 from clustersim.validation.scoring import conventions, score
 
+Progress = Callable[[float, str], None]
 WIDER = 1.5             # a group may be this much further off than its bar
-COPYING = ("ports.nvlink_share", "ports.sm_rate", "ports.nic_share", "deepep_v1.launch")
-STEADY = {"V6": ("tokens_per_gpu", 512), "V7": ("bytes_per_gpu", 1 << 26)}      # rows that bandwidth decides
-ALONE: Mapping[str, Mapping[str, str]] = {     # constants that only a group's own rows can set -> what stands in for them
-    "V2": {"deepep_low_latency.nvlink_share": "ports.nvlink_share", "deepep_low_latency.handshake": "deepep_low_latency.launch"},
-    "V6": {
-        "trtllm_one_sided.handshake_dispatch": "deepep_low_latency.handshake",
-        "trtllm_one_sided.handshake_combine": "deepep_low_latency.handshake",
-    },
-}
+LARGE = {"V7": ("bytes_per_gpu", 1 << 20)}      # smaller ones wait for latencies, which NCCL's source gives
+SQUARES, EIGHTH = 2, 8  # powers of a row's error, in units of its bar, whose sum is least
+SETS: tuple[tuple[tuple[str, ...], tuple[str, ...], int], ...] = (      # constants, groups whose rows set them together
+    (
+        ("ports.nvlink_share", "trtllm_one_sided.handshake_dispatch", "trtllm_one_sided.handshake_combine", "nccl.sm_rate"),
+        ("V6", "V7"), SQUARES,
+    ),
+    (
+        (
+            "ports.round", "deepep_low_latency.launch", "deepep_low_latency.message", "deepep_low_latency.combine_share",
+        ),
+        ("V2",), EIGHTH,        # two of its rows pull against each other by 25 %, and its bar of the worst is 12 %
+    ),
+    (("ports.sm_rate", "ports.nic_share"), ("V4",), SQUARES),
+    (("megatron.bf16_share", "megatron.fp8_share"), ("V11",), SQUARES),
+)  # fmt: skip
 FITTED_ON: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {     # group -> constants fitted again, whose rows do it
-    "V2": (("deepep_low_latency.launch", "deepep_low_latency.message"), ("V1",)),
-    "V4": (COPYING, ("V3", "V5", "V6", "V7")),
-    "V6": (("ports.nvlink_share",), ("V4", "V7")),
-    "V7": (("ports.nvlink_share", "ports.sm_rate"), ("V4", "V6")),
+    "V2": (("ports.round", "deepep_low_latency.message"), ("V1", "V4")),
+    "V4": (("ports.sm_rate", "ports.nic_share"), ("V2", "V3", "V5")),
+    "V6": (("ports.nvlink_share",), ("V7",)),
+    "V7": (("ports.nvlink_share",), ("V6",)),
+    "V11": ((), ()),
 }
+ALONE: Mapping[str, Mapping[str, tuple[str, float]]] = {     # constants that no other rows tell -> times what stands in for them
+    "V2": {
+        "deepep_low_latency.launch": ("nccl.base_simple", 1.0),                   # of NCCL's source: before its first bytes
+        "deepep_low_latency.combine_share": ("ports.nvlink_share", 1.0),
+    },
+    "V6": {
+        "trtllm_one_sided.handshake_dispatch": ("ports.round", 429 / 377),       # a load on GB200 against one on H100
+        "trtllm_one_sided.handshake_combine": ("ports.round", 2 * 429 / 377),     # two kernels: one prepares the buffer
+    },
+    "V7": {"nccl.sm_rate": ("ports.sm_rate", 1.0)},
+    "V11": {"megatron.bf16_share": ("", 1.0), "megatron.fp8_share": ("", 1.0)},      # the fastest GEMM that a search finds
+}  # fmt: skip
+
+
+def refit(rows: list[Row], progress: Progress = lambda fraction, what: None) -> list[tuple[tuple[str, ...], Fit]]:
+    """Every set of constants that the table's rows set, fitted from where it is now: the groups and what comes out."""
+    found = []
+    for i, (constants, groups, power) in enumerate(SETS):
+        progress(i / len(SETS), ", ".join(groups))
+        found.append((groups, _fit(constants, [row for row in rows if row.group in groups and _large(row)], power)))
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +80,7 @@ class Left:
         return self.median <= self.bar_median and self.worst <= self.bar_worst
 
 
-def leave_one_out(rows: list[Row], progress: Callable[[float, str], None] = lambda fraction, what: None) -> list[Left]:
+def leave_one_out(rows: list[Row], progress: Progress = lambda fraction, what: None) -> list[Left]:
     """Every group of measurements that is modelled, each scored without what its own rows have taught."""
     groups = conventions()
     names = [name for name, group in groups.items() if not group.get("identity") and any(r.group == name for r in rows)]
@@ -59,7 +89,7 @@ def leave_one_out(rows: list[Row], progress: Callable[[float, str], None] = lamb
         progress(i / len(names), name)
         values, came_from = _elsewhere(name, rows)
         with trying(values):
-            scored = [one for one in score([row for row in rows if row.group == name]) if one.error is not None]
+            scored = [one for one in score(_counted(name, rows)) if one.error is not None]
         if not scored:
             continue
         bar = groups[name]["bar"]
@@ -72,28 +102,46 @@ def leave_one_out(rows: list[Row], progress: Callable[[float, str], None] = lamb
     return found
 
 
+def _counted(name: str, rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.group == name and "aside" not in row.case]
+
+
 def _elsewhere(name: str, rows: list[Row]) -> tuple[dict[str, float], str]:
     """The constants of a group as other groups' rows set them, and which did."""
     if name not in FITTED_ON:
         return {}, "none of its rows set a constant"
     fitted, teachers = FITTED_ON[name]
+    values = dict(_fit(fitted, [row for row in rows if row.group in teachers and _large(row)]).values) if fitted else {}
+    for key, (other, times) in ALONE.get(name, {}).items():
+        values[key] = times * (values.get(other) or _value(other))
+    told = [f"{_leaves(fitted)} from {', '.join(teachers)}"] if fitted else []
+    for key, (other, times) in ALONE.get(name, {}).items():
+        told.append(f"{_leaves([key])} as " + ((other and (other if times == 1 else f"{times:.3g} {other}")) or f"{times:g}"))
+    return values, "; ".join(told)
+
+
+def _fit(constants: Iterable[str], rows: list[Row], power: int = SQUARES) -> Fit:
     known = {key: one.value for key, one in fitted_constants().items()}
-    teaching = [row for row in rows if row.group in teachers and _steady(row)]
 
     def residuals(values: Mapping[str, float]) -> Floats:
         with trying(values):
-            return np.array([math.log1p(one.error) for one in score(teaching) if one.error is not None])
+            errors = np.array([math.log1p(one.error) / (one.bar or 1.0) for one in score(rows) if one.error is not None])
+        powered: Floats = np.sign(errors) * np.abs(errors) ** (power / 2)
+        return powered
 
-    fit = least_squares({key: known[key] for key in fitted}, residuals, rounds=4)
-    values = dict(fit.values)
-    for key, other in ALONE.get(name, {}).items():
-        values[key] = values.get(other, known[other])
-    said = f"{', '.join(key.rpartition('.')[2] for key in fitted)} from {', '.join(teachers)}"
-    if name in ALONE:
-        said += "; " + ", ".join(f"{key.rpartition('.')[2]} as {other}" for key, other in ALONE[name].items())
-    return values, said
+    return least_squares({key: known[key] for key in constants}, residuals, rounds=4)
 
 
-def _steady(row: Row) -> bool:
-    key, least = STEADY.get(row.group, ("", 0))
+def _value(key: str) -> float:
+    """A constant as it is; 1 for none."""
+    kernel, _, leaf = key.rpartition(".")
+    return load_kernel(kernel)[leaf] if key else 1.0
+
+
+def _leaves(keys: Iterable[str]) -> str:
+    return ", ".join(key.rpartition(".")[2] for key in keys)
+
+
+def _large(row: Row) -> bool:
+    key, least = LARGE.get(row.group, ("", 0))
     return not key or row.case.get(key, 0) >= least

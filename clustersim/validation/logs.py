@@ -19,14 +19,17 @@ __all__ = ["deepep", "nccl_tests", "nvbandwidth"]
 GPUS = {"H100": "h100_sxm", "H200": "h200_sxm", "H800": "h800_sxm", "A100": "a100_sxm", "GB300": "gb300", "GB200": "gb200",
         "B300": "b300", "B200": "b200"}  # fmt: skip
 
-_NCCL_LINE = re.compile(r"^\s*(\d+)\s+(\d+)\s+(\w+)\s+\S+\s+-?\d+\s+([\d.]+)\s+[\d.]+\s+[\d.]+\s+\S+", re.MULTILINE)
+_FLOAT = r"[\d.]+(?:e[+-]?\d+)?"            # nccl-tests print 1.2e+07 where seven characters are too few
+_NCCL_LINE = re.compile(rf"^\s*(\d+)\s+(\d+)\s+(\w+)\s+\S+\s+-?\d+\s+({_FLOAT})\s+{_FLOAT}\s+{_FLOAT}\s+\S+", re.MULTILINE)
 _NCCL_RANK = re.compile(r"^#\s+Rank\s+(\d+).*?\]\s+(.*)$", re.MULTILINE)
 _CONFIG = re.compile(r"num_tokens=(\d+),\s*hidden=(\d+),\s*num_topk=(\d+)")
-_NORMAL = re.compile(r"Best (dispatch|combine)(?: \((\w+)\))?: SMs (\d+),.*?(?:avg_t|t): ([\d.]+) us", re.IGNORECASE)
+_NORMAL = re.compile(r"Best (dispatch|combine)(?: \((\w+)\))?: SMs (\d+),(.*)", re.IGNORECASE)
+_TIMES = re.compile(r"(?:avg_t|\bt|transmit): ([\d.]+) us|[\d.]+ \+ ([\d.]+) us")      # between nodes: notify + transmission
+_RATES = re.compile(r"([\d.]+) GB/s \((RDMA|NVL)\)")
 _LOW = re.compile(
     r"\[rank (\d+)\] Dispatch bandwidth: [\d.]+ GB/s, avg_t=([\d.]+) us \| Combine bandwidth: [\d.]+ GB/s, avg_t=([\d.]+) us"
 )
-_D2D = re.compile(r"^SUM (device_to_device\w*_ce) ([\d.]+)", re.MULTILINE)
+_D2D = re.compile(r"^SUM (device_to_device\w*_ce(?:_total)?) ([\d.]+)", re.MULTILINE)
 
 
 def read_log(path: Path, given: Mapping[str, Any]) -> list[Row]:
@@ -47,7 +50,10 @@ def read_log(path: Path, given: Mapping[str, Any]) -> list[Row]:
 
 
 def nccl_tests(text: str, given: Mapping[str, Any]) -> list[Row]:
-    """alltoall_perf: its out-of-place times by size; ranks and GPU from the header."""
+    """alltoall_perf: its out-of-place times by size; ranks and GPU from the header.
+
+    Layout: NVIDIA/nccl-tests @0fdb00a, src/util.cu.
+    """
     if "out-of-place" not in text or (lines := _NCCL_LINE.findall(text)) == []:
         return []
     ranks = _NCCL_RANK.findall(text)
@@ -66,7 +72,11 @@ def nccl_tests(text: str, given: Mapping[str, Any]) -> list[Row]:
 
 
 def deepep(text: str, given: Mapping[str, Any]) -> list[Row]:
-    """test_intranode, test_internode, test_low_latency: the best of each tuning, or every rank's average."""
+    """test_intranode, test_internode, test_low_latency: the best of each tuning, or every rank's average.
+
+    Layout: deepseek-ai/DeepEP, tests/ @031a5c4 (rates alone) and after (with a time, "notify + transmission" between nodes),
+    and ai-dynamo/aiconfigurator @901d068, collector/deep_collector ("transmit: ... us, notify: ... us").
+    """
     normal, low = _NORMAL.findall(text), _LOW.findall(text)
     if not normal and not low:
         return []
@@ -91,30 +101,45 @@ def deepep(text: str, given: Mapping[str, Any]) -> list[Row]:
             }))  # fmt: skip
         return rows
     words = f"uniform scores, best {min(nodes, 4)} of {nodes} nodes by maximum"
-    return [
-        _row(given, f"{phase} {kind or 'BF16'} {sms} SMs", float(time) * 1e-6, {
+    rows = []
+    for phase, kind, sms, rest in normal:
+        name, value, metric = _normal_value(given, rest, "RDMA" if nodes > 1 else "NVL")
+        rows.append(_row(given, f"{phase} {kind or 'BF16'} {sms} SMs{name}", value, {
             **case, "exchange": "deepep_normal", "phase": phase.lower(), "routing": words, "sms": int(sms),
-            "payload": "fp8_block128" if kind.upper() == "FP8" else "bf16", "metric": "seconds of transmission, notify apart",
-        })
-        for phase, kind, sms, time in normal
-    ]  # fmt: skip
+            "payload": "fp8_block128" if kind.upper() == "FP8" else "bf16", "metric": metric,
+        }))  # fmt: skip
+    return rows
+
+
+def _normal_value(given: Mapping[str, Any], rest: str, link: str) -> tuple[str, float, str]:
+    """Seconds where the line has them; the first releases print the rate of the slower link alone, payload of every copy."""
+    if found := _TIMES.search(rest):
+        return "", float(found[1] or found[2]) * 1e-6, "seconds of transmission, notify apart"
+    rates = {kind: float(rate) for rate, kind in _RATES.findall(rest)}
+    if link not in rates:
+        raise InputError(f"calibrate {given['file']}: has neither a time nor GB/s ({link}) for its best, but{rest}")
+    return f", {link}", rates[link] * 1e9, "bytes/s of payload, notify apart"
 
 
 def nvbandwidth(text: str, given: Mapping[str, Any]) -> list[Row]:
-    """Device-to-device copies: bytes/s of a pair of GPUs, from the sum of the matrix of all pairs."""
+    """Device-to-device copies: bytes/s of a pair of GPUs each way, from the sum of the matrix of all pairs.
+
+    Layout: NVIDIA/nvbandwidth @08eda47 (output.cpp, README.md). Both ways at once come as read1, read2 and their total.
+    """
     rows = []
     for name, total in _D2D.findall(text):
         body = text[: text.index(f"SUM {name}")]
         table = body[body.rfind("memcpy") :]
         cells = [float(word) for line in table.splitlines() for word in line.split()[1:] if re.fullmatch(r"\d+\.\d+", word)]
         if cells:
-            both = 2.0 if "bidirectional" in name else 1.0
+            both = 2.0 if name.endswith("_total") else 1.0        # without, the measured direction of two
             rows.append(_row(given, name, float(total) / len(cells) / both * 1e9, {"what": "link", "of": "nvlink"}))
     return rows
 
 
 def _row(given: Mapping[str, Any], name: str, value: float, case: dict[str, Any]) -> Row:
-    unit, scale = ("GB/s", 1e9) if case["what"] == "link" else ("us", 1e-6)
+    rate = case["what"] == "link" or str(case.get("metric", "")).startswith("bytes/s")
+    unit, scale = ("GB/s", 1e9) if rate else ("us", 1e-6)
     return Row(
         id=f"{given['file']}: {name}", group="yours", system="yours", value=value, scale=scale, unit=unit, case=case,
         source=str(given["file"]),

@@ -15,6 +15,7 @@ from clustersim.validation.notes import needed
 TOPOLOGIES = {                  # `gpu` of a case -> a file of topologies/
     "a100_sxm": "a100_sxm", "h100_sxm": "h100_sxm", "h200_sxm": "h200_sxm", "h800_sxm": "h800_sxm",
     "b200": "b200_hgx", "b300": "b300_hgx", "gb200": "gb200_nvl72", "gb300": "gb300_nvl72",
+    "b200_hgx": "b200_hgx", "b300_hgx": "b300_hgx", "gb200_nvl72": "gb200_nvl72", "gb300_nvl72": "gb300_nvl72",
     "b200_sxm": "b200_hgx", "b300_sxm": "b300_hgx",
     "a100": "a100_sxm", "h100": "h100_sxm", "h200": "h200_sxm", "h800": "h800_sxm",
 }  # fmt: skip

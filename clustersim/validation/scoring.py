@@ -11,7 +11,7 @@ from typing import Any
 from clustersim.pick import find
 from clustersim.types import InputError
 from clustersim.validation import kinds
-from clustersim.validation.notes import noting
+from clustersim.validation.notes import noting, typed
 from clustersim.validation.rows import FOLDER, Row
 
 Progress = Callable[[float, str], None]
@@ -66,6 +66,7 @@ def score(rows: Iterable[Row], progress: Progress = lambda fraction, what: None)
         progress(i / len(rows), row.id)
         group = groups.get(row.group, {})
         case = {**row.case, "statistic": row.case.get("statistic", group.get("statistic", "mean"))}
+        case.pop("aside", None)
         scored.append(_scored(row, case, _bar(group, row.case)))
     return scored
 
@@ -76,6 +77,7 @@ def _scored(row: Row, case: Mapping[str, Any], bar: float | None) -> Scored:
         what = str(case["what"])
         if what in kinds.NOT_YET:
             return replace(unable, reason=kinds.NOT_YET[what])
+        typed(case)
         with noting() as notes:
             simulated = find(kinds, what, "case.what")(case)
     except InputError as refusal:
@@ -109,6 +111,7 @@ def verdicts(scored: Iterable[Scored]) -> list[Verdict]:
 
 
 def _verdict(name: str, members: list[Scored], group: Mapping[str, Any]) -> Verdict:
+    members = [one for one in members if "aside" not in one.row.case]       # calibration rows are shown, not counted
     errors = [(abs(one.error), one.bar) for one in members if one.error is not None]
     median = statistics.median(size for size, _ in errors) if errors else None
     worst, its_bar = max(errors, key=lambda e: e[0]) if errors else (None, None)

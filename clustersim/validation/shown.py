@@ -13,6 +13,7 @@ from clustersim.kernels import load_kernel
 from clustersim.types import InputError
 from clustersim.units import format_seconds
 from clustersim.validation.calibration import Calibrated
+from clustersim.validation.fitting import Fit
 from clustersim.validation.leaving import Left
 from clustersim.validation.rows import Row
 from clustersim.validation.scoring import Scored, Verdict
@@ -42,6 +43,19 @@ def verdict(v: Verdict) -> str:
     if v.ok is None:
         return ""
     return "ok" if v.ok else "outside" if v.modelled == v.rows else "not all modelled"
+
+
+def refit_table(found: Iterable[tuple[tuple[str, ...], Fit]]) -> Table:
+    """Fitted constants as they are, and as the rows that set them say when they are fitted again."""
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for heading in ("constant", "is", "fitted", "95 % of it from", "to", "set by"):
+        table.add_column(heading, justify="left" if heading in ("constant", "set by") else "right")
+    for groups, fit in found:
+        for key, one in fit.values.items():
+            kernel, _, leaf = key.rpartition(".")
+            low, high = fit.intervals[key]
+            table.add_row(key, f"{load_kernel(kernel)[leaf]:.4g}", f"{one:.4g}", f"{low:.4g}", f"{high:.4g}", ", ".join(groups))
+    return table
 
 
 def left_table(left: Iterable[Left]) -> Table:

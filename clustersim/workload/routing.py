@@ -168,7 +168,7 @@ def rerouted(
             "rng": lambda: np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(layer, gpu, 1)))),
             "bias": lambda: bias(layer),
             "token_ids": lambda: None if token_ids is None else token_ids[first:last],
-            "sequence": lambda: np.cumsum(workload.context[first:last] == 1) - 1,
+            "sequence": lambda: np.cumsum(np.append(True, np.diff(workload.context[first:last]) != 1)) - 1,
             "layer": lambda: layer,
             "near": lambda: near(gpu),
         }

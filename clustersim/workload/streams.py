@@ -108,12 +108,13 @@ def stream_of(
 
 def passes_of(
     make: Callable[[int], Workload], model: Model, seed: int,
-    *, steps: int = 1, deal: str = "sequences", domain_steps: int | None = None, apart: bool = False,
+    *, steps: int = 1, deal: str = "sequences", domain_steps: int | None = None, apart: bool = False, sequence: int | None = None,
 ) -> Stream:
     """Made-up forward passes: `make(seed)` and those after it, whose tokens are those of more GPUs; without scores all are alike.
 
     With `domain_steps` the load is another after so many steps: the passes of another seed. With `apart` the passes
-    after those played are the past: draws like them, and not the same ones.
+    after those played are the past: draws like them, and not the same ones. A sequence of `sequence` tokens that a batch does not
+    hold goes on in the next pass, and looks back at what it had in those before.
 
     Raises:
         InputError: another deal than `sequences`, which only recorded tokens have.
@@ -124,7 +125,7 @@ def passes_of(
     past: list[Workload] = []
     for i, lasting in enumerate(_lasts(steps, domain_steps)):
         first = make(seed + i * NEXT_DOMAIN)
-        played += [_later(first, model, number) for number in range(lasting)]
+        played += [_going_on(_later(first, model, number), number, sequence) for number in range(lasting)]
         past += [_later(first, model, lasting + number) for number in range(lasting if apart else 0)]
     return Stream(steps=tuple(played), past=tuple(past), notes=tuple(dict.fromkeys(n for w in played for n in w.notes)))
 
@@ -149,6 +150,14 @@ def _lasts(steps: int, domain_steps: int | None) -> list[int]:
             raise InputError(f"workload.{key}={value}: must be a whole number from 1 up{null}")
     each = domain_steps or steps
     return [min(each, steps - begin) for begin in range(0, steps, each)]
+
+
+def _going_on(tokens: Workload, number: int, sequence: int | None) -> Workload:
+    """The pass with the places that its tokens have in sequences that began in passes before."""
+    if not number or sequence is None:
+        return tokens
+    batch = np.bincount(tokens.source)[tokens.source]
+    return replace(tokens, context=(tokens.index + number * batch) % sequence + 1)
 
 
 def _later(first: Workload, model: Model, number: int) -> Workload:

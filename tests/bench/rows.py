@@ -97,6 +97,7 @@ def large_exchange(*, hashed: bool, quick: bool, with_simgrid: bool) -> Iterator
     case = f"{n_gpus:,} GPUs, 2:1, replica {'hash(src)' if hashed else 'src // 256'}"
     cluster = cs.load_cluster("ideal_rail", nodes=n_gpus // 8, nic={"oversubscription": 2.0})
     nbytes = replicated(n_gpus, hashed=hashed)
+    cs.transfer(cs.load_cluster("ideal_rail", nodes=2, nic={"oversubscription": 2.0}), skewed(16), resolution=0.01)     # compiles
     yield Line(case, "flows", f"{np.count_nonzero(nbytes):,}")
     ends: dict[float, Floats] = {}
     for resolution in (0.01, 0.001):

@@ -13,14 +13,14 @@ import clustersim
 
 PACKAGE = Path(clustersim.__file__).parent
 GROUND = (
-    "types", "pick", "places", "writing", "units", "jit", "kernels", "gpuspec", "parts", "matrices", "stacks", "model",
+    "types", "pick", "places", "writing", "units", "jit", "gpuspec", "kernels", "parts", "matrices", "stacks", "model",
     "architecture", "hf_config", "parallel", "wiring", "handmade", "fabrics", "ways", "laying", "routes", "route_table",
     "cluster", "lanes", "cost",
 )  # fmt: skip
 ROOMS = (
     *GROUND, "workload", "importers", "placement", "exchange", "network", "engine", "results", "report", "composition", "config",
-    "identity", "deciding", "inputs", "fitting", "playing", "training", "causes", "simulation", "sweeps", "validation",
-    "commands", "cli",
+    "identity", "deciding", "inputs", "fitting", "playing", "training", "causes", "simulation", "disaggregation", "sweeps",
+    "validation", "commands", "cli",
 )  # fmt: skip
 HEAVY = {
     "numba", "polars", "hydra", "numpy", "simpy", "networkx", "scipy", "pyarrow", "omegaconf", "rich", "torch", "yaml",

@@ -50,6 +50,17 @@ def test_interleaved(p, m, v, f, i, w):
     assert bubble(pipelines.interleaved, p, m, f, i, w, virtual=v) == pytest.approx((p - 1) * (f + i + w) / v, abs=1e-9)
 
 
+@pytest.mark.parametrize(("p", "m", "v"), [(1, 4, 1), (2, 8, 2), (4, 8, 2), (4, 16, 4)])
+def test_combined_passes_that_hide_nothing_are_interleaved(p, m, v):
+    assert bubble(pipelines.combined, p, m, virtual=v, together=3 / v) == pytest.approx((p - 1) * 3 / v, abs=1e-9)
+
+
+def test_combined_passes_that_hide_exchanges_save_it_in_every_pair():
+    # one device: m + 1 tasks, the first and the last alone
+    _, played = flow(pipelines.combined, 1, 6, together=2.2)
+    assert played.step_s == pytest.approx(1 + 5 * 2.2 + 2, abs=1e-9)
+
+
 @pytest.mark.parametrize(("f", "i", "w"), TIMES)
 @pytest.mark.parametrize(("p", "m"), [(2, 6), (4, 12), (8, 24)])
 def test_zero_bubble(p, m, f, i, w):
@@ -73,7 +84,8 @@ def test_dualpipe(p, m, f, i, w, together):
 
 
 @pytest.mark.parametrize(("order", "p", "m", "v"), [
-    (pipelines.one_f_one_b, 4, 6, 1), (pipelines.interleaved, 4, 8, 2), (pipelines.zero_bubble, 4, 6, 1),
+    (pipelines.one_f_one_b, 4, 6, 1), (pipelines.interleaved, 4, 8, 2), (pipelines.combined, 4, 8, 2),
+    (pipelines.zero_bubble, 4, 6, 1),
     (pipelines.zero_bubble_2p, 4, 6, 1), (pipelines.dualpipe, 6, 14, 1),
 ])  # fmt: skip
 def test_every_micro_batch_goes_through_every_stage_once_each_way(order, p, m, v):
@@ -123,6 +135,7 @@ def test_what_is_sent_takes_its_time_and_nobody_waits_who_need_not():
     (pipelines.dualpipe, 3, 8, 1, "nearest that does: 8 micro-batches on 4 stages"),
     (pipelines.one_f_one_b, 4, 8, 2, "use parallel.order=interleaved"),
     (pipelines.zero_bubble, 4, 8, 2, "use virtual=1"),
+    (pipelines.combined, 4, 8, 1, "use virtual=2 or more"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_with_what_can(order, p, m, v, said):
     with pytest.raises(InputError) as caught:

@@ -17,7 +17,7 @@ from clustersim.pick import pick
 from clustersim.types import InputError, Routing
 from tests.placed import contiguous
 
-GPU = SimpleNamespace(name="some GPU", sms=132, memory_bandwidth=3e12)
+GPU = SimpleNamespace(name="some GPU", sms=132, memory_bandwidth=3e12, memory_latency=754e-9, fp4_flops=None)
 PAIR = SimpleNamespace(n_gpus=4, n_nodes=2, gpus_per_node=2, node_of=np.arange(4) // 2, local_of=np.arange(4) % 2, gpu=GPU)
 RACK = SimpleNamespace(**{**vars(PAIR), "n_nodes": 1, "gpus_per_node": 4, "node_of": np.zeros(4, int), "local_of": np.arange(4)})
 FP8 = SimpleNamespace(top_k=3, hidden=7168, dispatch_token_bytes=7392.0, combine_token_bytes=14336.0)
@@ -111,13 +111,25 @@ def test_without_sums_at_forwarders_one_copy_per_gpu_goes_home():
 
 
 def test_low_latency_issues_a_count_for_every_expert_beyond_reach_of_nvlink():
-    """8 experts, half of them on the other node: 4 counts; by RDMA alone 6."""
+    """8 experts, half of them on the other node: 4 counts; by RDMA alone 6. A load takes twice as long as on an H100."""
     kernel = load_kernel("deepep_low_latency")
     for name, told in (("deepep_low_latency", 4), ("deepep_low_latency_rdma", 6)):
-        t = pick(exchange, name)("dispatch", routing(TOKENS), contiguous(8, 8, 4), PAIR, FP8)
-        np.testing.assert_allclose(t.release, kernel["launch"] + told * kernel["message"])
-        assert t.messages.sum() == 16
-        assert t.logical_bytes == 24 * 7392
+        for phase in ("dispatch", "combine"):
+            t = pick(exchange, name)(phase, routing(TOKENS), contiguous(8, 8, 4), PAIR, FP8)
+            nic = (t.src // 2 != t.dst // 2) | (told == 6)
+            np.testing.assert_allclose(t.release[nic], 2 * kernel["round"] + told * kernel["message"])
+            np.testing.assert_allclose(t.least, 2 * kernel["round"])
+            assert t.messages.sum() == 16
+            assert t.logical_bytes == 24 * (7392 if phase == "dispatch" else 14336)
+
+
+def test_low_latency_takes_what_came_by_nvlink_out_of_its_buffer():
+    """2 copies that a GPU keeps and 1 from its neighbour are read and written; a combine's begin before the round is over."""
+    kernel = load_kernel("deepep_low_latency")
+    for phase, token, begins in (("dispatch", 7392, "round"), ("combine", 14336, "launch")):
+        t = exchange.deepep_low_latency(phase, routing(TOKENS), contiguous(8, 8, 4), PAIR, FP8)
+        inside = t.src // 2 == t.dst // 2
+        np.testing.assert_allclose(t.release[inside], 2 * kernel[begins] + 2 * 3 * token / (0.9 * 3e12))
 
 
 def test_the_copies_of_deepep_and_the_formats_of_tokens():

@@ -53,3 +53,14 @@ def test_decoding_holds_the_contexts_of_the_fullest_gpu():
 def test_more_experts_on_a_gpu_need_more_memory():
     one, two = (assemble(compose([*SMALL[:3], f"placement.slots={slots}"])).memory.parts["weights"] for slots in (32, 64))
     assert two - one == pytest.approx(2 * 4 * 3 * 2880 * 2880 * 4.25 / 8)       # 2 layers, 4 more slots, MXFP4
+
+
+def test_the_page_of_a_run_says_what_its_gpus_hold(tmp_path):
+    from clustersim.report.make import write_report
+
+    result = cs.simulate([*SMALL, f"output={tmp_path}"])
+    result.save()
+    write_report(result.folder)
+    page = (result.folder / "report.html").read_text()
+    assert "memory of the fullest GPU: " in page
+    assert "of 80.0 GB: weights " in page

@@ -449,3 +449,14 @@ def test_pairs_add_up_to_what_gpus_sent_and_received(result):
         np.testing.assert_allclose(total, told, rtol=1e-9)
     assert not pairs.filter(pl.col("src") == pl.col("dst")).height
     assert not pairs.select("src", "dst").is_duplicated().any()
+
+
+def test_payload_is_counted_apart_from_what_is_on_the_wires():
+    """Direct copies of one node: payload is what travels and what stays at home, an eighth of it or so; headers come on top."""
+    plain = simulate([*SMALL, "exchange=direct", "topology.nodes=1"])
+    joined = simulate([*SMALL, "exchange=rank_dedup", "topology.nodes=1"])
+    assert plain.summary["logical_bytes"] > plain.summary["nvlink_bytes"] > 0
+    assert joined.summary["logical_bytes"] < plain.summary["logical_bytes"]
+    layers = plain.tables["layers"]
+    assert layers["logical_bytes"].drop_nulls().sum() == pytest.approx(plain.summary["logical_bytes"])
+    assert simulate([*SMALL, "exchange=allgather", "topology.nodes=1"]).summary["logical_bytes"] is None

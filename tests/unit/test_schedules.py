@@ -154,7 +154,7 @@ def test_sms_of_an_exchange_are_taken_from_what_computes_beside_it():
 
 def test_a_time_line_of_overlapping_streams(tmp_path):
     result = simulate([*RUN, "schedule=two_batch", "export.timeline=true", f"output={tmp_path}"])
-    recorder, played = result.timeline
+    recorder, played = result.timeline.args
     assert recorder.layers == [0, 1, 2]
     slices = played.slices()
     assert {each.name for each in slices} == set(SLICES)

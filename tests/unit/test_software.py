@@ -51,14 +51,10 @@ def test_more_sms_than_a_gpu_has_are_refused():
         sms_held("deepep_normal", {}, nameless)
 
 
-def test_compute_with_fewer_sms_takes_longer_and_scores_in_proportion():
-    """Scores are bound by arithmetic, so with half of the SMs that part takes twice as long; GEMMs take more waves."""
+def test_compute_with_fewer_sms_takes_longer():
+    """With half of the SMs the tiles of large experts take twice as many waves; what only moves memory takes as long."""
     model = compose(["model=deepseek_v3"]).model
-    tokens, context = np.array([4096]), np.array([4096.0 * 4097 / 2])
     whole, half = (timing.kernels(model, H100.gpu, sms_taken=taken) for taken in (0, 66))
-    scores = model.score_flops * context / (H100.gpu.bf16_flops * 0.667)
-    gain = half.attention(3, tokens, context) - half.attention(3, tokens, 0 * context)
-    np.testing.assert_allclose(gain, 2 * scores)
-    gpu_of = np.zeros(32, np.int64)
-    slots = np.full(32, 1024)
-    assert half.experts(slots, gpu_of, 1) > 1.5 * whole.experts(slots, gpu_of, 1)
+    slots, gpu_of = np.full(32, 1024), np.zeros(32, np.int64)
+    ratio = half.experts(slots, gpu_of, 1) / whole.experts(slots, gpu_of, 1)
+    assert 1.5 < ratio < 2

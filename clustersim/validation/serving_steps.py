@@ -1,0 +1,163 @@
+"""Whole steps of serving: a case as a run of its model on its machine, to seconds or tokens per second. Fits nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from clustersim.cluster import Cluster
+from clustersim.config import Run, compose
+from clustersim.pick import did_you_mean
+from clustersim.places import group_folder, options
+from clustersim.simulation import Result, simulate
+from clustersim.types import InputError
+from clustersim.validation.machines import TOPOLOGIES, machine
+from clustersim.validation.notes import needed, note, only
+
+KEYS = (
+    "model", "gpu", "gpus", "gpus_per_node", "nic", "phase", "schedule", "shared", "tokens_per_gpu", "batch", "context",
+    "context_spread", "sequence", "draft", "accepted", "dtype", "exchange", "sms", "load", "router", "slots", "network",
+)  # fmt: skip
+SIZES = ("tensor", "context_parallel", "pipeline", "expert", "expert_tensor")       # of parallel groups
+METRICS = (
+    "seconds per step", "seconds per layer", "seconds per token", "tokens/s/GPU", "tokens/s/node", "tokens/s/user", "tokens/s",
+)  # fmt: skip
+PLAYED = 4              # MoE layers of a long model that are played; the others take what those between first and last take
+EXACT = 64              # GPUs up to which links are shared exactly; beyond they are bound
+
+
+def serving_step(case: Mapping[str, Any]) -> float:
+    """One pass of prefill or one step of decoding, in the metric of the case.
+
+    Raises:
+        InputError: what the case asks for is not modelled; names the key.
+    """
+    only(case, *KEYS, *SIZES)
+    metric = str(case.get("metric", METRICS[0]))
+    if metric not in METRICS:
+        raise InputError(f"case.metric={metric}: must be one of {', '.join(METRICS)}{did_you_mean(metric, METRICS)}")
+    cluster = machine(case)
+    asked = [*_machine(case, cluster), *_work(case), *_options(case, cluster)]
+    whole = compose(asked)
+    result = simulate(compose([*asked, *_shorter(whole)]))
+    step, left = float(result.summary["step_s"]), whole.model.n_layers - result.run.model.n_layers
+    if left:
+        step += left * _middle_layer_s(result)
+        note(f"{PLAYED} of {whole.model.n_moe_layers} MoE layers were played; the others take what those between their ends take")
+    return _in(metric, result, step, whole.model.n_layers, cluster)
+
+
+def _machine(case: Mapping[str, Any], cluster: Cluster) -> list[str]:
+    asked = [
+        f"topology={TOPOLOGIES[case['gpu']]}", f"topology.nodes={cluster.n_nodes}",
+        f"topology.gpus_per_node={cluster.gpus_per_node}",
+    ]  # fmt: skip
+    if case.get("nic") is not None:
+        rate = str(case["nic"]).partition(" ")[0]
+        asked += [f"topology.nic.bandwidth={rate}", "topology.nic.achievable=null", "topology.nic.per_gpu=1"]
+    return asked
+
+
+def _work(case: Mapping[str, Any]) -> list[str]:
+    """What the GPUs are given."""
+    phase = case["phase"]
+    if phase == "prefill":
+        if unused := [key for key in ("batch", "context", "context_spread", "draft", "accepted") if case.get(key) is not None]:
+            raise InputError(f"case.{unused[0]}: belongs to phase decode")
+        tokens, sequence = needed(case, "tokens_per_gpu", "sequence")
+        passes = -(-sequence // tokens)                 # of a prompt in pieces
+        return [f"workload.tokens_per_gpu={tokens}", f"trace.sequence={sequence}", f"workload.steps={passes}"]
+    if case.get("tokens_per_gpu") is not None:
+        raise InputError("case.tokens_per_gpu: belongs to phase prefill; decode has batch, the sequences of a GPU")
+    batch, context = needed(case, "batch", "context")
+    asked = ["workload=decode", f"workload.tokens_per_gpu={batch}", f"workload.context={context}"]
+    for key, default in (("context_spread", 0), ("draft", 0), ("accepted", 1)):
+        asked.append(f"workload.{key}={case.get(key, default)}")
+    return asked
+
+
+def _options(case: Mapping[str, Any], cluster: Cluster) -> list[str]:
+    """Model, experts and exchange, and what overlaps."""
+    (model,) = needed(case, "model")
+    known = options(group_folder("model"))
+    if model not in known:
+        raise InputError(f"case.model={model}: no such model{did_you_mean(str(model), known)} (known: {', '.join(known)})")
+    asked = [f"model={model}", "memory=ignore"]
+    plain = compose([*asked, *_machine(case, cluster)])
+    asked += _numbers(case, plain)
+    network = case.get("network") or ("fluid" if cluster.n_gpus <= EXACT else "bound")
+    asked += [f"network={network}", *(["network.resolution=0.01"] if network == "fluid" else [])]
+    if not plain.model.n_experts:
+        return [*asked, "trace=balanced"]
+    exchange = case.get("exchange") or ("deepep_low_latency" if case["phase"] == "decode" else "deepep_normal")
+    asked.append(f"exchange={exchange}")
+    if case.get("sms") is not None:
+        asked.append(f"exchange.sms={case['sms']}")
+    asked += _load(case, plain)
+    asked += [f"schedule={case.get('schedule') or 'in_order'}", f"schedule.shared={case.get('shared') or 'after'}"]
+    for key in SIZES:
+        if case.get(key) not in (None, cluster.n_gpus if key == "expert" else 1):
+            raise InputError(
+                f"case.{key}={case[key]}: serving spreads experts over all {cluster.n_gpus} GPUs and splits nothing else"
+            )
+    return asked
+
+
+def _numbers(case: Mapping[str, Any], run: Run) -> list[str]:
+    """The format of weights and products; the model's own where the case says none."""
+    dtype = case.get("dtype")
+    if dtype is None:
+        return []
+    sizes = {"bf16": 2.0, "fp8": 1 + 4 / 128**2, "fp4": 0.5 + 1 / 16, "nvfp4": 0.5 + 1 / 16}
+    if dtype not in sizes:
+        raise InputError(f"case.dtype={dtype}: must be one of {', '.join(sizes)}{did_you_mean(str(dtype), sizes)}")
+    gemm, stored = ("fp4", "nvfp4") if dtype in ("fp4", "nvfp4") else (dtype, dtype)
+    if "layers" in run.config["model"]:
+        return [f"++model.gemm={gemm}", f"++model.dtypes.experts={stored}", f"++model.dtypes.weights={stored}"]
+    return [f"++model.gemm={gemm}", f"++model.weight_bytes={sizes[dtype]}", f"++model.expert_weight_bytes={sizes[dtype]}"]
+
+
+def _load(case: Mapping[str, Any], run: Run) -> list[str]:
+    """Where the tokens go: balanced (even popularity), a preset of the sampler, or a recorded trace's folder."""
+    load = str(case.get("load") or "balanced")
+    router = case.get("router") or ("model" if run.model.router else "recorded")
+    asked = [f"router={router}"]
+    asked += ["trace=file", f"trace.path={load}"] if Path(load).is_dir() else ["trace=sampled", f"trace.preset={load}"]
+    slots = case.get("slots")
+    if slots is not None:
+        asked += [f"placement.slots={slots}", *(["placement=eplb"] if slots > run.model.n_experts else [])]
+    return asked
+
+
+def _shorter(run: Run) -> list[str]:
+    """A long model in the short form with fewer MoE layers; they are all alike."""
+    model = run.model
+    if model.blocks is not None or model.n_moe_layers <= PLAYED or run.config["trace"]["name"] == "file":
+        return []
+    return [f"model.n_layers={model.n_layers - model.n_moe_layers + PLAYED}"]
+
+
+def _middle_layer_s(result: Result) -> float:
+    """Seconds of a MoE layer that is neither the first nor the last one."""
+    moe = result.run.model.moe_layers
+    gpus = result.tables["gpus"].filter(pl.col("layer").is_in(moe[1:-1]))
+    whole = gpus.select(pl.sum_horizontal("attention_s", "dispatch_s", "expert_s", "combine_s", "other_s", "idle_s").sum()).item()
+    steps, n = gpus["step"].n_unique(), gpus["gpu"].n_unique()
+    return float(whole) / steps / n / (len(moe) - 2)
+
+
+def _in(metric: str, result: Result, step_s: float, layers: int, cluster: Cluster) -> float:
+    """The step in the metric of the case."""
+    run = result.run
+    made = result.summary["tokens"] if run.decoding is None else run.decoding.sequences * run.decoding.accepted * cluster.n_gpus
+    each = 1.0 if run.decoding is None else run.decoding.accepted
+    if metric in ("seconds per token", "tokens/s/user") and run.decoding is None:
+        raise InputError(f"case.metric={metric}: belongs to phase decode")
+    return {
+        "seconds per step": step_s, "seconds per layer": step_s / layers, "seconds per token": step_s / each,
+        "tokens/s/user": each / step_s, "tokens/s": made / step_s, "tokens/s/GPU": made / step_s / cluster.n_gpus,
+        "tokens/s/node": made / step_s / cluster.n_nodes,
+    }[metric]  # fmt: skip
