@@ -6,14 +6,14 @@ import pytest
 
 from clustersim.composition import composed, leaves
 from clustersim.config import compose
-from clustersim.places import GROUPS, option_files
+from clustersim.places import ADDED, GROUPS, option_files
 from clustersim.simulation import simulate
 from clustersim.types import InputError
 from clustersim.workload.data import __path__ as data
 
 TINY = str(next(iter(data))) + "/tiny"
 NEEDED = {"trace=file": [f"trace.path={TINY}"], "decide=load_file": [f"decide.path={TINY}"]}
-CHOSEN = [f"{group}={option}" for group in GROUPS if group != "experiment" for option in option_files(group)]
+CHOSEN = [f"{group}={option}" for group in GROUPS if group not in ADDED for option in option_files(group)]
 
 
 def keys_of(chosen):
