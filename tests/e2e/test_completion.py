@@ -76,7 +76,7 @@ def test_options_of_ones_own(tmp_path):
     for own in (f"--config-dir {tmp_path}", f"--config-dir={tmp_path}"):
         assert words_for(f"clustersim {own} topology=la") == ["topology=lab"]
         assert words_for(f"clustersim {own} topology=lab topology.n") == ["topology.nodes=", "topology.new.key="]
-        assert words_for(f"clustersim {own} +set") == ["+preset="]
+        assert words_for(f"clustersim {own} +pre") == ["+preset="]
         assert words_for(f"clustersim {own} +preset=") == ["+preset=small"]
     assert words_for(f"clustersim --config-dir {tmp_path}/no topology=la") == []
 
