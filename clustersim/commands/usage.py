@@ -40,6 +40,7 @@ examples
   clustersim capacity.factor=1.25 placement.replica=nearest
   clustersim -m capacity.factor=1.0,1.25,1.5,2.0
   clustersim model=deepseek_v3 topology=h800_sxm trace=sampled network=bound
+  clustersim workload=training parallel.pipeline=4 parallel.order=zero_bubble
 """
 
 

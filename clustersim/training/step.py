@@ -90,6 +90,10 @@ def train(run: Run, progress: Progress = lambda fraction, what: None) -> Trained
     wires = wires_of(small)
     memory = _memory(run, parallel, batch, micro_batches, small)
     stages, counts = _stages(run, parallel, batch, layers, pipeline, small, wires)
+    if model.n_moe_layers:
+        networks.when_compiling(
+            lambda: progress(0.0, "compiling the network solver, once for this installation"), run.config["network"]["name"]
+        )
     total = _distinct(pipeline, stages)
     blocks = Blocks(stages, lambda played: progress(min(0.99, played / total), f"{played} of {total} kinds of passes"))
     flow = play_pipeline(pipeline, lambda tasks: blocks.of(tasks).seconds, _sender(parallel, batch, model, wires))

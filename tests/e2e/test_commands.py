@@ -244,7 +244,7 @@ def test_a_copy_of_the_shipped_trace_gives_the_same_tables(empty_folder, tmp_pat
     assert one["summary"].drop(said).equals(two["summary"].drop([*said, "trace.path", "trace.tokens"]))
 
 
-def test_help_shows_the_groups_their_options_and_three_examples(capsys, empty_folder):
+def test_help_shows_the_groups_their_options_and_examples(capsys, empty_folder):
     for arguments in (["--help"], ["-h"], ["capacity.factor=2", "--help"]):
         assert main(arguments) == 0
         out = capsys.readouterr().out
@@ -252,7 +252,7 @@ def test_help_shows_the_groups_their_options_and_three_examples(capsys, empty_fo
             (line,) = re.findall(rf"^  {group} (.*(?:\n    .*)*)", out, re.MULTILINE)
             assert line.replace(",", " ").split() == list(options(group_folder(group)))
         examples = out.partition("\nexamples\n")[2].partition("\n\n")[0].splitlines()
-        assert len(examples) == 3
+        assert len(examples) == 4
         assert all(example.startswith("  clustersim ") for example in examples)
         assert all(len(line) <= 80 for line in out.splitlines())
     assert not list(empty_folder.iterdir())
@@ -263,7 +263,7 @@ def test_the_examples_of_the_help_are_understood(capsys):
 
     main(["--help"])
     examples = capsys.readouterr().out.partition("\nexamples\n")[2].partition("\n\n")[0].splitlines()
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         words = example.split()[1:]
         for job in sweep(words[1:]) if words[0] == "-m" else [words]:

@@ -70,14 +70,14 @@ def test_what_a_word_may_become(line, found):
 
 def test_options_of_ones_own(tmp_path):
     (tmp_path / "topology").mkdir()
-    (tmp_path / "house").mkdir()
+    (tmp_path / "preset").mkdir()
     (tmp_path / "topology/lab.yaml").write_text("nodes: 1\nnew: {key: 2}\n")
-    (tmp_path / "house/small.yaml").touch()
+    (tmp_path / "preset/small.yaml").touch()
     for own in (f"--config-dir {tmp_path}", f"--config-dir={tmp_path}"):
         assert words_for(f"clustersim {own} topology=la") == ["topology=lab"]
         assert words_for(f"clustersim {own} topology=lab topology.n") == ["topology.nodes=", "topology.new.key="]
-        assert words_for(f"clustersim {own} +hou") == ["+house="]
-        assert words_for(f"clustersim {own} +house=") == ["+house=small"]
+        assert words_for(f"clustersim {own} +pre") == ["+preset="]
+        assert words_for(f"clustersim {own} +preset=") == ["+preset=small"]
     assert words_for(f"clustersim --config-dir {tmp_path}/no topology=la") == []
 
 
