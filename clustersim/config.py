@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,9 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
     Raises:
         InputError: a key that nobody reads, a value that cannot be.
     """
-    _check_keys(config, choices)
+    own = None if config["config_dir"] is None else Path(str(config["config_dir"]))
+    _check_keys(config, choices, own)
+    _check_types(config, choices, own)
     workload, capacity = config["workload"], config["capacity"]
     if workload["phase"] not in PHASES:
         raise InputError(
@@ -138,6 +141,47 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
     )
 
 
+def _check_types(config: Mapping[str, Any], choices: Mapping[str, str], own: Path | None) -> None:
+    """A value is of the type that its option's file has: the YAML is the schema. What the value may be is for who reads it.
+
+    Null goes with all but true and false, and where the file has null or a list its reader knows better. Topology and
+    model have readers of their own.
+    """
+    for group in sorted(choices.keys() & config.keys() & GROUPS.keys() - {"topology", "model"}):
+        file = option_files(group, own)[choices[group]]
+        for key, told in _schema(file, file.stat().st_mtime_ns).items():
+            value: Any = config[group]
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if (value is None and told == "true or false" and "." not in key) or (value is not None and _type_of(value) != told):
+                raise InputError(f"{group}.{key}={shown(value)}: must be {told}")
+
+
+@lru_cache(maxsize=256)
+def _schema(file: Path, changed: int) -> dict[str, str]:
+    """What the keys of an option must be, of those whose file says it."""
+    from omegaconf import OmegaConf
+
+    said: Any = OmegaConf.to_container(load_yaml(file), resolve=False)
+    types: dict[str, str] = {}
+
+    def look(values: Mapping[Any, Any], prefix: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                look(value, f"{prefix}{key}.")
+            elif value != "???" and "${" not in str(value) and (told := _type_of(value)) is not None:
+                types[f"{prefix}{key}"] = told
+
+    look(said, "")
+    return types
+
+
+def _type_of(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return "true or false"
+    return "a number" if isinstance(value, int | float) else "text" if isinstance(value, str) else None
+
+
 def _check_unsplit(parallel: Mapping[str, Any]) -> None:
     """InputError where a forward pass is to be split in a way that only training is."""
     for key in ("tensor", "context", "pipeline", "virtual", "expert_tensor"):
@@ -150,9 +194,8 @@ def _check_unsplit(parallel: Mapping[str, Any]) -> None:
         raise InputError(f"parallel.expert={shown(parallel['expert'])}: a forward pass spreads experts over all GPUs; use null")
 
 
-def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
+def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str], own: Path | None) -> None:
     """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model, capacity and plug-ins see to theirs."""
-    own = None if config["config_dir"] is None else Path(str(config["config_dir"]))
     known = {key: [key] for key in config if key in (*GROUPS, *ALONE)}
     for group in ("trace", "workload", "capacity", "decide", "compute", "parallel", "cost"):
         chosen = load_yaml(option_files(group, own)[choices[group]])

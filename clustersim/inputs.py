@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clustersim import placement as placements
 from clustersim.cluster import Cluster
-from clustersim.config import Run
+from clustersim.config import Run, whole
 from clustersim.deciding import (
     Place,
     Plan,
@@ -101,6 +101,8 @@ def plan_from(run: Run, setting: Setting, place: Place, stream: Stream) -> tuple
         InputError: keys of `decide` that cannot be, a load file of another model, or what the placement raises.
     """
     name, options = run.options("decide")
+    if name not in (known := ("once", "load_file", "periodic")):
+        raise InputError(f"decide.name={name}: there is no such rule{did_you_mean(str(name), known)} (known: {', '.join(known)})")
     if not run.model.n_experts:
         return plan_once(setting, place, nothing_seen(setting), len(stream.steps)), stream
     if name == "periodic":
@@ -137,7 +139,7 @@ def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> Stream:
         path = trace_path(run.config["trace"])
         assert path is not None
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
-        recorded = _trace(path, trace_digest(run.config["trace"]), options.get("tokens"))
+        recorded = _trace(path, trace_digest(run.config["trace"]), _first_tokens(options.get("tokens")))
         return stream_of(recorded, run.model, n_gpus, run.tokens_per_gpu, apart=apart, name=label, seed=run.seed, **keys)
     if name == "sampled":
         draw = bind("trace", name, source.from_sampler, options)
@@ -182,7 +184,7 @@ def without_experts(run: Run, router: Router, n_gpus: int) -> Stream:
     if name in ("tiny", "file"):
         path = trace_path(run.config["trace"])
         assert path is not None
-        recorded = _trace(path, trace_digest(run.config["trace"]), options.get("tokens"))
+        recorded = _trace(path, trace_digest(run.config["trace"]), _first_tokens(options.get("tokens")))
         like = replace(model, n_experts=recorded.n_experts, top_k=recorded.top_k)       # choices that nobody asks for
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
         stream = stream_of(recorded, like, n_gpus, run.tokens_per_gpu, name=label, seed=run.seed, **keys)
@@ -199,6 +201,11 @@ def _steps(run: Run) -> dict[str, Any]:
     keys = {key: workload[key] for key in ("steps", "deal", "domain_steps")}
     made_up = name not in ("tiny", "file") and run.decoding is not None and keys["deal"] == "batched"
     return keys | ({"deal": "sequences"} if made_up else {})
+
+
+def _first_tokens(value: Any) -> int | None:
+    """How many tokens of a trace are read; null: all."""
+    return None if value is None else whole("trace.tokens", value, least=1)
 
 
 def _one_pass(keys: dict[str, Any], apart: bool) -> int:

@@ -41,7 +41,7 @@ class Attention:
     v_head_dim: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in _KEYS_OF:
+        if not isinstance(self.kind, str) or self.kind not in _KEYS_OF:
             raise InputError(f"model.attention.kind = {self.kind!r}: must be gqa or mla{did_you_mean(str(self.kind), _KEYS_OF)}")
         _positive_int("model.attention.heads", self.heads)
         for kind, keys in _KEYS_OF.items():
@@ -117,6 +117,8 @@ class Model:
             _positive_int(f"model.{key}", getattr(self, key))
         if (self.attention is None) == (self.blocks is None):
             raise InputError("model.attention: must be given exactly where layers are not")
+        if not isinstance(self.name, str):
+            raise InputError(f"model.name = {self.name!r}: must be text")
         for key in ("n_dense_layers", "n_shared_experts", "shared_ffn", "dense_ffn"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:

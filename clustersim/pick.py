@@ -43,10 +43,11 @@ def find(module: ModuleType, name: str, key: str) -> Callable[..., Any]:
         InputError: no such function.
     """
     home, _, leaf = str(name).rpartition(":")
-    if not home and leaf not in module.__all__:
+    own = getattr(module, "__all__", ())
+    if not home and leaf not in own:
         raise InputError(
-            f"{key}={name}: there is no such {key.rpartition('.')[2]}; it offers {', '.join(offered(module))} "
-            f"(or give package.module:function){did_you_mean(leaf, module.__all__)}"
+            f"{key}={name}: there is no such {key.rpartition('.')[2]}; it offers {', '.join(sorted(own)) or 'none of its own'} "
+            f"(or give package.module:function){did_you_mean(leaf, own)}"
         )
     try:
         function = getattr(importlib.import_module(home) if home else module, leaf)

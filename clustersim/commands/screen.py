@@ -68,8 +68,10 @@ def sweep_progress() -> Iterator[Callable[[Standing, str], None]]:
                 bar.start()
         elif now - last > 60:
             last = now
-            left = (now - began) * (1 / standing.fraction - 1) if standing.fraction else 0.0
-            console.print(f"{count}, {standing.failed} failed, about {left / 60:.0f} min left", soft_wrap=True)
+            guess = ""
+            if standing.done + standing.failed:         # the first job compiles, and says nothing about the others
+                guess = f", about {(now - began) * (1 / standing.fraction - 1) / 60:.0f} min left"
+            console.print(f"{count}, {standing.failed} failed{guess}", soft_wrap=True)
 
     try:
         yield tell

@@ -28,6 +28,8 @@ def direct(phase: str, routing: Routing, placement: Placement, cluster: Gpus, mo
     logical = float(copies.sum() * token)
     if routing.padding is not None:
         np.add.at(copies.T, placement.gpu_of, routing.padding.T)
+    if not routing.asked.size:                          # of counts alone these rows are all that is known of tokens
+        logical = float(copies.sum() * token)
     np.fill_diagonal(copies, 0)
     home, away = np.nonzero(copies)
     n_copies = copies[home, away].astype(np.float64)

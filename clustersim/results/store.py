@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ def write_run(folder: Path, tables: Mapping[str, pl.DataFrame], run: Mapping[str
     for name, table in tables.items():
         footer = {"clustersim.schema": f"{name}/{SCHEMA_VERSION}", **common}
         with replacing(folder / f"{name}.parquet") as temporary:
-            table.write_parquet(temporary, compression="zstd", metadata=footer)
+            packed = BytesIO()          # polars says of a full disk that Parquet is out of specification
+            table.write_parquet(packed, compression="zstd", metadata=footer)
+            temporary.write_bytes(packed.getbuffer())
     _write_json(folder / "run.json", run)
     more = {"phase": "training"} if "stages" in tables else {}
     _write_json(folder / "status.json", {"state": "done", "schema": SCHEMA_VERSION, **more})

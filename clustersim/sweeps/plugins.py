@@ -72,7 +72,8 @@ def run_by_hydra(overrides: Sequence[str]) -> Swept:
     finally:
         GlobalHydra.instance().hydra = callers
     swept = _what_became(folder)
-    with listing(overrides, swept.jobs) as note:
+    asked = [text for text in overrides if not text.lstrip("+").startswith(("hydra/launcher", "hydra.launcher"))]
+    with listing(asked, swept.jobs) as note:            # the same sweep, whoever launches its jobs
         for number, outcome in enumerate(swept.outcomes):
             note(number, outcome)
     if gave_up is not None and not swept.jobs:

@@ -12,7 +12,7 @@ import clustersim
 from clustersim.cli import COMMANDS, main
 from clustersim.commands.completion import FLAGS, SCRIPTS, words_for
 from clustersim.composition import composed, leaves
-from clustersim.places import GROUPS, group_folder, options
+from clustersim.places import ADDED, GROUPS, group_folder, options
 
 
 def keys_of(group, *overrides):
@@ -22,7 +22,7 @@ def keys_of(group, *overrides):
     return {f"{key}=" for key in ends if ".sources" not in key}
 
 
-@pytest.mark.parametrize("group", [group for group in GROUPS if group != "experiment"])
+@pytest.mark.parametrize("group", [group for group in GROUPS if group not in ADDED])
 def test_keys_of_a_group_are_those_of_its_default(group):
     assert set(words_for(f"clustersim seed=1 {group}.")) == keys_of(group)
 
@@ -36,7 +36,7 @@ def test_keys_of_a_group_are_those_of_what_was_chosen(chosen):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_options_of_a_group(group):
-    plus = "+" * (group == "experiment")
+    plus = "+" * (group in ADDED)
     names = list(options(group_folder(group)))
     assert words_for(f"clustersim {plus}{group}=") == [f"{plus}{group}={name}" for name in names]
     assert words_for(f"clustersim -m {plus}{group}={names[0]},") == [f"{plus}{group}={names[0]},{name}" for name in names[1:]]
@@ -45,7 +45,7 @@ def test_options_of_a_group(group):
 def test_first_words_are_commands_groups_and_single_keys():
     found = words_for("clustersim ")
     assert set(COMMANDS) - {"run"} <= set(found)
-    assert {f"{group}=" for group in GROUPS} - {"experiment="} <= set(found)
+    assert {f"{group}=" for group in GROUPS if group not in ADDED} <= set(found)
     single = {key for key, value in composed([]).items() if not isinstance(value, dict)}
     assert {f"{key}=" for key in single} == {word for word in found if word[:-1] in single}
     assert set(found) & set(words_for("clustersim seed=1 ")) == {word for word in found if word not in COMMANDS}
@@ -70,14 +70,14 @@ def test_what_a_word_may_become(line, found):
 
 def test_options_of_ones_own(tmp_path):
     (tmp_path / "topology").mkdir()
-    (tmp_path / "setup").mkdir()
+    (tmp_path / "preset").mkdir()
     (tmp_path / "topology/lab.yaml").write_text("nodes: 1\nnew: {key: 2}\n")
-    (tmp_path / "setup/small.yaml").touch()
+    (tmp_path / "preset/small.yaml").touch()
     for own in (f"--config-dir {tmp_path}", f"--config-dir={tmp_path}"):
         assert words_for(f"clustersim {own} topology=la") == ["topology=lab"]
         assert words_for(f"clustersim {own} topology=lab topology.n") == ["topology.nodes=", "topology.new.key="]
-        assert words_for(f"clustersim {own} +set") == ["+setup="]
-        assert words_for(f"clustersim {own} +setup=") == ["+setup=small"]
+        assert words_for(f"clustersim {own} +pre") == ["+preset="]
+        assert words_for(f"clustersim {own} +preset=") == ["+preset=small"]
     assert words_for(f"clustersim --config-dir {tmp_path}/no topology=la") == []
 
 

@@ -25,15 +25,15 @@ hydra:
 
 @pytest.fixture(autouse=True)
 def own(tmp_path, monkeypatch):
-    """A folder `my` beside the results: a machine, a router, a study, and a group `setup`."""
+    """A folder `my` beside the results: a machine, a router, a study, and a group `preset`."""
     monkeypatch.chdir(tmp_path)
-    for group in ("topology", "router", "experiment", "setup"):
+    for group in ("topology", "router", "experiment", "preset"):
         (tmp_path / "my" / group).mkdir(parents=True)
     machine = (data_folder("topologies") / "ideal_rail.yaml").read_text()
     (tmp_path / "my/topology/lab.yaml").write_text(machine.replace("\nnodes: 8", "\nnodes: 1", 1))
     shutil.copy(PACKAGE / "conf/router/top_k.yaml", tmp_path / "my/router/four.yaml")
     (tmp_path / "my/experiment/two_seeds.yaml").write_text(STUDY)
-    (tmp_path / "my/setup/small.yaml").write_text(
+    (tmp_path / "my/preset/small.yaml").write_text(
         "# little\ndefaults: [override /network: bound]\nworkload: {tokens_per_gpu: 32}\nmodel: {n_layers: 2}\n"
     )
     return tmp_path / "my"
@@ -46,7 +46,7 @@ def run_id(*overrides):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_study_of_ones_own_on_a_machine_of_ones_own(own, workers, capsys):
     """`workers=1`: in a process of its own, which has to find them too."""
-    assert main(["--config-dir", "my", "+experiment=two_seeds", "+setup=small", f"workers={workers}", "--json"]) == 0
+    assert main(["--config-dir", "my", "+experiment=two_seeds", "+preset=small", f"workers={workers}", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["folder"] == "results/two_seeds"
     assert [(job["summary"]["topology"], job["summary"]["nodes"], job["summary"]["seed"]) for job in document["jobs"]] == [
@@ -58,7 +58,7 @@ def test_a_study_of_ones_own_on_a_machine_of_ones_own(own, workers, capsys):
 def test_a_run_is_what_its_values_are_not_where_they_are_from(own):
     asked = ["config_dir=my", "topology=lab", *SMALL]
     first = run_id(*asked)
-    assert run_id(*asked, "+setup=small") == first, "it says what was said already"
+    assert run_id(*asked, "+preset=small") == first, "it says what was said already"
     own.rename(own.with_name("moved"))
     assert run_id("config_dir=moved", *asked[1:]) == first
     lab = own.with_name("moved") / "topology/lab.yaml"
@@ -68,17 +68,17 @@ def test_a_run_is_what_its_values_are_not_where_they_are_from(own):
 
 
 def test_options_of_ones_own_are_listed_and_suggested(own, capsys):
-    assert main(["list", "--config-dir", "my", "topology", "setup"]) == 0
+    assert main(["list", "--config-dir", "my", "topology", "preset"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["topology:", *options_of("topology", own), "setup:", "small"]
+    assert [line.split()[0] for line in lines] == ["topology:", *options_of("topology", own), "preset:", "small"]
     assert "lab" in options_of("topology", own)
-    assert main(["--config-dir=my", "list", "setup"]) == 0
+    assert main(["--config-dir=my", "list", "preset"]) == 0
     assert capsys.readouterr().out.splitlines()[1] == f"  {'small':<18} little"
     for wrong, said in (
         ("topology=lub", "topology=lub: there is no such topology; did you mean lab?"),
         ("+experiment=two_seed", "experiment=two_seed: there is no such experiment; did you mean two_seeds?"),
-        ("+setup=smal", "setup=smal: there is no such setup; did you mean small? (known: small)"),
-        ("setup=small", "setup=small: write +setup=small"),
+        ("+preset=smal", "preset=smal: there is no such preset; did you mean small? (known: small)"),
+        ("preset=small", "preset=small: write +preset=small"),
         ("router=four_", "router=four_: there is no such router; did you mean four?"),
         ("router.kk=1", "router.kk: there is no such key"),
     ):
@@ -99,14 +99,14 @@ def test_a_key_of_an_option_of_ones_own_is_told_to_belong_to_it(own, capsys):
         (lambda own: shutil.rmtree(own), "config_dir=my: there is no such folder"),
         (lambda own: (shutil.rmtree(own), own.mkdir()), "config_dir=my: holds no folder of options, such as my/topology"),
         (lambda own: (own / "topology/h100_sxm.yaml").touch(), "my/topology/h100_sxm.yaml: clustersim has a topology of"),
-        (lambda own: (own / "setup/x.yaml").write_text("a: [1"), "my/setup/x.yaml: not a YAML file: "),
-        (lambda own: (own / "setup/x.yaml").write_text("- 1"), "my/setup/x.yaml: sets no keys"),
-        (lambda own: (own / "setup/small.yaml").write_text("wrokload: {steps: 1}"), "wrokload"),
+        (lambda own: (own / "preset/x.yaml").write_text("a: [1"), "my/preset/x.yaml: not a YAML file: "),
+        (lambda own: (own / "preset/x.yaml").write_text("- 1"), "my/preset/x.yaml: sets no keys"),
+        (lambda own: (own / "preset/small.yaml").write_text("wrokload: {steps: 1}"), "wrokload"),
     ],
 )
 def test_a_folder_that_will_not_do_is_one_line(own, spoil, said, capsys):
     spoil(own)
-    assert main(["--config-dir", "my", "topology=h100_sxm", *SMALL, *["+setup=small"] * ("wrokload" in said)]) == 2
+    assert main(["--config-dir", "my", "topology=h100_sxm", *SMALL, *["+preset=small"] * ("wrokload" in said)]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"clustersim: {said}")

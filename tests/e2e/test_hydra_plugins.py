@@ -1,6 +1,7 @@
 """The same sweep through Hydra's launchers gives the same tables; Optuna searches. Each where its plug-in is installed."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -51,6 +52,8 @@ def run_tables(folder):
     for name, data in found.items():
         if name.endswith("run.json"):
             del data["overrides"]
+        if "sweep-" in name:            # in the order in which a launcher had them
+            found[name] = {job["run_id"] for job in json.loads(data)["jobs"]}
     return found
 
 

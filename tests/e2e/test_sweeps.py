@@ -68,7 +68,7 @@ def done_in(folder):
     return [path.parent for path in Path(folder).rglob("status.json") if json.loads(path.read_text())["state"] == "done"]
 
 
-def wait_for(reached, seconds=60.0):
+def wait_for(reached, seconds=240.0):
     end = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < end, "it never came to that"
@@ -86,7 +86,7 @@ def test_the_number_of_workers_changes_nothing(many_processes, workers, capsys):
     assert contents(Path("pooled")) == expected
     out, err = capsys.readouterr()
     assert "8 runs in pooled/runs\n" in out
-    assert err == ""
+    assert all(" of 8 jobs, 0 failed" in line for line in err.splitlines()), "what a slow machine says once a minute"
 
 
 def test_shards_of_a_sweep_share_its_jobs_and_merge_by_being_in_one_folder(capsys):

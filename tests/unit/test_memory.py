@@ -196,7 +196,7 @@ def test_micro_batches_at_once_are_those_of_the_papers(stages):
 
 @pytest.mark.parametrize("order", pipelines.__all__)
 def test_what_is_kept_is_given_back(order):
-    pipeline = ordered(order, 4, 8, 2 if order == "interleaved" else 1)
+    pipeline = ordered(order, 4, 8, 2 if order in ("interleaved", "combined") else 1)
     for device in range(4):
         kinds = [task.kind for tasks in pipeline.tasks[device] for task in tasks]
         assert kinds.count("F") == kinds.count("B") + kinds.count("W")

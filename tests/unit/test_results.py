@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -278,11 +279,12 @@ def test_a_failed_write_leaves_no_file_half_written_and_no_folder_that_is_done(t
     write_run(tmp_path / "r", small_tables(), RUN)
     before = (tmp_path / "r" / "gpus.parquet").read_bytes()
 
-    def disk_full(self, file, **_):
-        file.write_bytes(b"PAR1 and then")
+    def disk_full(self, data):
+        with self.open("wb") as file:
+            file.write(data[:13])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pl.DataFrame, "write_parquet", disk_full)
+    monkeypatch.setattr(Path, "write_bytes", disk_full)
     with pytest.raises(OSError, match="No space"):
         write_run(tmp_path / "r", small_tables(), RUN)
     assert (tmp_path / "r" / "gpus.parquet").read_bytes() == before
