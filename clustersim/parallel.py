@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
@@ -91,8 +91,11 @@ class Parallel:
         return f"; nearest that does: {best[1]}" if best else ""
 
 
-def parallel_from(config: Mapping[str, Any], gpus: int) -> Parallel:
+def parallel_from(config: Mapping[str, Any], gpus: int, n_experts: int | None = None) -> Parallel:
     """The sizes of the config group `parallel`; `expert: null` spreads experts over all GPUs of a stage.
+
+    Args:
+        n_experts: of a layer, where there are any: `null` is then the most GPUs among which they can be dealt evenly.
 
     Raises:
         InputError: an unknown key (with the nearest known one), sizes that do not divide the GPUs.
@@ -107,6 +110,8 @@ def parallel_from(config: Mapping[str, Any], gpus: int) -> Parallel:
     if "expert" not in given:
         alone = Parallel(gpus=gpus, **given)
         given["expert"] = alone.stage_gpus // alone.expert_tensor
+        if n_experts:
+            given["expert"] = gcd(given["expert"], n_experts)
     return Parallel(gpus=gpus, **given)
 
 

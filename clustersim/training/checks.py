@@ -13,6 +13,7 @@ from clustersim.engine.activations import RECOMPUTE
 from clustersim.engine.memory import OPTIMISERS
 from clustersim.engine.pipelines import Pipeline
 from clustersim.engine.stages import ordered
+from clustersim.model import Model
 from clustersim.parallel import Parallel
 from clustersim.pick import did_you_mean
 from clustersim.types import InputError
@@ -52,6 +53,20 @@ def pipeline_of(run: Run, parallel: Parallel, micro_batches: int) -> Pipeline:
         each = workload["micro_batch"] * parallel.data
         one = f"one is micro_batch {workload['micro_batch']} x {parallel.data} data parallel groups = {each} sequences"
         raise InputError(f"{error} ({one} of workload.global_batch={workload['global_batch']})") from error
+
+
+def check_experts(model: Model, parallel: Parallel, per_node: int) -> None:
+    """InputError where experts cannot be spread like that."""
+    if parallel.expert_tensor > 1:
+        raise InputError(f"parallel.expert_tensor={parallel.expert_tensor}: experts are not split in training so far; use 1")
+    if parallel.expert > model.n_experts:
+        raise InputError(
+            f"parallel.expert={parallel.expert}: more than the {model.n_experts} experts of a layer; "
+            f"nearest that works: {model.n_experts}"
+        )
+    if parallel.expert > per_node and parallel.expert % per_node:
+        near = round(parallel.expert / per_node) * per_node
+        raise InputError(f"parallel.expert={parallel.expert}: must be whole nodes of {per_node} GPUs; nearest that is: {near}")
 
 
 def check_beside(run: Run, pipeline: Pipeline, cluster: Cluster, held: int) -> bool:

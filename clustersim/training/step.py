@@ -30,7 +30,7 @@ from clustersim.pick import pick
 from clustersim.playing import Progress, Traffic, assemble, same_layers, traffic
 from clustersim.results.counting import LayerCounts
 from clustersim.training.blocks import Block, Blocks, Stages
-from clustersim.training.checks import check_beside, check_words, first_built, pipeline_of, told_of_group
+from clustersim.training.checks import check_beside, check_experts, check_words, first_built, pipeline_of, told_of_group
 from clustersim.training.gradients import WEIGHT, Update, exposed_update, held, update
 from clustersim.training.layers import Batch
 from clustersim.types import Floats, InputError, Transfers, independent
@@ -80,7 +80,7 @@ def train(run: Run, progress: Progress = lambda fraction, what: None) -> Trained
     """
     workload, model = run.config["workload"], run.model
     gpus, per_node = _gpus(run)
-    parallel = parallel_from(run.config["parallel"], gpus)
+    parallel = parallel_from(run.config["parallel"], gpus, model.n_experts)
     batch, micro_batches = _batch(workload, parallel)
     layers = _layers(run, parallel)
     check_words(run)
@@ -88,6 +88,8 @@ def train(run: Run, progress: Progress = lambda fraction, what: None) -> Trained
     pipeline = pipeline_of(run, parallel, micro_batches)
     small = first_built(lambda n: _cluster(run, per_node, nodes=n), min(2, gpus // per_node), gpus // per_node)
     wires = wires_of(small)
+    if model.n_moe_layers:
+        check_experts(model, parallel, per_node)
     memory = _memory(run, parallel, batch, micro_batches, small)
     stages, counts = _stages(run, parallel, batch, layers, pipeline, small, wires)
     if model.n_moe_layers:
@@ -206,16 +208,6 @@ def _stages(
 
 def _group_run(run: Run, parallel: Parallel, batch: Batch, per_node: int) -> Run:
     """The run of one expert group: its GPUs alone, each with its share of a micro-batch."""
-    if parallel.expert_tensor > 1:
-        raise InputError(f"parallel.expert_tensor={parallel.expert_tensor}: experts are not split in training so far; use 1")
-    if parallel.expert > run.model.n_experts:
-        raise InputError(
-            f"parallel.expert={parallel.expert}: more than the {run.model.n_experts} experts of a layer; "
-            f"nearest that works: {run.model.n_experts}"
-        )
-    if parallel.expert > per_node and parallel.expert % per_node:
-        near = round(parallel.expert / per_node) * per_node
-        raise InputError(f"parallel.expert={parallel.expert}: must be whole nodes of {per_node} GPUs; nearest that is: {near}")
     nodes, inside = max(1, parallel.expert // per_node), min(per_node, parallel.expert)
     tokens = batch.tokens // (parallel.tensor if parallel.sequence_parallel else 1)
     config = dict(run.config)

@@ -44,6 +44,7 @@ def stages_table(trained: Trained) -> pl.DataFrame:
             "gather_s": float(trained.gather_s[device]),
         }  # fmt: skip
         bubble = trained.step_s - sum(shares.values()) - sum(after.values())
+        bubble = 0.0 if abs(bubble) < 1e-12 * trained.step_s else bubble        # rounding is no bubble
         rows.append({
             "device": device, "stages": ",".join(map(str, held)), "layers": sum(len(trained.layers[stage]) for stage in held),
             **shares, "bubble_s": bubble, **after,

@@ -31,6 +31,12 @@ def test_deepseek_v3_s_published_layout():
     assert p.groups("expert_data")[0].tolist() == [0, 64]
 
 
+def test_null_spreads_experts_over_as_many_gpus_as_share_them_evenly():
+    # 64 GPUs of a stage: 256 experts are 4 on each, 32 are one on each of 32, 24 are 3 on each of 8
+    assert [parallel_from({}, 64, n).expert for n in (256, 32, 24)] == [64, 32, 8]
+    assert parallel_from({}, 64).expert == 64
+
+
 @pytest.mark.parametrize(("config", "said"), [
     ({"tensor": 3}, "tensor 3 x context 1 x pipeline 1 = 3 does not divide 64 GPUs; nearest that does: parallel.tensor=4"),
     ({"expert": 48}, "expert 48 x pipeline 1 = 48 does not divide 64 GPUs; nearest that does: parallel.expert=64"),
