@@ -204,7 +204,7 @@ VALUES = {
     "seed=1.5": ["seed=1.5", "whole number from 0"],
     "seed=true": ["seed=true", "whole number from 0"],
     "seed=null": ["seed=null", "whole number from 0"],
-    "workload.tokens_per_gpu=many": ["workload.tokens_per_gpu=many", "whole number from 1"],
+    "workload.tokens_per_gpu=many": ["workload.tokens_per_gpu=many", "must be a number"],
     "workload.tokens_per_gpu=0": ["workload.tokens_per_gpu=0", "whole number from 1"],
     "workload.tokens_per_gpu=100000": ["workload.tokens_per_gpu=100000", "24576 tokens"],
     "workload.phase=decode": ["workload.phase=decode", "write workload=decode"],
