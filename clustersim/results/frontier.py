@@ -53,7 +53,7 @@ def frontier_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     memory bandwidth.
     """
     known = [row for row in rows if row["model"] in PUBLISHED and row.get("gpu_hours_per_trillion_tokens")]
-    return [_costs(known), _totals(known), _times(known)] if known else []
+    return [_sizes(known), _costs(known), _totals(known), _times(known)] if known else []
 
 
 def frontier_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -62,21 +62,32 @@ def frontier_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{name}: {'; '.join(filter(None, (PUBLISHED[name].missing, PUBLISHED[name].source)))}" for name in models]
 
 
-def _costs(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("of a trillion tokens; TFLOP/s: the model's, per GPU; published: hours of the whole run over its tokens")
-    for heading in ("parameters", "active", "share", "GPUs", "TFLOP/s", "GPU-hours", "published", "ratio", "dollars", "MWh"):
+def _sizes(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("published: parameters and active ones as their makers say; TFLOP/s: the model's, per GPU")
+    for heading in ("parameters", "active", "published", "share", "GPUs", "TFLOP/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         said, arch = PUBLISHED[row["model"]], _architecture(row["model"])
-        hours = row["gpu_hours_per_trillion_tokens"]
+        table.add_row(
+            row["model"], f"{arch.total_params / 1e9:.0f} B", f"{arch.active_params / 1e9:.0f} B",
+            f"{said.total / 1e9:.0f}, {said.active / 1e9:.0f} B", f"{100 * arch.active_params / arch.total_params:.1f} %",
+            f"{row['gpus']:,} {row['topology'].partition('_')[0]}", f"{row['model_flops_per_s_per_gpu'] / 1e12:.0f}",
+        )  # fmt: skip
+    return table
+
+
+def _costs(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("of a trillion tokens; published: hours of the whole run over its tokens")
+    for heading in ("GPU-hours", "published", "ratio", "dollars", "MWh"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        said, hours = PUBLISHED[row["model"]], row["gpu_hours_per_trillion_tokens"]
         theirs = None if said.gpu_hours is None or said.tokens is None else said.gpu_hours / said.tokens * 1e12
         dollars, joules = row["dollars_per_million_tokens"], row["joules_per_token"]
         table.add_row(
-            row["model"], f"{arch.total_params / 1e9:.0f} B", f"{arch.active_params / 1e9:.0f} B",
-            f"{100 * arch.active_params / arch.total_params:.1f} %", f"{row['gpus']:,} {row['topology']}",
-            f"{row['model_flops_per_s_per_gpu'] / 1e12:.0f}", f"{hours:,.0f}",
-            "-" if theirs is None else f"{theirs:,.0f}", "-" if theirs is None else f"{hours / theirs:.2f}",
-            "-" if dollars is None else f"{dollars * 1e6:,.0f}", "-" if joules is None else f"{joules * 1e12 / 3.6e9:,.0f}",
+            row["model"], f"{hours:,.0f}", "-" if theirs is None else f"{theirs:,.0f}",
+            "-" if theirs is None else f"{hours / theirs:.2f}", "-" if dollars is None else f"{dollars * 1e6:,.0f}",
+            "-" if joules is None else f"{joules * 1e12 / 3.6e9:,.0f}",
         )  # fmt: skip
     return table
 

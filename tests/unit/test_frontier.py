@@ -69,10 +69,10 @@ def printed(rows):
 
 
 def test_a_line_says_what_the_step_says():
-    costs, totals, times = printed([ROW])
+    sizes, costs, totals, times = printed([ROW])
     # half the published hours; 0.18 dollars a million are 180,000 a trillion; 3.6 J a token are 1,000 MWh a trillion
-    assert costs[1:9] == ["671", "B", "38", "B", "5.6", "%", "2,048", "h800_sxm"]
-    assert costs[9:] == ["400", "90,000", "180,000", "0.50", "180,000", "1,000"]
+    assert sizes[1:] == ["671", "B", "38", "B", "671,", "37", "B", "5.6", "%", "2,048", "h800", "400"]
+    assert costs[1:] == ["90,000", "180,000", "0.50", "180,000", "1,000"]
     assert totals[1:] == ["14.8", "T", "1.332", "M", "2.664", "M", "2", "2.664", "M", "5.328", "M", "14.8"]
     # 400 of 1,000 TFLOP/s for 10 s are 4 s of GEMMs; 6 s of computing less 1 s of memory leave 1 s
     assert times[1:] == ["10", "s", "40.0", "%", "10.0", "%", "10.0", "%", "25.0", "%", "5.0", "%", "10.0", "%"]
@@ -81,7 +81,7 @@ def test_a_line_says_what_the_step_says():
 def test_what_was_not_published_or_not_asked_is_a_dash():
     row = ROW | {"model": "deepseek_v3", "cost.price": None, "run_dollars": None, "dollars_per_million_tokens": None,
                  "joules_per_token": None, "run_joules": None, "memory_bandwidth_s": None}  # fmt: skip
-    costs, totals, times = printed([row])
+    _, costs, totals, times = printed([row])
     assert costs[-2:] == ["-", "-"]
     assert totals[-4:] == ["-", "-", "-", "-"]
     assert times[5] == "-"
