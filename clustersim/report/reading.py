@@ -17,6 +17,7 @@ from clustersim.results.manifests import Manifest, newest_manifest, read_manifes
 from clustersim.types import InputError
 
 TABLES = ("layers", "gpus", "links", "experts", "pairs", "stages", "tasks", "memory")
+WHOLE = ("layers.parquet", "stages.parquet")     # one of them, beside its summary, makes a run's page
 Row = Mapping[str, Any]
 
 
@@ -98,7 +99,12 @@ def read_results(folder: Path, *, everything: bool = False) -> RunData | SweepDa
         raise InputError(f"report {folder}: there is no such folder{did_you_mean(str(folder), known)}")
     if (folder / "summary.parquet").is_file():
         return _run(folder)
-    return _sweep(folder, None if everything else newest_manifest(folder))
+    manifest = None if everything else newest_manifest(folder)
+    found = _sweep(folder, manifest)
+    alone = found.jobs[0].folder if len(found.jobs) == 1 and not (found.failed or found.unreadable) else None
+    if manifest is None and not everything and alone and any((alone / name).is_file() for name in WHOLE):
+        return _run(alone)                          # a study that is one run, and no sweep
+    return found
 
 
 def _run(folder: Path) -> RunData:

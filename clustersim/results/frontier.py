@@ -109,7 +109,10 @@ def _totals(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _times(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("of the step; GEMMs: at the rate of large ones; rest: small GEMMs, attention, what is computed again; wires: the interconnect")
+    table = _table(
+        "of the step; GEMMs: at the rate of large ones; rest: small GEMMs, attention, what is computed again; "
+        "wires: the interconnect"
+    )
     for heading in ("step", "GEMMs", "memory", "rest", "wires", "imbalance", "bubble"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
