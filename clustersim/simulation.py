@@ -18,6 +18,7 @@ import polars as pl
 import clustersim
 from clustersim import network as networks
 from clustersim.architecture import describe
+from clustersim.assembling import Parts, assemble, timeline_window
 from clustersim.causes import (
     CAUSES,
     causes_of,
@@ -33,7 +34,7 @@ from clustersim.config import Run, compose, what_is_run
 from clustersim.cost import cost_from, cost_row
 from clustersim.identity import Identity, identify
 from clustersim.placement.replicas import chosen_slots
-from clustersim.playing import Parts, Progress, assemble, part_of, play_all, routings, timeline_window
+from clustersim.playing import Progress, part_of, play_all
 from clustersim.results.comparing import leaves
 from clustersim.results.footprint import memory_summary, memory_table
 from clustersim.results.placements import (
@@ -59,6 +60,7 @@ from clustersim.results.tables import (
 )
 from clustersim.results.timeline import timeline_events, write_timeline
 from clustersim.results.training_timeline import Window
+from clustersim.sending import routings
 from clustersim.training.checks import first_built
 from clustersim.training.step import train
 from clustersim.training.tables import stages_table, tasks_table, training_row

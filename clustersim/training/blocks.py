@@ -20,7 +20,7 @@ from clustersim.engine.pipelines import Task
 from clustersim.engine.program import COMPUTE, Op, Work, exposed, play_program
 from clustersim.model import Model
 from clustersim.parallel import Parallel
-from clustersim.playing import Traffic
+from clustersim.sending import Traffic
 from clustersim.training import programs
 from clustersim.training.layers import Batch, Own, own_passes, routed_passes, unembedding
 from clustersim.types import Transfers

@@ -11,6 +11,7 @@ import numpy as np
 
 from clustersim import network as networks
 from clustersim.architecture import describe
+from clustersim.assembling import assemble
 from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, flag, positive, whole
 from clustersim.engine import machines
@@ -27,8 +28,9 @@ from clustersim.model import Model
 from clustersim.network import packets
 from clustersim.parallel import Parallel, parallel_from
 from clustersim.pick import pick
-from clustersim.playing import Progress, Traffic, assemble, same_layers, traffic
+from clustersim.playing import Progress
 from clustersim.results.counting import LayerCounts
+from clustersim.sending import Traffic, same_layers, traffic
 from clustersim.training.blocks import Block, Blocks, Stages
 from clustersim.training.checks import check_beside, check_experts, check_words, first_built, pipeline_of, told_of_group
 from clustersim.training.gradients import WEIGHT, Update, exposed_update, held, update

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 import clustersim as cs
-from clustersim import deciding, exchange, inputs, load_cluster, playing
+from clustersim import assembling, deciding, exchange, inputs, load_cluster
 from clustersim.config import compose
 from clustersim.deciding import Setting, decided, nothing_seen, plan_periodic, steps_seen
 from clustersim.engine.gpu import PARTS, LayerWork, play, time_alone
@@ -93,12 +93,12 @@ def test_once_decides_on_sequences_that_are_not_played(name, monkeypatch):
         return real(setting, past)
 
     monkeypatch.setattr(inputs, "steps_seen", spy)
-    parts = playing.assemble(compose([*SMALL, f"placement={name}"]))
+    parts = assembling.assemble(compose([*SMALL, f"placement={name}"]))
     assert shown == [parts.stream.past]
     assert len(shown[0]) == 1
-    apart = playing.assemble(compose([*SMALL, "placement=contiguous", "decide.apart=true"]))
+    apart = assembling.assemble(compose([*SMALL, "placement=contiguous", "decide.apart=true"]))
     assert (apart.stream.steps[0].choose(0).ids == parts.stream.steps[0].choose(0).ids).all(), "the same tokens to compare"
-    plain = playing.assemble(compose([*SMALL, "placement=contiguous"]))
+    plain = assembling.assemble(compose([*SMALL, "placement=contiguous"]))
     assert not plain.stream.past
 
 
@@ -251,13 +251,13 @@ def test_a_load_file_decides_and_one_of_another_model_is_refused(tmp_path):
 
     write(7)
     keys = ["placement=eplb", "placement.spare=1", "decide=load_file", f"decide.path={tmp_path}"]
-    parts = playing.assemble(compose([*SMALL, *keys]))
+    parts = assembling.assemble(compose([*SMALL, *keys]))
     assert [int(np.bincount(p.expert_of).argmax()) for p in parts.plan.placements[0]] == [7, 9, 7], "layers repeat"
     before = cs.simulate([*SMALL, *keys]).run_id
     with pytest.raises(InputError, match=r"decide\.path=.*: the load of 32 experts \(some model\); model olmoe_1b_7b has 64"):
-        playing.assemble(compose([*SMALL, *keys, "model=olmoe_1b_7b", "trace=balanced"]))
+        assembling.assemble(compose([*SMALL, *keys, "model=olmoe_1b_7b", "trace=balanced"]))
     with pytest.raises(InputError, match="looks at tokens, and the load that it is to be decided on has counts only"):
-        playing.assemble(compose([*SMALL, *keys, "placement=coactivation"]))
+        assembling.assemble(compose([*SMALL, *keys, "placement=coactivation"]))
     write(8)
     assert cs.simulate([*SMALL, *keys]).run_id != before, "the run depends on what the file holds"
 
@@ -279,7 +279,7 @@ def test_a_load_file_decides_and_one_of_another_model_is_refused(tmp_path):
 )  # fmt: skip
 def test_what_cannot_be_decided_is_said(keys, said):
     with pytest.raises(InputError, match=said):
-        playing.assemble(compose([*SMALL, "placement=eplb", "decide=periodic", "workload.steps=6", *keys]))
+        assembling.assemble(compose([*SMALL, "placement=eplb", "decide=periodic", "workload.steps=6", *keys]))
 
 
 # ---- measures

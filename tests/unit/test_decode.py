@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from clustersim import load_cluster, simulate
+from clustersim.assembling import assemble
 from clustersim.config import compose
-from clustersim.playing import assemble
 from clustersim.types import InputError, Workload
 from clustersim.workload.serving import Decoding, with_lengths
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import clustersim as cs
+from clustersim.assembling import assemble
 from clustersim.config import compose
-from clustersim.playing import assemble
 from clustersim.results.footprint import memory_line
 from clustersim.types import InputError
 
