@@ -64,11 +64,11 @@ GENERAL = [chosen for chosen in CHOSEN if chosen.partition("=")[0] not in ("topo
 
 @pytest.mark.parametrize("chosen", some_now(GENERAL))
 def test_a_value_is_of_the_type_that_the_file_has(chosen):
-    """Told before anything else of the run is looked at."""
+    """Told before anything else of the run is looked at, but for values that are another key's: those by who reads them."""
     for key, value in keys_of(chosen).items():
         for wrong in misread(value):
             with pytest.raises(InputError, match=f"{key}|composing|{chosen.partition('=')[0]}"):
-                compose([chosen, *NEEDED.get(chosen, ()), f"{key}={wrong}"])
+                simulate(compose([chosen, *NEEDED.get(chosen, ()), f"{key}={wrong}"]))
 
 
 @pytest.mark.parametrize("group", ["topology", "model"])
