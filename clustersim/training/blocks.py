@@ -17,7 +17,7 @@ from clustersim.engine.collectives import Wires
 from clustersim.engine.machines import Machine
 from clustersim.engine.passes import Passes
 from clustersim.engine.pipelines import Task
-from clustersim.engine.program import COMPUTE, Op, Work, exposed, play_program
+from clustersim.engine.program import COMPUTE, Op, Ran, Work, exposed, play_program
 from clustersim.model import Model
 from clustersim.parallel import Parallel
 from clustersim.sending import Traffic
@@ -112,27 +112,24 @@ class Blocks:
         if not ops:                                         # a stage with nothing but the embedding
             return Block(seconds=0.0, computed_s=0.0, sent_s=0.0, exchanged_s=0.0, waited_s=0.0)
         routing = {programs.FORWARD: ahead or back, programs.BACKWARD: back or ahead}
-        works: dict[tuple[int, int], Work] = {}
 
         def work_of(layer: int, batch: int) -> Work:
-            if (layer, batch) not in works:
-                task = routing[batch]
-                assert task is not None
-                works[layer, batch] = self._work(layer, task.batch % s.routings, beside=len(tasks) > 1)
-            return works[layer, batch]
+            task = routing[batch]
+            assert task is not None
+            return self._work(layer, task.batch % s.routings, beside=len(tasks) > 1)
 
         ran = play_program(s.cluster, s.network, ops, work_of)
         self.solves, self.events = self.solves + ran.solves, self.events + ran.events
-        return self._summed(ops, ran, work_of, beside=len(tasks) > 1)
+        return self._summed(ops, ran, beside=len(tasks) > 1)
 
-    def _summed(self, ops: Sequence[Op], ran: Any, work_of: Callable[[int, int], Work], *, beside: bool) -> Block:
+    def _summed(self, ops: Sequence[Op], ran: Ran, *, beside: bool) -> Block:
         computing = [i for i, op in enumerate(ops) if op.stream == COMPUTE]
         busy = (ran.end[computing] - ran.start[computing]).sum(axis=0)
         sent = sum((self._sent(ops[i], beside) for i in computing), np.zeros(busy.size))
-        standing = exposed(ops, ran).sum(axis=0)
-        waited = np.zeros(busy.size)
+        stood = exposed(ops, ran)
+        standing, waited = stood.sum(axis=0), np.zeros(busy.size)
         for i, account in ran.exchanges.items():
-            waited += np.minimum(account.wait_s, exposed(ops, ran)[i])
+            waited += np.minimum(account.wait_s, stood[i])
         last = ran.step_s - busy - standing                 # until the last GPU is through
         last = np.where(np.abs(last) < 1e-12 * ran.step_s, 0.0, last)       # of the last itself only rounding is left
         return Block(
