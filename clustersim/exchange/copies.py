@@ -126,13 +126,14 @@ def channel_copies(routing: Routing, placement: Placement, cluster: Gpus, channe
     if channels > 1:
         mine = np.maximum(1, np.bincount(row, minlength=n))
         row = row * channels + routing.index * channels // mine[row]
-    to_gpu, to_node = np.zeros((n * channels, n), np.int64), np.zeros((n * channels, nodes), np.int64)
+    by_gpu, by_node = np.zeros((n * channels, n), np.int64), np.zeros((n * channels, nodes), np.int64)
     known = kernel.count_distinct(
         ids, row, routing.index, table, np.ascontiguousarray(cluster.node_of), np.full(n, -1), np.full(nodes, -1),
-        to_gpu, to_node,
+        by_gpu, by_node,
     )
     _known(known, routing, placement, cluster)
-    to_gpu, to_node = to_gpu.reshape(n, channels, n), to_node.reshape(n, channels, nodes).sum(axis=1)
+    to_gpu: Ints = by_gpu.reshape(n, channels, n)
+    to_node: Ints = by_node.reshape(n, channels, nodes).sum(axis=1)
     _counted = _Counted.by(routing, placement, cluster, to_gpu.copy(), to_node.copy())
     return to_gpu, to_node
 
