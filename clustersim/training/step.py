@@ -218,7 +218,7 @@ def _group_run(run: Run, parallel: Parallel, batch: Batch, per_node: int) -> Run
         "phase": "prefill", "tokens_per_gpu": tokens, "encoder_inputs": 0,
         **{key: config["workload"][key] for key in ("steps", "deal", "domain_steps")},
     }  # fmt: skip
-    return replace(run, tokens_per_gpu=tokens, config=config)
+    return replace(run, tokens_per_gpu=tokens, group_tokens=tokens, config=config)
 
 
 def _machine(run: Run, cluster: Cluster, sms: int) -> Machine:
