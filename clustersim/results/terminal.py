@@ -60,6 +60,7 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
         "compute": f"{format_seconds(row['compute_s'])} per GPU",
         "exposed communication": f"{format_seconds(row['exposed_comm_s'])} per GPU, {share}",
         "of it waiting for others": f"{format_seconds(row['wait_s'])} per GPU",
+        "of it tensor groups": f"{format_seconds(row['tensor_s'])} per GPU",
         "bottleneck": f"{row['bottleneck'] or 'none'}, busy {format_seconds(row['bottleneck_busy_s'])} of the step; {gap}",
         "on the wires": f"NVLink {format_bytes(row['nvlink_bytes'])}, NIC {format_bytes(row['nic_bytes'])}",
         "memory of a GPU": "" if memory is None else memory_line(row, memory),
@@ -79,6 +80,8 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
             del lines[name]
     if row["replicates"] == 1:
         del lines["seeds"]
+    if not row["tensor_s"]:
+        del lines["of it tensor groups"]
     if row["time_per_output_token_s"] is None:
         del lines["user"]
     for name, share in (("rerouted", "rerouted_rate"), ("padding", "padding_share")):
