@@ -220,7 +220,7 @@ def summary_row(
     return {
         "step_s": step_s,
         "compute_s": compute,
-        "exposed_comm_s": step_s - compute,
+        "exposed_comm_s": max(0.0, step_s - compute),      # where nothing is exchanged they differ by rounding
         "wait_s": float(gpus["wait_s"].sum()) / n_gpus / n_steps,
         "tokens": n_tokens,
         "tokens_per_s": (n_tokens if made is None else made) / step_s if step_s else None,
