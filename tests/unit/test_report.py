@@ -178,7 +178,8 @@ def test_keys_that_never_change_alone_are_compared_by_means(folders, tmp_path):
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=30))
 def test_the_front_is_what_nobody_beats(points):
     """By definition, pair by pair: a job on the front has nobody who is better in one and no worse in the other."""
-    jobs = [SimpleNamespace(summary={"gpus": 1, "step_s": float(t), "tokens_per_s": 1 / t, "drop_rate": d / 10}) for t, d in points]
+    rows = [{"gpus": 1, "step_s": float(t), "tokens_per_s": 1 / t, "drop_rate": d / 10} for t, d in points]
+    jobs = [SimpleNamespace(summary=row) for row in rows]
 
     def beaten(a):
         return any(
