@@ -221,7 +221,7 @@ def summary_row(
     return {
         "step_s": step_s,
         "compute_s": compute,
-        "exposed_comm_s": step_s - compute,
+        "exposed_comm_s": max(0.0, step_s - compute),      # where nothing is exchanged they differ by rounding
         "wait_s": float(gpus["wait_s"].sum()) / n_gpus / n_steps,
         "tensor_s": float(gpus["tensor_s"].sum()) / n_gpus / n_steps,
         "tokens": n_tokens,

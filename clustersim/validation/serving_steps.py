@@ -11,9 +11,10 @@ import polars as pl
 from clustersim.cluster import Cluster
 from clustersim.config import Run, compose
 from clustersim.engine.gpu import PARTS
+from clustersim.outcome import Result
 from clustersim.pick import did_you_mean
 from clustersim.places import group_folder, options
-from clustersim.simulation import Result, simulate
+from clustersim.simulation import simulate
 from clustersim.types import InputError
 from clustersim.validation.machines import TOPOLOGIES, machine
 from clustersim.validation.notes import needed, note, only
