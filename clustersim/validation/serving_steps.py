@@ -73,7 +73,7 @@ def _work(case: Mapping[str, Any]) -> list[str]:
         passes = -(-sequence // tokens)                 # of a prompt in pieces
         return [f"workload.tokens_per_gpu={tokens}", f"trace.sequence={sequence}", f"workload.steps={passes}"]
     if case.get("tokens_per_gpu") is not None:
-        raise InputError("case.tokens_per_gpu: belongs to phase prefill; decode has batch, the sequences of a GPU or tensor group")
+        raise InputError("case.tokens_per_gpu: belongs to phase prefill; decode has batch, sequences of a GPU or its group")
     batch, context = needed(case, "batch", "context")
     asked = ["workload=decode", f"workload.tokens_per_group={batch}", f"workload.context={context}"]
     for key, default in (("context_spread", 0), ("draft", 0), ("accepted", 1)):
@@ -95,8 +95,8 @@ def _options(case: Mapping[str, Any], cluster: Cluster) -> list[str]:
     for key, fixed in (("context_parallel", 1), ("pipeline", 1), ("expert", cluster.n_gpus)):
         if case.get(key) not in (None, fixed):
             raise InputError(
-                f"case.{key}={case[key]}: serving shares attention (tensor), spreads experts over all {cluster.n_gpus} GPUs or shares "
-                f"them, too (expert_tensor), and splits nothing else; use {fixed}"
+                f"case.{key}={case[key]}: serving shares attention (tensor), spreads experts over all {cluster.n_gpus} GPUs "
+                f"or shares them, too (expert_tensor), and splits nothing else; use {fixed}"
             )
     if not plain.model.n_experts:
         return [*asked, "trace=balanced"]
@@ -155,7 +155,7 @@ def _middle_layer_s(result: Result) -> float:
 def _in(metric: str, result: Result, step_s: float, layers: int, cluster: Cluster) -> float:
     """The step in the metric of the case."""
     run = result.run
-    made, groups = result.summary["tokens"], cluster.n_gpus // run.group.tensor
+    made, groups = float(result.summary["tokens"]), cluster.n_gpus // run.group.tensor
     if run.decoding is not None:
         made = run.decoding.sequences * run.decoding.accepted * groups
     each = 1.0 if run.decoding is None else run.decoding.accepted

@@ -37,7 +37,7 @@ def test_a_dense_model_decodes_as_fast_as_eight_memories_are_read():
 
 
 def test_a_group_does_the_arithmetic_of_its_gpus():
-    """Prefill of 2,048 tokens per GPU is bound by arithmetic: a group of 4 takes as long for four times the tokens as one alone."""
+    """Prefill of 2,048 tokens per GPU is bound by arithmetic: four GPUs take as long for all their tokens as each for its own."""
     alone, shared = (
         simulate([*LLAMA, f"parallel.tensor={tensor}", "workload.tokens_per_gpu=2048", "trace.sequence=2048"]).tables["gpus"]
         for tensor in (1, 4)
@@ -54,7 +54,8 @@ def test_tokens_are_shared_out_whole_and_in_order(tokens, tensor, per_sequence):
     """Three groups: none lost, none doubled, numbered anew on every GPU; GPUs differ by one sequence at most."""
     n = 3 * tokens
     step = Workload(
-        source=np.repeat(np.arange(3), tokens), index=np.tile(np.arange(tokens), 3), context=np.arange(n), choose=lambda layer: None,
+        source=np.repeat(np.arange(3), tokens), index=np.tile(np.arange(tokens), 3), context=np.arange(n),
+        choose=lambda layer: None,
     )  # fmt: skip
     made = shared_out(Stream(steps=(step,), past=(), notes=()), tensor, per_sequence).steps[0]
     each = np.bincount(made.source, minlength=3 * tensor)
@@ -100,10 +101,11 @@ def test_scattered_tokens_are_gathered_before_and_scattered_behind():
     few = [*NODE, "model=deepseek_v2_lite", "compute=none", "exchange=direct", "workload.tokens_per_gpu=64", "parallel.tensor=8"]
     wires, ranks, nbytes = wires_of(h100()), np.arange(8), 8 * 64 * 2048 * 2
     ring, total = ring_s(nbytes, ranks, wires), all_reduce_s(nbytes, ranks, wires)
-    scattered = simulate(few).tables["gpus"].group_by("layer", maintain_order=True).first()["tensor_s"]
+    scattered, full = (
+        simulate([*few, *more]).tables["gpus"].filter(gpu=0)["tensor_s"] for more in ([], ["parallel.sequence_parallel=false"])
+    )
     np.testing.assert_allclose(scattered[1:-1], 2 * ring, rtol=1e-9)
     assert scattered[0] == pytest.approx(5 * ring, rel=1e-9)
-    full = simulate([*few, "parallel.sequence_parallel=false"]).tables["gpus"].group_by("layer", maintain_order=True).first()["tensor_s"]
     np.testing.assert_allclose(full[1:-1], total + ring, rtol=1e-9)
     assert full[0] == pytest.approx(3 * total, rel=1e-9)
 
@@ -129,8 +131,8 @@ def test_a_group_over_two_nodes_sends_by_nics():
 
 
 def test_all_reduces_are_near_what_was_measured():
-    """H100, 6 GPUs, microseconds of one shot, two shots and NCCL, and the best of torch's (vllm-project/vllm pull 24111). The start of
-    the first is another measurement's, nothing is fitted: NCCL within 15 %, the fastest of ours within 20 % of the fastest there."""
+    """H100, 6 GPUs, microseconds of one shot, two shots and NCCL, and the best of torch's (vllm-project/vllm pull 24111). The start
+    of the first is another measurement's, nothing is fitted: NCCL within 15 %, the fastest within 20 % of the fastest there."""
     measured = {0.5: (13, 15, 23, 13), 1.0: (21, 17, 25, 16), 1.5: (30, 20, 32, 18), 2.0: (38, 26, 43, 21), 4.0: (70, 37, 53, 31)}
     wires, ranks = wires_of(h100()), np.arange(6)
     for size, (one, two, nccl, other) in measured.items():
@@ -170,7 +172,7 @@ def test_a_model_that_does_not_fit_is_told_of_tensor_groups():
     (["parallel.expert=4"], "a forward pass spreads experts over all GPUs (null)"),
     (["parallel.tensor=2", "parallel.expert_tensor=2", "placement=eplb"], "every GPU has a part of every expert; use placement="),
     (["parallel.tensor=2", "parallel.expert_tensor=2", "schedule=two_batch"], "exchanges nothing; use schedule=in_order"),
-    (["parallel.tensor=2", "trace=sampled", "trace.counts=true", "exchange=direct"], "there are counts alone; use trace.counts=false"),
+    (["parallel.tensor=2", "trace=sampled", "trace.counts=true", "exchange=direct"], "there are counts alone; use"),
     (["workload.tokens_per_group=0"], "workload.tokens_per_group=0: must be a whole number from 1 up"),
 ])  # fmt: skip
 def test_groups_that_cannot_be_are_refused(asked, said):
