@@ -131,7 +131,7 @@ def test_a_group_over_two_nodes_sends_by_nics():
 
 
 def test_all_reduces_are_near_what_was_measured():
-    """H100, 6 GPUs, microseconds of one shot, two shots and NCCL, and the best of torch's (vllm-project/vllm pull 24111). The start
+    """H100, 6 GPUs, us of one shot, two shots and NCCL, and the best of torch's (vllm-project/vllm pull 24111). The start
     of the first is another measurement's, nothing is fitted: NCCL within 15 %, the fastest within 20 % of the fastest there."""
     measured = {0.5: (13, 15, 23, 13), 1.0: (21, 17, 25, 16), 1.5: (30, 20, 32, 18), 2.0: (38, 26, 43, 21), 4.0: (70, 37, 53, 31)}
     wires, ranks = wires_of(h100()), np.arange(6)
