@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clustersim.results import training_screen
+from clustersim.results.comparing import gpu_seconds, same_work
 from clustersim.results.footprint import memory_line
 from clustersim.units import format_bytes, format_seconds
 
@@ -60,6 +62,7 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
         "compute": f"{format_seconds(row['compute_s'])} per GPU",
         "exposed communication": f"{format_seconds(row['exposed_comm_s'])} per GPU, {share}",
         "of it waiting for others": f"{format_seconds(row['wait_s'])} per GPU",
+        "of it tensor groups": f"{format_seconds(row['tensor_s'])} per GPU",
         "bottleneck": f"{row['bottleneck'] or 'none'}, busy {format_seconds(row['bottleneck_busy_s'])} of the step; {gap}",
         "on the wires": f"NVLink {format_bytes(row['nvlink_bytes'])}, NIC {format_bytes(row['nic_bytes'])}",
         "memory of a GPU": "" if memory is None else memory_line(row, memory),
@@ -79,6 +82,8 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
             del lines[name]
     if row["replicates"] == 1:
         del lines["seeds"]
+    if not row["tensor_s"]:
+        del lines["of it tensor groups"]
     if row["time_per_output_token_s"] is None:
         del lines["user"]
     for name, share in (("rerouted", "rerouted_rate"), ("padding", "padding_share")):
@@ -109,29 +114,32 @@ def _seeds(row: Mapping[str, Any]) -> str:
 
 
 def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table:
-    """One line per job of a sweep: the keys that differ, and what came of them; the fastest is 1.00."""
+    """One line per job of a sweep: the keys that differ, and what came of them; the best is 1.00, by GPU time per token."""
     keys, swept = _swept(jobs)
-    if all(row.get("bubble_s") is not None for _, row in jobs):
-        return training_screen.comparison(keys, swept, [row for _, row in jobs])
-    best = min(row["step_s"] for _, row in jobs)
+    rows = [row for _, row in jobs]
+    if all(row.get("bubble_s") is not None for row in rows):
+        return training_screen.comparison(keys, swept, rows)
+    best, per_gpu = min(map(gpu_seconds, rows)), len({row["gpus"] for row in rows}) > 1
     table = Table(
         box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
-        caption=_caption(swept, [row for _, row in jobs]),
+        caption=_caption(swept, rows),
     )  # fmt: skip
     for heading in swept:
         table.add_column(heading, justify="right", overflow="fold")
-    more = _about_placements(swept, [row for _, row in jobs])
-    for heading in ("step", "exposed", "dropped", "tokens/s") if not more else ("step", *more):
+    more = _about_placements(swept, rows)
+    rate = "tokens/s/GPU" if per_gpu else "tokens/s"
+    for heading in ("step", "exposed", "dropped", rate) if not more else ("step", *more):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("bottleneck", no_wrap=True)
     table.add_column("to best", justify="right", no_wrap=True)
-    for job, (_, row) in zip(keys, jobs, strict=True):
-        fastest = row["step_s"] == best
-        usual = (format_seconds(row["exposed_comm_s"]), _percent(row["drop_rate"]), _number(row["tokens_per_s"], 0))
+    for job, row in zip(keys, rows, strict=True):
+        own = gpu_seconds(row)
+        speed = _number(row["tokens_per_s_per_gpu" if per_gpu else "tokens_per_s"], 0)
+        usual = (format_seconds(row["exposed_comm_s"]), _percent(row["drop_rate"]), speed)
         table.add_row(
             *(job.get(key, "") for key in swept), format_seconds(row["step_s"]),
             *([show(row) for show in more.values()] or usual), row["bottleneck"] or "none",
-            f"{row['step_s'] / best:.2f}" if best else "", style="bold" if fastest else None,
+            f"{own / best:.2f}" if own < math.inf else "", style="bold" if own == best else None,
         )  # fmt: skip
     return table
 
@@ -165,7 +173,8 @@ def _caption(swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
         return "gain: step time saved against the first placements kept, without the moves; net: with them; pays after: steps"
     if headings:
         return "balanced: mean / busiest GPU's load (vLLM); gap: busiest GPU over the least there can be; nodes: per token"
-    return "exposed: communication a GPU waits for"
+    same = "" if same_work(rows) else "; to best: GPU time per token"
+    return f"exposed: communication a GPU waits for{same}"
 
 
 def trade(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table | None:

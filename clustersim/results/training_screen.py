@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from clustersim.results.comparing import gpu_seconds
 from clustersim.results.footprint import memory_line
 from clustersim.units import format_bytes, format_seconds
 
@@ -37,17 +38,17 @@ def device_table(stages: pl.DataFrame) -> Table:
 
 
 def comparison(keys: Sequence[Mapping[str, str]], swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One line per training step of a sweep; `to best` is by time per token, since steps may be of different sizes.
+    """One line per training step of a sweep; `to best` is by GPU time per token, since steps may be of different sizes.
 
     Args:
         keys: the overrides of every job, by key.
         swept: those in which jobs differ.
     """
-    costs = [row["step_s"] / row["tokens"] for row in rows]
+    costs = [gpu_seconds(row) for row in rows]
     best = min(costs)
     table = Table(
         box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
-        caption="exposed: communication that nothing hides; TFLOP/s: of the model, per GPU; to best: time per token",
+        caption="exposed: communication that nothing hides; TFLOP/s: of the model, per GPU; to best: GPU time per token",
     )  # fmt: skip
     for heading in swept:
         table.add_column(heading, justify="right", overflow="fold")
