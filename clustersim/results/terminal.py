@@ -58,6 +58,7 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
         "compute": f"{format_seconds(row['compute_s'])} per GPU",
         "exposed communication": f"{format_seconds(row['exposed_comm_s'])} per GPU, {share}",
         "of it waiting for others": f"{format_seconds(row['wait_s'])} per GPU",
+        "of it tensor groups": f"{format_seconds(row['tensor_s'])} per GPU" if row["tensor_s"] else "",
         **(_of_experts(row) if row["moe_layers"] else {}),
         "memory of a GPU": "" if memory is None else memory_line(row, memory),
         "steps": f"{row['steps']} played; times and bytes are means over them" if row["steps"] > 1 else "",
