@@ -339,6 +339,6 @@ def packet(
     Raises:
         InputError: a chunk that is not above 0, another queue; once it plays: too many packets.
     """
-    fabric = Fluid(env, cluster, packets, packets.empty(cluster.capacity, cluster.latency, chunk, queue))
+    fabric = Fluid(env, cluster, packets, packets.empty(cluster.capacity, cluster.latency, chunk, queue, cluster.n_wires))
     fabric.hop_latency = cluster.latency
     return fabric

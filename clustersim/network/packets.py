@@ -27,13 +27,16 @@ QUEUES = ("round_robin", "fifo")
 MOST_HOPS = 10**9       # packets times links of one run: minutes
 
 
-def empty(capacity: Floats, latency: Floats, chunk: str | float = CHUNK, queue: str = "round_robin") -> State:
+def empty(
+    capacity: Floats, latency: Floats, chunk: str | float = CHUNK, queue: str = "round_robin", n_wires: int | None = None
+) -> State:
     """A state without flows.
 
     Args:
         capacity, latency: bytes/s and seconds [links].
         chunk: bytes of a packet, as text (`64KiB`) or as a number.
         queue: "round_robin", a queue per flow and link, or "fifo", one per link.
+        n_wires: how many of the links are wires, the others are lanes; None: all.
 
     Raises:
         InputError: a chunk that is not above 0, or another queue.
@@ -47,8 +50,8 @@ def empty(capacity: Floats, latency: Floats, chunk: str | float = CHUNK, queue: 
     links["capacity"], links["latency"] = capacity, latency
     for name in ("serving", "now_head", "now_tail", "later_head", "later_tail"):
         links[name] = -1
-    wires = capacity[latency > 0].max(initial=0.0)              # what comes to a lane may come as fast as this
-    fastest = np.where(latency > 0, capacity, np.maximum(capacity, wires))
+    fastest = capacity.copy()
+    fastest[n if n_wires is None else n_wires :] = capacity[:n_wires].max(initial=0.0)      # bytes/s that may come to a lane
     links["places"] = CREDITS + np.ceil(2 * latency.max(initial=0.0) * fastest / size)
     links["place_start"] = np.cumsum(links["places"]) - links["places"]
     links["free"] = links["places"]

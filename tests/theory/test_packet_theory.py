@@ -50,7 +50,7 @@ def test_the_last_packet_is_what_is_left_over():
 def test_a_lane_takes_the_weight_times_the_bytes_of_every_packet(rate, weight, queue):
     """m packets of p bytes over a wire of 100 B/s with 3 s of latency, then a lane: a link of rate / weight B/s."""
     m, p = 50, 10.0
-    state = played([100, rate], [[0, 1]], [m * p], weights=[[1, weight]], chunk=p, latency=[3, 0], queue=queue)
+    state = played([100, rate], [[0, 1]], [m * p], weights=[[1, weight]], chunk=p, latency=[3, 0], queue=queue, n_wires=1)
     expected = p / 100 + 3 + p * weight / rate + (m - 1) * p * max(1 / 100, weight / rate)
     np.testing.assert_allclose(packets.finish(state), [expected], rtol=1e-9)
     np.testing.assert_allclose(state.links["carried"], [m * p, m * p * weight], rtol=1e-9)
