@@ -152,9 +152,13 @@ def _overlapped_work(parts: Parts, experts_of: Callable[[int], tuple[ExpertWork,
         if chunk:
             return {}
         attention, shared, after = own[batch][which].pieces(layer)
+        begun: dict[str, Floats] = {}
+        if schedule.enters:
+            begun = {"enter": own[batch][which].entry(layer)}
+            attention = attention - begun["enter"]
         if schedule.shared == "hidden":
-            return {"attention": attention, "shared": shared, "other": after}
-        return {"attention": attention, "other": shared + after}
+            return {**begun, "attention": attention, "shared": shared, "other": after}
+        return {**begun, "attention": attention, "other": shared + after}
 
     def work_of(layer: int, cut: int) -> Work:
         alone, beside = seconds(layer, cut, 0), seconds(layer, cut, 1) if len(timings) > 1 else {}

@@ -89,6 +89,16 @@ class OwnTimes:
         sent = self.sent(layer)
         return before + sent[0], shared + sent[1], after + sent[2]
 
+    def entry(self, layer: int) -> Floats:
+        """Seconds [gpus] of the first of `pieces` up to scores, states or scan of the layer's first mixer, its norm included."""
+        mixer = around_experts(self._model.layers[layer])[0][0]
+        assert not isinstance(mixer, Shared | Moe | Dense), "a layer begins with its mixer"
+        phase = "prefill" if self._per_sequence is None else "decode"
+        hidden = self._model.hidden
+        inward = self._timing.entry(mixer, hidden, self._tokens, phase=phase, tensor=self._groups.size)
+        found = inward + self._timing.residual(hidden, self._between)
+        return found + self.encoders_s + self.retrieval_s if layer == 0 else found
+
     def sent(self, layer: int) -> tuple[Floats, Floats, Floats]:
         """What of `pieces` is collectives of the groups; the embedding's rows are added up like the sums of a part."""
         before, shared, after = self._summed(layer, self._handed)

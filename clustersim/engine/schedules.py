@@ -13,9 +13,10 @@ from clustersim.engine.program import COMMUNICATE, COMPUTE, Op
 from clustersim.pick import did_you_mean
 from clustersim.types import InputError
 
-__all__ = ["chunked", "in_order", "two_batch"]
+__all__ = ["chunked", "in_order", "staggered", "two_batch"]
 
 SHARED = ("after", "hidden")
+STAGES, BEHIND = 5, 2       # of a layer, and how many the second half is behind
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -29,6 +30,7 @@ class Schedule:
     batches: int = 1                    # of which each passes the whole model
     chunks: int = 1                     # of a batch, in dispatch, experts and combine alone
     shared: str = "after"
+    enters: bool = False                # what stands before scores, states or scans is an operation of its own
 
     @property
     def cuts(self) -> int:
@@ -63,9 +65,53 @@ def chunked(moe: Sequence[bool], *, chunks: int = 4, shared: str = "after") -> S
     return _schedule(moe, 1, chunks, shared)
 
 
-def _schedule(moe: Sequence[bool], batches: int, chunks: int, shared: str) -> Schedule:
+def staggered(moe: Sequence[bool], *, shared: str = "hidden") -> Schedule:
+    """Two halves of the batch, one of them two stages behind: a dispatch has the other's way into attention beside it (and shared
+    experts), a combine the other's attention itself.
+
+    Stages of a layer: into attention (`enter`); attention and router; dispatch, with shared experts; experts and combine; what is
+    left. A half waits for its exchange where the stage after it begins, and meanwhile nobody computes. As SGLang and DeepSeek
+    decode (sgl-project/sglang, srt/batch_overlap/operations_strategy.py, `tbo_delta_stages=2`).
+    """
+    _check_shared(shared)
+    ops: list[Op] = []
+    last: dict[tuple[int, int, str], int] = {}
+
+    def add(stream: int, part: str, layer: int, batch: int, *after: str) -> None:
+        last[layer, batch, part] = len(ops)
+        ops.append(Op(stream=stream, part=part, layer=layer, batch=batch, after=tuple(last[layer, batch, one] for one in after)))
+
+    def stage(layer: int, number: int, batch: int) -> None:
+        exchanged = moe[layer]
+        if number == 0:
+            add(COMPUTE, "enter", layer, batch)
+        elif number == 1:
+            add(COMPUTE, "attention", layer, batch)
+        elif number == 2 and exchanged:
+            add(COMMUNICATE, "dispatch", layer, batch, "attention")
+            if shared == "hidden":
+                add(COMPUTE, "shared", layer, batch)
+        elif number == 3 and exchanged:
+            add(COMPUTE, "expert", layer, batch, "dispatch")
+            add(COMMUNICATE, "combine", layer, batch, "expert")
+        elif number == 4:
+            add(COMPUTE, "other", layer, batch, *(["combine"] if exchanged else []))
+
+    stages = [(layer, number) for layer in range(len(moe)) for number in range(STAGES)]
+    for at in range(len(stages) + BEHIND):
+        for batch, place in enumerate((at, at - BEHIND)):
+            if 0 <= place < len(stages):
+                stage(*stages[place], batch)
+    return Schedule(ops=tuple(ops), batches=2, shared=shared, enters=True)
+
+
+def _check_shared(shared: str) -> None:
     if shared not in SHARED:
         raise InputError(f"schedule.shared={shared}: must be after or hidden{did_you_mean(str(shared), SHARED)}")
+
+
+def _schedule(moe: Sequence[bool], batches: int, chunks: int, shared: str) -> Schedule:
+    _check_shared(shared)
     ops: list[Op] = []
     left: list[tuple[int, ...]] = [()] * batches                # places of what a layer leaves for after its combine
 

@@ -105,7 +105,9 @@ def _options(case: Mapping[str, Any], cluster: Cluster) -> list[str]:
     if case.get("sms") is not None:
         asked.append(f"exchange.sms={case['sms']}")
     asked += _load(case, plain)
-    asked += [f"schedule={case.get('schedule') or 'in_order'}", f"schedule.shared={case.get('shared') or 'after'}"]
+    schedule = case.get("schedule") or "in_order"
+    shared = case.get("shared") or ("hidden" if schedule == "staggered" else "after")
+    asked += [f"schedule={schedule}", f"schedule.shared={shared}"]
     return asked
 
 
@@ -124,11 +126,14 @@ def _numbers(case: Mapping[str, Any], run: Run) -> list[str]:
 
 
 def _load(case: Mapping[str, Any], run: Run) -> list[str]:
-    """Where the tokens go: balanced (even popularity), a preset of the sampler, or a recorded trace's folder."""
+    """Where the tokens go: evenly dealt, balanced (even popularity), a preset of the sampler, or a recorded trace's folder."""
     load = str(case.get("load") or "balanced")
-    router = case.get("router") or ("model" if run.model.router else "recorded")
+    router = case.get("router") or ("model" if run.model.router and load != "even" else "recorded")
     asked = [f"router={router}"]
-    asked += ["trace=file", f"trace.path={load}"] if Path(load).is_dir() else ["trace=sampled", f"trace.preset={load}"]
+    if load == "even":
+        asked.append("trace=balanced")
+    else:
+        asked += ["trace=file", f"trace.path={load}"] if Path(load).is_dir() else ["trace=sampled", f"trace.preset={load}"]
     slots = case.get("slots")
     if slots is not None:
         asked += [f"placement.slots={slots}", *(["placement=eplb"] if slots > run.model.n_experts else [])]
