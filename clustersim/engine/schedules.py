@@ -7,7 +7,7 @@ passes beside the routed experts runs `after` the combine, or `hidden` behind th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clustersim.engine.program import COMMUNICATE, COMPUTE, Op
 from clustersim.pick import did_you_mean
@@ -30,6 +30,7 @@ class Schedule:
     batches: int = 1                    # of which each passes the whole model
     chunks: int = 1                     # of a batch, in dispatch, experts and combine alone
     shared: str = "after"
+    kernels: bool = False               # what kernels of an exchange compute is an operation of its own
     enters: bool = False                # what stands before scores, states or scans is an operation of its own
 
     @property
@@ -78,8 +79,11 @@ def staggered(moe: Sequence[bool], *, shared: str = "hidden") -> Schedule:
     last: dict[tuple[int, int, str], int] = {}
 
     def add(stream: int, part: str, layer: int, batch: int, *after: str) -> None:
+        places = {last[layer, batch, one] for one in after}
+        if stream == COMMUNICATE:           # sent off in its turn: not before what stands before it is computed
+            places.add(max(i for i, op in enumerate(ops) if op.stream == COMPUTE))
         last[layer, batch, part] = len(ops)
-        ops.append(Op(stream=stream, part=part, layer=layer, batch=batch, after=tuple(last[layer, batch, one] for one in after)))
+        ops.append(Op(stream=stream, part=part, layer=layer, batch=batch, after=tuple(sorted(places))))
 
     def stage(layer: int, number: int, batch: int) -> None:
         exchanged = moe[layer]
@@ -103,6 +107,35 @@ def staggered(moe: Sequence[bool], *, shared: str = "hidden") -> Schedule:
             if 0 <= place < len(stages):
                 stage(*stages[place], batch)
     return Schedule(ops=tuple(ops), batches=2, shared=shared, enters=True)
+
+
+def with_kernels(schedule: Schedule) -> Schedule:
+    """The schedule with what an exchange's kernels keep all SMs busy for, as computing of its own: `send` and `back` beside the
+    exchange from its beginning on, `take` and `home` when its last byte has come, before what waits for it."""
+    beside, behind = {"dispatch": "send", "combine": "back"}, {"dispatch": "take", "combine": "home"}
+    sends: dict[int, list[int]] = {}                    # place of what an exchange follows -> exchanges
+    for i, op in enumerate(schedule.ops):
+        if op.stream == COMMUNICATE:
+            sends.setdefault(max(op.after), []).append(i)
+    ops: list[Op] = []
+    place: dict[int, int] = {}
+
+    def put(op: Op, after: Sequence[int]) -> None:
+        ops.append(replace(op, after=tuple(sorted(after))))
+
+    for i, op in enumerate(schedule.ops):
+        after = [place[one] for one in op.after]
+        if op.stream == COMPUTE:
+            for one in op.after:
+                if schedule.ops[one].stream == COMMUNICATE:
+                    taken = schedule.ops[one]
+                    put(replace(taken, stream=COMPUTE, part=behind[taken.part]), [place[one]])
+        place[i] = len(ops)
+        put(op, after)
+        for one in sends.get(i, ()):
+            sent = schedule.ops[one]
+            put(replace(sent, stream=COMPUTE, part=beside[sent.part]), [place[other] for other in sent.after])
+    return replace(schedule, ops=tuple(ops), kernels=True)
 
 
 def _check_shared(shared: str) -> None:
