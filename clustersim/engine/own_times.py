@@ -64,7 +64,10 @@ class OwnTimes:
             self.retrieval_s = np.where(sequences > 0, found.latency_s + sequences * found.nbytes / inbound, 0.0)
         spoken = self._groups.together(ends)
         self.head_s = timing.matrix(-(-model.vocab // self._groups.size), model.hidden, spoken)
-        self.head_sent_s = self._gathered(spoken, model.vocab)
+        if model.drafting:              # each has the unembedding once more, and takes in a token and what the layers made of it
+            joined = timing.matrix(model.hidden, 2 * model.hidden, self._between)
+            self.head_s = (1 + model.drafting) * self.head_s + model.drafting * joined
+        self.head_sent_s = (1 + model.drafting) * self._gathered(spoken, model.vocab)
         if self._groups.group.scattered:
             self.head_sent_s = self.head_sent_s + self._gathered(spoken, model.hidden)
 

@@ -21,7 +21,8 @@ from clustersim.validation.notes import needed, note, only
 
 KEYS = (
     "model", "gpu", "gpus", "gpus_per_node", "nic", "phase", "schedule", "shared", "tokens_per_gpu", "batch", "context",
-    "context_spread", "sequence", "draft", "accepted", "dtype", "exchange", "sms", "load", "router", "slots", "network",
+    "context_spread", "sequence", "draft", "accepted", "drafter", "dtype", "exchange", "sms", "load", "router", "slots",
+    "network",
 )  # fmt: skip
 SIZES = ("tensor", "expert_tensor", "context_parallel", "pipeline", "expert")       # of parallel groups
 METRICS = (
@@ -67,7 +68,8 @@ def _work(case: Mapping[str, Any]) -> list[str]:
     """What the GPUs are given."""
     phase = case["phase"]
     if phase == "prefill":
-        if unused := [key for key in ("batch", "context", "context_spread", "draft", "accepted") if case.get(key) is not None]:
+        others = ("batch", "context", "context_spread", "draft", "accepted", "drafter")
+        if unused := [key for key in others if case.get(key) is not None]:
             raise InputError(f"case.{unused[0]}: belongs to phase decode")
         tokens, sequence = needed(case, "tokens_per_gpu", "sequence")
         passes = -(-sequence // tokens)                 # of a prompt in pieces
@@ -76,7 +78,7 @@ def _work(case: Mapping[str, Any]) -> list[str]:
         raise InputError("case.tokens_per_gpu: belongs to phase prefill; decode has batch, sequences of a GPU or its group")
     batch, context = needed(case, "batch", "context")
     asked = ["workload=decode", f"workload.tokens_per_group={batch}", f"workload.context={context}"]
-    for key, default in (("context_spread", 0), ("draft", 0), ("accepted", 1)):
+    for key, default in (("context_spread", 0), ("draft", 0), ("accepted", 1), ("drafter", "null")):
         asked.append(f"workload.{key}={case.get(key, default)}")
     return asked
 
