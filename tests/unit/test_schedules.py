@@ -81,7 +81,7 @@ def test_shared_experts_hide_behind_the_dispatch():
 @NETWORKS
 def test_a_half_two_stages_behind_waits_where_its_next_stage_begins(network):
     """E0 0-1, A0 1-3, D0 3-6 with S0 3-4 and E1 4-5 beside it, G0 6-7, C0 7-11 with A1 7-9, O0 11-12; then the second half sends
-    (12-15 with S1), computes 15-16, and waits for its combine until 20: 21 in all. Exchanges that take no time leave what is computed."""
+    (12-15 with S1), computes 15-16, and waits for its combine until 20: 21 in all. Without exchanges all is computing."""
     times = {"E": 1, "A": 2, "S": 1, "G": 1, "O": 1}
     assert step_s(staggered([True]), 1, network, **times, D=3, C=4) == pytest.approx(21, rel=1e-12)
     whole = step_s(staggered([True] * 6), 6, network, **times, D=1e-9, C=1e-9)
