@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from clustersim.results.comparing import gpu_seconds
+from clustersim.results.facts import summary_page
 from clustersim.results.footprint import memory_line
 from clustersim.units import format_bytes, format_seconds
 
@@ -67,9 +67,6 @@ def comparison(keys: Sequence[Mapping[str, str]], swept: Sequence[str], rows: Se
 
 def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame | None = None) -> RenderableType:
     """The step in a dozen lines; `memory` is that table, where it is at hand."""
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    table.add_column(style="bold")
-    table.add_column()
     step = row["step_s"]
 
     def share(key: str) -> str:
@@ -80,7 +77,7 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
         for name in ("tensor", "context", "pipeline", "virtual", "expert", "zero")
         if row[f"parallel.{name}"] not in ((None, 0) if name == "zero" else (None, 1))
     )  # fmt: skip
-    lines = {
+    return summary_page({
         "run": f"{row['model']} on {row['gpus']:,} GPUs of {row['topology']}",
         "split": f"{split or 'data parallel alone'}, {row['parallel.order']}",
         "step": f"{format_seconds(step)}: {row['tokens']:,} tokens in {row['micro_batches']} micro-batches",
@@ -96,8 +93,4 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
         "memory of a GPU": "" if memory is None else memory_line(row, memory),
         "expert load of a GPU": "" if row["imbalance"] is None else f"max/mean {row['imbalance']:.2f}, mean over the layers",
         "dropped": f"{100 * row['drop_rate']:.2f} % of the choices" if row["drop_rate"] else "",
-    }
-    for name, text in lines.items():
-        if text:
-            table.add_row(name, text)
-    return Group(Text(), table, *(Text(f" note: {note}", style="dim") for note in notes))
+    }, notes)  # fmt: skip
