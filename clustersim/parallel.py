@@ -31,6 +31,7 @@ class Parallel:
     gpus: int
     tensor: int = 1                 # GPUs that share the matrices of attention and dense FFNs
     sequence_parallel: bool = True  # what lies between the parts of a tensor group is split along the sequence
+    tensor_overlap: bool = False    # a tensor group gathers and scatters in pieces, beside the products that they are for
     context: int = 1                # GPUs that share a sequence
     pipeline: int = 1               # stages
     virtual: int = 1                # chunks of layers that a stage holds (interleaved pipelines)
@@ -41,11 +42,13 @@ class Parallel:
     def __post_init__(self) -> None:
         for field in fields(self):
             value, least = getattr(self, field.name), 0 if field.name == "zero" else 1
-            if field.name == "sequence_parallel":
+            if field.name in ("sequence_parallel", "tensor_overlap"):
                 if not isinstance(value, bool):
-                    raise InputError(f"parallel.sequence_parallel={_written(value)}: must be true or false")
+                    raise InputError(f"parallel.{field.name}={_written(value)}: must be true or false")
             elif isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f"parallel.{field.name}={_written(value)}: must be a whole number from {least} up")
+        if self.tensor_overlap and not self.sequence_parallel:
+            raise InputError("parallel.tensor_overlap=true: pieces are those of a sequence; needs parallel.sequence_parallel=true")
         if self.zero > 3:
             raise InputError(f"parallel.zero={self.zero}: must be 0, 1, 2 or 3")
         for mesh in (ATTENTION, EXPERTS):

@@ -31,7 +31,7 @@ class Precision:
     @property
     def scaled(self) -> bool:
         """Whether blocks of 128 columns of the weights have a scale of their own."""
-        return self.rate != "bf16"
+        return self.activation_bytes != self.operand_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
