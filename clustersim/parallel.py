@@ -48,7 +48,7 @@ class Parallel:
             elif isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f"parallel.{field.name}={_written(value)}: must be a whole number from {least} up")
         if self.tensor_overlap and not self.sequence_parallel:
-            raise InputError("parallel.tensor_overlap=true: pieces are those of a sequence; needs parallel.sequence_parallel=true")
+            raise InputError("parallel.tensor_overlap=true: pieces are a sequence's; needs parallel.sequence_parallel=true")
         if self.zero > 3:
             raise InputError(f"parallel.zero={self.zero}: must be 0, 1, 2 or 3")
         for mesh in (ATTENTION, EXPERTS):

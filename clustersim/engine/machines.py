@@ -26,7 +26,7 @@ WIDE = 2.0              # bytes of a value between kernels: BF16
 GRADIENT = 4.0          # bytes of a gradient that is added up: FP32
 SCALINGS = {            # of FP8: what shares a scale
     "block": blocks.PRECISIONS["fp8"],                                          # 128 values, 128 x 128 weights (arXiv 2412.19437)
-    "tensor": Precision(rate="fp8", activation_bytes=1.0, weight_bytes=1.0),    # all of an operand, as it is now
+    "tensor": Precision(rate="fp8", activation_bytes=1.0, weight_bytes=1.0, one_scale=True),    # all of an operand, as it is now
     "mx": blocks.PRECISIONS["mxfp8"],                                           # 32 values, applied by the tensor cores
 }
 
@@ -137,7 +137,7 @@ def precision_of(gemm: str, scaling: str) -> Precision:
 
 
 def _kept_up(gpu: GpuSpec, framework: str, scaling: str) -> GpuSpec:
-    """Blocks of 128 are scaled by the SMs on GPUs without FP4 units, which costs FP8 more than BF16; else both keep up as much."""
+    """Blocks of 128 are scaled by the SMs on GPUs without FP4 units, which costs FP8 more; else it keeps up as much as BF16."""
     share = load_kernel(framework)
     fp8_share = share["fp8_share" if scaling == "block" and gpu.fp4_flops is None else "bf16_share"]
     return replace(

@@ -18,7 +18,7 @@ def device_table(stages: pl.DataFrame) -> Table:
     """One line per pipeline device; alike neighbours are one line."""
     table = Table(
         box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
-        caption="sent: by tensor and context groups; exchanged: for experts, exposed; waits: for others, the host; after: gradients, optimiser",
+        caption="sent: by tensor, context groups; exchanged: for experts; waits: also for the host; after: gradients, optimiser",
     )  # fmt: skip
     for heading in ("device", "layers", "computes", "sent", "exchanged", "waits", "bubble", "after"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -147,7 +147,7 @@ class Blocks:
         if self._stages.launches is None:
             return 0.0
         own, experts = self._stages.launches(layer)
-        return _of(experts if part.startswith("experts_") else own, part[-1])
+        return float(_of(experts if part.startswith("experts_") else own, part[-1]))
 
     def _sent(self, op: Op, routing: int, beside: bool) -> Any:
         if op.layer == programs.HEAD:

@@ -69,8 +69,8 @@ def own_passes(
 def _tensor_sends(one: Passes, nbytes: float, parallel: Parallel, wires: Wires) -> Passes:
     """A gather before and a scatter behind a part (or, without sequence parallelism, one all-reduce that is both).
 
-    With `tensor_overlap` a part's first product takes up pieces as they come and its last one sends them as they are made: each is
-    taken for half of the part, and of a gather the own piece needs no waiting, of a scatter the last has nothing to hide behind.
+    With `tensor_overlap` a part's first product takes up pieces as they come and its last one sends them as they are made: each
+    is taken for half of the part; of a gather the own piece needs no waiting, of a scatter the last has nothing to hide behind.
     """
     n = one.forward_s.size
     if parallel.tensor == 1:

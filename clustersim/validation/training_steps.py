@@ -44,8 +44,8 @@ def training_step(case: Mapping[str, Any]) -> float:
 
     Keys: `model` (a name of the catalogue), `gpu`, `gpus`, `gpus_per_node`, `nic`; the sizes of `conf/parallel` (`tensor`, ...,
     `order`, `stage_layers`) or their short names (`SHORT`); `overlap` (passes beside each other: order combined); `sequence`,
-    `micro_batch`, `global_batch`, `recompute`, `cuda_graphs`; `dtype` (of the GEMMs); `exchange`, `sms`; `load`: balanced (even by
-    force), or a preset of docs/sampler.md, with the model's own router; `layers` (another number of them than the model has);
+    `micro_batch`, `global_batch`, `recompute`, `cuda_graphs`; `dtype` (of the GEMMs); `exchange`, `sms`; `load`: balanced (random
+    scores), or a preset of docs/sampler.md, with the model's own router; `layers` (another number of them than the model has);
     `framework` (megatron, or "null": DeepSeek's own, with DeepGEMM). What a case leaves out is as `recipe` has it.
     """
     case = {SHORT.get(key, key): value for key, value in case.items()}
@@ -82,8 +82,8 @@ def recipe(case: Mapping[str, Any], inside: int) -> dict[str, Any]:
     """A case with what it leaves out, as the recipes of the framework have it.
 
     Chunks go through the pipeline interleaved. Megatron splits its optimiser (ZeRO 1). Of its recipes for machines: tensor groups
-    overlap in FP8 and dense models, Grace's hosts replay attention and routers from CUDA graphs, and tokens go by all-to-all inside
-    a node, by Hybrid-EP inside a rack, by DeepEP beyond (github:NVIDIA-NeMo/Megatron-Bridge scripts/performance/configs).
+    overlap in FP8 and dense models, Grace's hosts replay attention and routers from CUDA graphs, and tokens go by all-to-all
+    inside a node, by Hybrid-EP inside a rack, by DeepEP beyond (github:NVIDIA-NeMo/Megatron-Bridge scripts/performance/configs).
 
     Args:
         inside: GPUs of an NVLink domain.
@@ -154,7 +154,8 @@ def _gemm(case: Mapping[str, Any]) -> list[str]:
     dtype = {"fp8": "fp8_tensor" if _megatron(case) else "fp8_block128"}.get(case["dtype"], case["dtype"])
     if dtype not in GEMMS:
         known = (*GEMMS, "fp8")
-        raise InputError(f"case.dtype={case['dtype']}: must be one of {', '.join(known)}{did_you_mean(str(case['dtype']), known)}")
+        near = did_you_mean(str(case["dtype"]), known)
+        raise InputError(f"case.dtype={case['dtype']}: must be one of {', '.join(known)}{near}")
     gemm, scaling = GEMMS[dtype]
     return [f"++model.gemm={gemm}", f"workload.scaling={scaling}"]
 
