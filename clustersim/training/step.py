@@ -228,7 +228,7 @@ def _group_run(run: Run, parallel: Parallel, batch: Batch, per_node: int) -> Run
     if cut > 1:
         slots = leaders(config["placement"]["slots"], parallel.expert, cut, run.model.n_experts)
         config["placement"] = {**config["placement"], "slots": slots}
-    return replace(run, tokens_per_gpu=tokens, config=config)
+    return replace(run, tokens_per_gpu=tokens, group_tokens=tokens, config=config)
 
 
 def _machine(run: Run, cluster: Cluster, sms: int) -> Machine:
