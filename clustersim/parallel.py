@@ -111,8 +111,10 @@ class Group:
         if gpus % self.tensor:
             near = min((d for d in range(1, gpus + 1) if gpus % d == 0), key=lambda d: max(d / self.tensor, self.tensor / d))
             raise InputError(f"parallel.tensor={self.tensor}: does not divide {gpus} GPUs; nearest that does: {near}")
-        experts = {"expert": 1, "expert_tensor": self.tensor} if self.inside else {"expert": gpus}
-        return Parallel(gpus=gpus, tensor=self.tensor, sequence_parallel=self.scattered or self.tensor == 1, **experts)
+        spread, cut = (1, self.tensor) if self.inside else (gpus, 1)
+        return Parallel(
+            gpus=gpus, tensor=self.tensor, sequence_parallel=self.scattered or self.tensor == 1, expert=spread, expert_tensor=cut
+        )
 
 
 def group_from(config: Mapping[str, Any], *, experts: bool) -> Group:
@@ -146,6 +148,8 @@ def group_from(config: Mapping[str, Any], *, experts: bool) -> Group:
             f"parallel.expert={_written(spread)}: a forward pass spreads experts over all GPUs (null), or every group of "
             "parallel.expert_tensor GPUs has all (1)"
         )
+    if config.get("tensor_overlap", False) is not False:
+        raise InputError(f"parallel.tensor_overlap={_written(config['tensor_overlap'])}: is known to training steps alone; use false")
     if scattered is not None and not isinstance(scattered, bool):
         raise InputError(f"parallel.sequence_parallel={_written(scattered)}: must be true, false or null")
     inside = experts and shared > 1
