@@ -149,7 +149,7 @@ def group_from(config: Mapping[str, Any], *, experts: bool) -> Group:
             "parallel.expert_tensor GPUs has all (1)"
         )
     if config.get("tensor_overlap", False) is not False:
-        raise InputError(f"parallel.tensor_overlap={_written(config['tensor_overlap'])}: is known to training steps alone; use false")
+        raise InputError(f"parallel.tensor_overlap={_written(config['tensor_overlap'])}: only training steps know it; use false")
     if scattered is not None and not isinstance(scattered, bool):
         raise InputError(f"parallel.sequence_parallel={_written(scattered)}: must be true, false or null")
     inside = experts and shared > 1
