@@ -30,12 +30,12 @@ SETS: tuple[tuple[tuple[str, ...], tuple[str, ...], int], ...] = (      # consta
         ),
         ("V2",), EIGHTH,        # two of its rows pull against each other by 25 %, and its bar of the worst is 12 %
     ),
-    (("ports.sm_rate", "ports.nic_share"), ("V4",), SQUARES),
+    (("ports.sm_rate", "ports.nic_share", "deepep_v1.wait"), ("V4",), SQUARES),
     (("megatron.bf16_share", "megatron.fp8_share"), ("V11",), SQUARES),
 )  # fmt: skip
 FITTED_ON: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {     # group -> constants fitted again, whose rows do it
     "V2": (("ports.round", "deepep_low_latency.message"), ("V1", "V4")),
-    "V4": (("ports.sm_rate", "ports.nic_share"), ("V2", "V3", "V5")),
+    "V4": (("ports.sm_rate", "ports.nic_share", "deepep_v1.wait"), ("V2", "V3", "V5")),
     "V6": (("ports.nvlink_share",), ("V7",)),
     "V7": (("ports.nvlink_share",), ("V6",)),
     "V11": ((), ()),

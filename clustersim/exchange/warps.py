@@ -1,0 +1,78 @@
+"""How long SMs are busy with DeepEP's normal kernels on one node: warps wait for loads, chunks for flags. Moves nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clustersim.exchange.copies import Gpus
+from clustersim.gpuspec import GpuSpec
+from clustersim.kernels import Kernel, slowness
+from clustersim.types import Floats, Ints
+
+NUMBERS = (4.0, 2.0, 1.0, 0.5)      # bytes of one activation in the formats that travel
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Busy:
+    """Seconds of the SMs of every GPU, and what comes after."""
+
+    sending: Floats         # [gpus] until the last token of the fullest channel is on its way, or taken in where that is slower
+    summing: Floats         # [gpus] of those that sum in a combine; 0 in a dispatch
+    after: float            # from the arrival of the last chunk until it is where it belongs
+
+
+def copying(
+    phase: str, token_bytes: float, hidden: int, sent: Ints, taken: Ints, tokens: Ints, channels: int, cluster: Gpus, kernel: Kernel
+) -> Busy:
+    """What a pass takes of its SMs, chunks as long as is best, as DeepEP's own test tunes them.
+
+    The warps of a sending SM are shared out among the GPUs. A warp copies a token in steps of a few rows of 512 bytes: it waits
+    for the loads of a step, and all warps of the SM share its port to the L2. Chunk by chunk the head of the queue is read from
+    the other GPU and a fence is sent there, and the next chunk begins when both are back.
+
+    Args:
+        token_bytes: of one token without header: its numbers, and its scales if it has any.
+        sent, taken: [gpus] most tokens that a channel sends to one GPU, and takes in from one.
+        tokens: [gpus] of each.
+    """
+    warps, peers = round(kernel["warps"]), max(1, round(kernel["warps"]) // cluster.n_gpus)
+    wait = kernel["wait"] * slowness(kernel, cluster.gpu)
+    numbers = max((size * hidden for size in NUMBERS if size * hidden <= token_bytes), default=token_bytes)
+    rows, scales = -(-numbers // kernel["row"]), (token_bytes - numbers) / kernel["scale_row"]
+    aside = kernel["scales_aside"] if _hopper(cluster.gpu) else 1.0         # loads of scales that are on their way together
+    steps = -(-rows // kernel[f"step_{phase}"])
+    each = steps * wait + warps * numbers / _port(kernel, cluster.gpu) + np.ceil(np.ceil(scales) / aside) * wait
+    if phase == "dispatch":                             # every pair of GPUs has warps of its own at both ends
+        rounds, one = -(-sent // peers), (kernel["taking"] + scales / aside) * wait
+        summing = np.zeros(sent.size)
+    else:                                               # all warps but the one that keeps the heads sum, token by token
+        rounds, one = -(-taken // peers), rows * kernel["l2_answer"] * wait
+        summing = -(-tokens // (channels * (warps - 1))) * one
+    best: Busy | None = None
+    for length in range(1, max(1, round(kernel[f"chunk_{phase}"]) // peers) + 1):       # rounds of a chunk
+        chunks = -(-rounds // length)
+        sending = rounds * each + np.maximum(0, chunks - 1) * kernel["trips"] * kernel["flag"]
+        if phase == "dispatch":
+            sending = np.maximum(sending, rounds * one + chunks * kernel["polls"] * wait)
+        last = min(length, int(rounds.max(initial=0))) if phase == "dispatch" else 1
+        now = Busy(sending=sending, summing=summing, after=last * one)
+        if best is None or _whole(now) < _whole(best):
+            best = now
+    assert best is not None
+    return best
+
+
+def _whole(busy: Busy) -> float:
+    return float(max(busy.sending.max(initial=0.0), busy.summing.max(initial=0.0)) + busy.after)
+
+
+def _hopper(gpu: GpuSpec) -> bool:
+    """Whether DeepEP is built for 9.0, with loads that may overtake stores."""
+    return gpu.fp4_flops is None
+
+
+def _port(kernel: Kernel, gpu: GpuSpec) -> float:
+    """Bytes/s that one SM gets from the L2; those of the GPU that the constants were found on, where a topology has none."""
+    return gpu.l2_bandwidth / gpu.sms if gpu.l2_bandwidth is not None and gpu.sms is not None else kernel["l2_port"]
