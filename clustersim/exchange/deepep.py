@@ -54,8 +54,7 @@ def deepep_normal(
     token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
     busy = None
     if cluster.n_nodes == 1:
-        sent, taken = by_channel.max(axis=(1, 2)), by_channel.max(axis=(0, 1))
-        busy = copying(phase, token, model.hidden, sent, taken, tokens, sms // 2, cluster, constants)
+        busy = copying(phase, token, model.hidden, by_channel, tokens, cluster, constants)
         start += busy.after
     return replace(
         plain, release=np.full(plain.n, start),

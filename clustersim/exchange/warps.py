@@ -24,24 +24,30 @@ class Busy:
 
 
 def copying(
-    phase: str, token_bytes: float, hidden: int, sent: Ints, taken: Ints, tokens: Ints, channels: int, cluster: Gpus, kernel: Kernel
+    phase: str, token_bytes: float, hidden: int, by_channel: Ints, tokens: Ints, cluster: Gpus, kernel: Kernel
 ) -> Busy:
     """What a pass takes of its SMs, chunks as long as is best, as DeepEP's own test tunes them.
 
     The warps of a sending SM are shared out among the GPUs. A warp copies a token in steps of a few rows of 512 bytes: it waits
     for the loads of a step, and all warps of the SM share its port to the L2. Chunk by chunk the head of the queue is read from
-    the other GPU and a fence is sent there, and the next chunk begins when both are back.
+    the other GPU and a fence is sent there, and the next chunk begins when both are back. A pass that fits into the L2, as one
+    that is repeated in a benchmark finds it there, waits for that and not for memory.
 
     Args:
         token_bytes: of one token without header: its numbers, and its scales if it has any.
-        sent, taken: [gpus] most tokens that a channel sends to one GPU, and takes in from one.
+        by_channel: [gpus, channels, gpus] tokens of each GPU and channel that each GPU wants.
         tokens: [gpus] of each.
     """
+    channels, sent, taken = by_channel.shape[1], by_channel.max(axis=(1, 2)), by_channel.max(axis=(0, 1))
+    touched = token_bytes * (tokens + 2 * by_channel.sum(axis=(0, 1))).max(initial=0)      # read, written to a buffer, and out of it
+    hopper = cluster.gpu.fp4_flops is None              # DeepEP is built for 9.0, with loads that may overtake stores
     warps, peers = round(kernel["warps"]), max(1, round(kernel["warps"]) // cluster.n_gpus)
     wait = kernel["wait"] * slowness(kernel, cluster.gpu)
+    if touched <= kernel["l2" if hopper else "l2_blackwell"]:
+        wait *= kernel["l2_answer"]
     numbers = max((size * hidden for size in NUMBERS if size * hidden <= token_bytes), default=token_bytes)
     rows, scales = -(-numbers // kernel["row"]), (token_bytes - numbers) / kernel["scale_row"]
-    aside = kernel["scales_aside"] if _hopper(cluster.gpu) else 1.0         # loads of scales that are on their way together
+    aside = kernel["scales_aside"] if hopper else 1.0   # loads of scales that are on their way together
     steps = -(-rows // kernel[f"step_{phase}"])
     each = steps * wait + warps * numbers / _port(kernel, cluster.gpu) + np.ceil(np.ceil(scales) / aside) * wait
     if phase == "dispatch":                             # every pair of GPUs has warps of its own at both ends
@@ -66,11 +72,6 @@ def copying(
 
 def _whole(busy: Busy) -> float:
     return float(max(busy.sending.max(initial=0.0), busy.summing.max(initial=0.0)) + busy.after)
-
-
-def _hopper(gpu: GpuSpec) -> bool:
-    """Whether DeepEP is built for 9.0, with loads that may overtake stores."""
-    return gpu.fp4_flops is None
 
 
 def _port(kernel: Kernel, gpu: GpuSpec) -> float:
