@@ -11,6 +11,7 @@ import numpy as np
 from clustersim.architecture import describe
 from clustersim.config import compose
 from clustersim.engine.machines import kernels
+from clustersim.kernels import tried
 from clustersim.pick import did_you_mean
 from clustersim.training.step import train
 from clustersim.training.tables import training_row
@@ -60,7 +61,7 @@ def training_step(case: Mapping[str, Any]) -> float:
     asked += [f"exchange.sms={case['sms']}"] if case.get("sms") else []
     asked += [f"model.n_layers={case['layers']}"] if case.get("layers") else []
     asked += [f"workload.framework={case['framework']}"] if "framework" in case else []
-    return _simulated((*asked, *_load(case)), METRICS[metric])
+    return _simulated((*asked, *_load(case)), METRICS[metric], tried())
 
 
 def attention(case: Mapping[str, Any]) -> float:
@@ -81,7 +82,7 @@ def attention(case: Mapping[str, Any]) -> float:
 
 
 @lru_cache(maxsize=32)
-def _simulated(overrides: tuple[str, ...], column: str) -> float:
+def _simulated(overrides: tuple[str, ...], column: str, _: tuple[tuple[str, float], ...]) -> float:
     run = compose(overrides)
     return float(training_row(train(run), describe(run.config["model"]))[column])
 
