@@ -39,7 +39,7 @@ def copying(
         tokens: [gpus] of each.
     """
     channels, sent, taken = by_channel.shape[1], by_channel.max(axis=(1, 2)), by_channel.max(axis=(0, 1))
-    touched = token_bytes * (tokens + 2 * by_channel.sum(axis=(0, 1))).max(initial=0)      # read, written to a buffer, and out of it
+    touched = token_bytes * (tokens + 2 * by_channel.sum(axis=(0, 1))).max(initial=0)  # read, put into a buffer, and out
     hopper = cluster.gpu.fp4_flops is None              # DeepEP is built for 9.0, with loads that may overtake stores
     warps, peers = round(kernel["warps"]), max(1, round(kernel["warps"]) // cluster.n_gpus)
     wait = kernel["wait"] * slowness(kernel, cluster.gpu)

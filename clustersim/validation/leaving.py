@@ -45,10 +45,10 @@ FITTED_ON: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {     # group
     "V7": (("ports.nvlink_share",), ("V6",)),
     "V11": (("megatron.bf16_share",), ("V12",)),         # its GEMMs are inside a layer, too
 }
-ASIDE: Mapping[str, tuple[str, dict[str, str]]] = {     # teachers among the rows put aside -> the group whose bars they have, cases
+ASIDE: Mapping[str, tuple[str, dict[str, str]]] = {     # teachers among the rows put aside -> whose bars they have, cases
     "H200": ("V2", {"gpu": "h200_sxm", "exchange": "deepep_low_latency"}),
 }
-ALONE: Mapping[str, Mapping[str, tuple[tuple[str, float], ...]]] = {    # constants that no other rows tell -> what is summed for them
+ALONE: Mapping[str, Mapping[str, tuple[tuple[str, float], ...]]] = {    # constants that no other rows tell -> a sum of others
     "V6": {
         # a load on GB200 against one on H100; before a dispatch a kernel clears the counters, in a combine one fills the buffer
         "trtllm_one_sided.handshake_dispatch": (("ports.round", 463 / 377), ("gemm.memory_pass", 1.0)),
@@ -120,7 +120,8 @@ def _elsewhere(name: str, rows: list[Row]) -> tuple[dict[str, float], str]:
     told = [f"{_leaves(fitted)} from {', '.join(teachers)}"]
     for key, terms in ALONE.get(name, {}).items():
         values[key] = sum(times * (values.get(other) or _value(other)) for other, times in terms)
-        told.append(f"{_leaves([key])} as " + " + ".join(other if times == 1 else f"{times:.3g} {other}" for other, times in terms))
+        summed = " + ".join(other if times == 1 else f"{times:.3g} {other}" for other, times in terms)
+        told.append(f"{_leaves([key])} as {summed}")
     return values, "; ".join(told)
 
 
