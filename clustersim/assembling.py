@@ -14,8 +14,10 @@ from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, whole
 from clustersim.deciding import Plan
 from clustersim.engine import schedules, timing
+from clustersim.engine.collectives import wires_of
 from clustersim.engine.memory import Memory
 from clustersim.engine.schedules import Schedule
+from clustersim.engine.tensor_groups import TensorGroups
 from clustersim.engine.timing import Timing
 from clustersim.exchange.software import beyond, equipped, sms_held, wait_beside
 from clustersim.fitting import check_memory, memory_of
@@ -40,6 +42,7 @@ class Parts:
     cluster: Cluster
     stream: Stream
     plan: Plan
+    groups: TensorGroups                    # GPUs that share attention
     room: Room
     workload: Workload                      # of the step in hand
     placements: tuple[Placement, ...]       # of its MoE layers
@@ -61,6 +64,12 @@ def assemble(run: Run) -> Parts:
     cluster = _cluster(run.topology, json.dumps(config["topology"]))
     exchange_name, exchange_options = run.options("exchange")
     exchange = pick(exchanges, exchange_name, **exchange_options)
+    groups = TensorGroups(
+        group=run.group, wires=wires_of(cluster) if run.group.tensor > 1 else None,
+        n_gpus=run.group.of(cluster.n_gpus).gpus,
+    )  # fmt: skip
+    if run.group.inside:
+        exchange_name, exchange, exchange_options = "direct", exchanges.direct, {}          # nothing leaves its GPU
     cluster = equipped(exchange_name, exchange_options, cluster)
     if config["network"]["name"] == "packet" and len(cluster.links) > cluster.n_wires:
         raise InputError(f"network=packet: exchange={exchange_name} copies by SMs, no queues; use network=fluid or bound")
@@ -90,6 +99,7 @@ def assemble(run: Run) -> Parts:
         cluster=cluster,
         stream=stream,
         plan=plan,
+        groups=groups,
         room=setting.room,
         memory=memory,
         workload=stream.steps[0],
@@ -109,7 +119,7 @@ def assemble(run: Run) -> Parts:
 
 def _beyond(run: Run, cluster: Cluster, schedule: Schedule) -> tuple[str, ...]:
     """What to say of an exchange beyond the range of its constants, and of what stands for a measurement that is not there."""
-    if not run.model.n_experts:
+    if not run.model.n_experts or run.group.inside:
         return ()
     name, options = run.options("exchange")
     said = beyond(name, options, cluster, tokens_per_gpu=run.tokens_per_gpu)
@@ -128,8 +138,9 @@ def _schedule(run: Run) -> Schedule:
     made: Schedule = order([layer in run.model.moe_layers for layer in range(run.model.n_layers)])
     if made.plain:
         return made
-    if name != "in_order" and not run.model.n_experts:
-        raise InputError(f"schedule={name}: model={run.model.name} exchanges nothing; use schedule=in_order")
+    if not run.model.n_experts or run.group.inside:
+        what = f"model={run.model.name}" if not run.model.n_experts else f"parallel.expert_tensor={run.group.tensor}"
+        raise InputError(f"schedule={name}: {what} exchanges nothing; use schedule=in_order schedule.shared=after")
     if made.cuts > run.tokens_per_gpu // (run.decoding.per_sequence if run.decoding else 1):
         asked = f"workload.tokens_per_gpu={run.config['workload']['tokens_per_gpu']}"
         raise InputError(f"schedule={name}: {asked} is below the {made.cuts} pieces that it is cut in; least: {made.cuts}")

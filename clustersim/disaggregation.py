@@ -13,7 +13,8 @@ from clustersim.cluster import build_cluster
 from clustersim.config import Run, compose, whole
 from clustersim.engine.gpu import time_alone
 from clustersim.network import fluid
-from clustersim.simulation import Result, simulate
+from clustersim.outcome import Result
+from clustersim.simulation import simulate
 from clustersim.types import InputError, Transfers, independent
 
 

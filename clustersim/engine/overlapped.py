@@ -56,13 +56,22 @@ def play_overlapped(
             progress(ops[due[0]].layer)
             due[0] = next(through, None)
 
-    ran = play_program(cluster, network, ops, work_of, passed, show)
+    taken: dict[str, Floats] = {}
+
+    def noted(layer: int, cut: int) -> Work:
+        work = work_of(layer, cut)
+        for part, seconds in work.sent.items():
+            column = _COLUMN[part]
+            taken.setdefault(column, np.zeros((n_layers, cluster.n_gpus)))[layer] += seconds
+        return work
+
+    ran = play_program(cluster, network, ops, noted, passed, show)
     parts = _parts(ops, ran, n_layers)
     total = np.sum([part.sum(axis=0) for part in parts.values()], axis=0)
     parts["idle_s"][-1] = np.maximum(0.0, ran.step_s - total)
     return Played(
         marks=_marks(ops, ran, n_layers), exchanges=_by_layer(ops, ran, n_layers), step_s=ran.step_s, solves=ran.solves,
-        events=ran.events, own_parts=parts, own_slices=tuple(_slices(ops, ran)),
+        events=ran.events, own_parts=parts, own_slices=tuple(_slices(ops, ran)), sent=taken,
     )  # fmt: skip
 
 

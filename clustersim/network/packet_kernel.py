@@ -9,7 +9,7 @@ round (Hahne, IEEE JSAC 9(7), 1991: with enough credits the rates are max-min fa
 `fifo`: every link has one queue of so many places for all flows; its first packet leaves when the next queue has a place,
 and those behind wait with it. Free places are given to what feeds the queue, in turn.
 
-All of it is one file because numba's cache on disk looks only at the file of the function that is called.
+Numbers that are compiled in stand in this file: see `jit.njit`.
 Import this module late: importing numba takes half a second and the first compilation some seconds.
 """
 
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.jit import inlined, lean
+from clustersim.network.heaps import sift
 from clustersim.types import Ints
 
 Records = NDArray[Any]
@@ -84,7 +85,7 @@ HOP = np.dtype(
     ]
 )  # fmt: skip
 MESSAGE = np.dtype([("time", "f8"), ("hop", "i8")])     # a packet that arrives over a link; -1 - hop: a credit that comes back
-EVENT = np.dtype([("key", "f8"), ("who", "i8")])        # link: a packet has left; L + link: pipe; 2 L + flow: its source is in
+EVENT = np.dtype([("key", "f8"), ("item", "i8")])        # link: a packet has left; L + link: pipe; 2 L + flow: its source is in
 COUNTER = np.dtype([("last", "f8"), ("waiting", "i8")])         # latest finish so far; flows not yet through
 
 
@@ -114,35 +115,19 @@ def _push(heap, tally, key, who):
     tally[N_HEAP] = at + 1
     while at > 0:
         parent = (at - 1) >> 1
-        if heap[parent].key < key or (heap[parent].key == key and heap[parent].who < who):
+        if heap[parent].key < key or (heap[parent].key == key and heap[parent].item < who):
             break
         heap[at] = heap[parent]
         at = parent
     heap[at].key = key
-    heap[at].who = who
+    heap[at].item = who
 
 
 @inlined
 def _drop_first(heap, tally):
     tally[N_HEAP] -= 1
-    n = tally[N_HEAP]
-    key = heap[n].key
-    who = heap[n].who
-    at = 0
-    while True:
-        child = 2 * at + 1
-        if child >= n:
-            break
-        if child + 1 < n:
-            right = child + 1
-            if heap[right].key < heap[child].key or (heap[right].key == heap[child].key and heap[right].who < heap[child].who):
-                child = right
-        if key < heap[child].key or (key == heap[child].key and who < heap[child].who):
-            break
-        heap[at] = heap[child]
-        at = child
-    heap[at].key = key
-    heap[at].who = who
+    heap[0] = heap[tally[N_HEAP]]
+    sift(heap, tally[N_HEAP], 0, True)
 
 
 @lean
@@ -439,7 +424,7 @@ def run(s, until):
             return t
         horizon = t + SAME * abs(t)
         while tally[N_HEAP] > 0 and heap[0].key <= horizon:
-            who = heap[0].who
+            who = heap[0].item
             _drop_first(heap, tally)
             arrived, credited = -1, -1
             if who < links.size:

@@ -265,15 +265,15 @@ def _events(state: State, links: Records, pipes: Records, flow_now: Ints, n_flow
 
     n = links.size
     due = state.heap[: state.tally[kernel.N_HEAP]].copy()
-    of_flow = due["who"] >= 2 * n
-    due["who"][of_flow] = 2 * n + flow_now[due["who"][of_flow] - 2 * n]
-    due = due[(due["who"] < n) | of_flow]
+    of_flow = due["item"] >= 2 * n
+    due["item"][of_flow] = 2 * n + flow_now[due["item"][of_flow] - 2 * n]
+    due = due[(due["item"] < n) | of_flow]
     used = np.flatnonzero(links["in_pipe"])
     coming = np.zeros(used.size, kernel.EVENT)
-    coming["key"], coming["who"] = pipes["time"][links["pipe_start"][used]], n + used
+    coming["key"], coming["item"] = pipes["time"][links["pipe_start"][used]], n + used
     due = np.concatenate((due, coming))
     heap = np.zeros(2 * n + n_flows, kernel.EVENT)
-    heap[: due.size] = due[np.lexsort((due["who"], due["key"]))]        # what is sorted is a heap
+    heap[: due.size] = due[np.lexsort((due["item"], due["key"]))]        # what is sorted is a heap
     tally[kernel.N_HEAP] = due.size
     return heap
 

@@ -9,8 +9,9 @@ from statistics import median
 from clustersim.report.axes import SMALL, WIDE, Frame, legend, nice_ticks, plain, seconds_unit, x_ticks, y_grid
 from clustersim.report.reading import Job, SweepData, value_of
 from clustersim.report.shapes import Box, Dots, Figure, Label, Line, Picture, Shape
-from clustersim.report.sweep_findings import Effect, as_number, cost, effects, front, named, ranked, same_work
+from clustersim.report.sweep_findings import Effect, as_number, cost, effects, front, named, ranked
 from clustersim.report.wording import percent, seconds, times
+from clustersim.results.comparing import same_work
 
 BARS = 30  # jobs that are drawn one by one
 KEYS = 8  # keys that have a figure of their own
@@ -63,9 +64,9 @@ def _bars(sweep: SweepData, timed: Sequence[Job]) -> Figure:
         shapes.append(Label(frame.right, bottom + 32, f"step, {name}", "end", SMALL))
         return Picture(width=width, height=bottom + 38, shapes=shapes, says="The time of every job, computing and communication")
 
-    caption = "From the fastest to the slowest; computing is the mean over the GPUs."
-    if not same_work(timed):
-        caption += " The jobs do not do the same work: the order is by time per token."
+    caption = "From the best to the worst; computing is the mean over the GPUs."
+    if not same_work([job.summary for job in timed]):
+        caption += " The jobs do not do the same work: the order is by GPU time per token."
     return Figure(name="jobs", title="The jobs", caption=caption, draw=draw)
 
 

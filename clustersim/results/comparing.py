@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,21 @@ def _teraflops(value: float) -> str:
 
 def _ratio(value: float) -> str:
     return f"{value:.3f}"
+
+
+def gpu_seconds(row: Mapping[str, Any]) -> float:
+    """GPU-seconds per token, by which runs are ranked: those of the same work on as many GPUs as their steps are.
+
+    Infinite where no time passed, or none is known.
+    """
+    step, rate = row.get("step_s"), row.get("tokens_per_s")
+    timed = step and rate and math.isfinite(step) and math.isfinite(rate)
+    return float(row["gpus"]) / float(rate) if rate and timed else math.inf
+
+
+def same_work(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all runs took as many tokens through the same model on as many GPUs, so that steps can be compared as they are."""
+    return len({(row.get("tokens"), row.get("model"), row.get("gpus")) for row in rows}) <= 1
 
 
 SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {      # column of the summary, or sum over layers -> name, how it is written

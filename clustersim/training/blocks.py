@@ -22,7 +22,7 @@ from clustersim.model import Model
 from clustersim.parallel import Parallel
 from clustersim.sending import Traffic
 from clustersim.training import programs
-from clustersim.training.layers import Batch, Own, own_passes, routed_passes, unembedding
+from clustersim.training.layers import Batch, Own, own_passes, routed_passes, routed_sends, unembedding
 from clustersim.types import Transfers
 
 
@@ -32,7 +32,7 @@ class Block:
 
     seconds: float          # until the last GPU is through
     computed_s: float
-    sent_s: float           # collectives of tensor and context groups
+    sent_s: float           # collectives of tensor, context and expert-tensor groups
     exchanged_s: float      # exchanges that nothing hides: the GPU's own bytes on their way
     waited_s: float         # for other GPUs: in exchanges, and for the last to be through
 
@@ -66,7 +66,7 @@ class Blocks:
         self._played: dict[Any, Block] = {}
         self._own: dict[tuple[int, bool], Own] = {}
         self._traffic: dict[tuple[int, int], Traffic] = {}
-        self._experts: dict[tuple[int, int, bool], Passes] = {}
+        self._experts: dict[tuple[int, int, bool], Own] = {}
         self.solves = self.events = 0
 
     @property
@@ -120,12 +120,12 @@ class Blocks:
 
         ran = play_program(s.cluster, s.network, ops, work_of)
         self.solves, self.events = self.solves + ran.solves, self.events + ran.events
-        return self._summed(ops, ran, beside=len(tasks) > 1)
+        return self._summed(ops, ran, lambda op: getattr(routing[op.batch], "batch", 0) % s.routings, beside=len(tasks) > 1)
 
-    def _summed(self, ops: Sequence[Op], ran: Ran, *, beside: bool) -> Block:
+    def _summed(self, ops: Sequence[Op], ran: Ran, routing_of: Callable[[Op], int], *, beside: bool) -> Block:
         computing = [i for i, op in enumerate(ops) if op.stream == COMPUTE]
         busy = (ran.end[computing] - ran.start[computing]).sum(axis=0)
-        sent = sum((self._sent(ops[i], beside) for i in computing), np.zeros(busy.size))
+        sent = sum((self._sent(ops[i], routing_of(ops[i]), beside) for i in computing), np.zeros(busy.size))
         stood = exposed(ops, ran)
         standing, waited = stood.sum(axis=0), np.zeros(busy.size)
         for i, account in ran.exchanges.items():
@@ -137,9 +137,11 @@ class Blocks:
             exchanged_s=float((standing - waited).mean()), waited_s=float((waited + last).mean()),
         )  # fmt: skip
 
-    def _sent(self, op: Op, beside: bool) -> Any:
-        if not op.part.startswith("own_") or op.layer == programs.HEAD:
+    def _sent(self, op: Op, routing: int, beside: bool) -> Any:
+        if op.layer == programs.HEAD:
             return 0.0
+        if op.part.startswith("experts_"):
+            return _of(self._experts[self._stages.alike(op.layer), routing, beside].sent, op.part[-1])
         return _of(self._own_of(op.layer, beside).sent, op.part[-1])
 
     def _weights(self, task: Task) -> Block:
@@ -175,12 +177,17 @@ class Blocks:
             self._traffic[same, routing] = s.traffic(same, routing)
         sent = self._traffic[same, routing]
         if (same, routing, beside) not in self._experts:
-            self._experts[same, routing, beside] = routed_passes(s.model, sent.rows, sent.gpu_of, s.cluster.n_gpus, machine)
+            one, n = (s.model, sent.rows, sent.gpu_of), s.cluster.n_gpus
+            self._experts[same, routing, beside] = Own(
+                computed=routed_passes(*one, n, machine, s.parallel.expert_tensor),
+                sent=routed_sends(*one, n, s.parallel, s.wires),
+            )
         there, home = sent.dispatch, sent.combine
         if beside and s.wait_s:
             there, home = (replace(one, release=one.release + s.wait_s) for one in (there, home))
         transfers = {"dispatch": there, "combine": home, "back_dispatch": there, "back_combine": home}
-        return Work(seconds=seconds | _named("experts", self._experts[same, routing, beside]), transfers=transfers)
+        experts = self._experts[same, routing, beside]
+        return Work(seconds=seconds | _named("experts", experts.computed + experts.sent), transfers=transfers)
 
     def _own_of(self, layer: int, beside: bool) -> Own:
         s, same = self._stages, self._stages.alike(layer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -15,6 +15,7 @@ from clustersim.matrices import seen
 from clustersim.model import Model
 from clustersim.parallel import Parallel
 from clustersim.parts import Attention, Latent, Moe, Part
+from clustersim.training.folding import gathered_s, shared_rows
 from clustersim.types import Ints
 
 
@@ -90,11 +91,19 @@ def _context_sends(part: Attention | Latent, batch: Batch, parallel: Parallel, w
     return Passes(forward_s=np.full(n_gpus, each), input_s=np.full(n_gpus, 2 * each), weight_s=np.zeros(n_gpus))
 
 
-def routed_passes(model: Model, rows: Ints, gpu_of: Ints, n_gpus: int, machine: Machine) -> Passes:
-    """The routed experts of a layer; rows int [slots]."""
+def routed_passes(model: Model, rows: Ints, gpu_of: Ints, n_gpus: int, machine: Machine, tensor: int = 1) -> Passes:
+    """The routed experts of a layer; rows int [slots], GPU of each, the first of `tensor` that share it."""
     moe = moe_of(model)
+    moe, (rows, gpu_of) = replace(moe, size=moe.size // tensor), shared_rows(rows, gpu_of, tensor)
     through: Values = np.bincount(gpu_of, rows, n_gpus)
     return expert_passes(moe, model.hidden, rows, gpu_of, n_gpus, machine, through)
+
+
+def routed_sends(model: Model, rows: Ints, gpu_of: Ints, n_gpus: int, parallel: Parallel, wires: Wires) -> Passes:
+    """What expert-tensor groups gather before the experts and scatter behind them, both ways."""
+    sent = gathered_s(rows, gpu_of, n_gpus, parallel.expert_tensor, model, wires)
+    both: Values = sent["gather"] + sent["scatter"]
+    return Passes(forward_s=both, input_s=both, weight_s=np.zeros(n_gpus))
 
 
 def unembedding(model: Model, batch: Batch, parallel: Parallel, machine: Machine, n_gpus: int) -> Passes:

@@ -33,6 +33,7 @@ from clustersim.results.counting import LayerCounts
 from clustersim.sending import Traffic, same_layers, traffic
 from clustersim.training.blocks import Block, Blocks, Stages
 from clustersim.training.checks import check_beside, check_experts, check_words, first_built, pipeline_of, told_of_group
+from clustersim.training.folding import folded, leaders
 from clustersim.training.gradients import WEIGHT, Update, exposed_update, held, update
 from clustersim.training.layers import Batch
 from clustersim.types import Floats, InputError, Transfers, independent
@@ -180,6 +181,8 @@ def _stages(
         parts = assemble(_group_run(run, parallel, batch, small.gpus_per_node))
     except InputError as error:
         raise told_of_group(error, run) from error
+    if parallel.expert_tensor > 1:
+        parts = replace(parts, exchange=folded(parts.exchange, parallel.expert_tensor))
     steps = [replace(parts, workload=one, placements=placed) for one, placed in zip(
         parts.stream.steps, parts.plan.placements, strict=True
     )]  # fmt: skip
@@ -210,15 +213,19 @@ def _stages(
 
 def _group_run(run: Run, parallel: Parallel, batch: Batch, per_node: int) -> Run:
     """The run of one expert group: its GPUs alone, each with its share of a micro-batch."""
-    nodes, inside = max(1, parallel.expert // per_node), min(per_node, parallel.expert)
+    group, cut = parallel.expert * parallel.expert_tensor, parallel.expert_tensor
+    nodes, inside = max(1, group // per_node), min(per_node, group)
     tokens = batch.tokens // (parallel.tensor if parallel.sequence_parallel else 1)
-    config = dict(run.config)
+    config = {**run.config, "memory": "ignore"}                 # the step's own memory has been judged
     config["topology"] = {**config["topology"], "nodes": nodes, "gpus_per_node": inside}
     config["workload"] = {
         "phase": "prefill", "tokens_per_gpu": tokens, "encoder_inputs": 0,
         **{key: config["workload"][key] for key in ("steps", "deal", "domain_steps")},
     }  # fmt: skip
-    return replace(run, tokens_per_gpu=tokens, config=config)
+    if cut > 1:
+        slots = leaders(config["placement"]["slots"], parallel.expert, cut, run.model.n_experts)
+        config["placement"] = {**config["placement"], "slots": slots}
+    return replace(run, tokens_per_gpu=tokens, group_tokens=tokens, config=config)
 
 
 def _machine(run: Run, cluster: Cluster, sms: int) -> Machine:

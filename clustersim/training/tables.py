@@ -90,7 +90,8 @@ def _dropped(counts: Sequence[LayerCounts], trained: Trained) -> dict[str, Any]:
     """What the routers of the layers that were played did; nothing where none has experts."""
     asked, kept = sum(int(c.asked.sum()) for c in counts), sum(int(c.kept.sum()) for c in counts)
     tokens = trained.group_gpus * trained.batch.tokens
-    means = [float(c.gpu_tokens.max() / c.gpu_tokens.mean()) for c in counts if c.gpu_tokens.any()]
+    firsts = [c.gpu_tokens[:: trained.parallel.expert_tensor] for c in counts]          # the GPUs that slots are counted on
+    means = [float(held.max() / held.mean()) for held in firsts if held.any()]
     return {
         "drop_rate": (asked - kept) / asked if asked else 0.0,
         "fully_dropped": sum(c.fully_dropped for c in counts) / (tokens * len(counts)) if counts else 0.0,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from clustersim.architecture import describe
+from clustersim.cluster import load_cluster
 from clustersim.config import compose
 from clustersim.engine.machines import kernels
 from clustersim.kernels import tried
@@ -47,8 +48,7 @@ def training_step(case: Mapping[str, Any]) -> float:
     model, gpu, gpus = needed(case, "model", "gpu", "gpus")
     if gpu not in TOPOLOGIES:
         raise InputError(f"case.gpu={gpu}: no topology has it{did_you_mean(str(gpu), TOPOLOGIES)}")
-    per_node = case.get("gpus_per_node") or machine({"gpu": gpu}).gpus_per_node
-    inside = min(int(gpus), int(per_node))
+    inside = int(case.get("gpus_per_node") or 0) or _domain(TOPOLOGIES[gpu], int(gpus))
     asked = [
         "workload=training", f"model={model}", f"topology={TOPOLOGIES[gpu]}", f"topology.nodes={int(gpus) // inside}",
         f"topology.gpus_per_node={inside}", "memory=ignore", "network=bound",
@@ -79,6 +79,12 @@ def attention(case: Mapping[str, Any]) -> float:
     flops = 2.0 * heads * (query + value) * pairs * int(case.get("sequences", 1)) * (PASSES_BACK if back else 1)
     rule = kernels(spec, "bf16", "deepgemm_2025_07", "gemm", taken)
     return float(rule.mixing(np.array([flops]), back)[0])
+
+
+def _domain(topology: str, gpus: int) -> int:
+    """GPUs of a node, the most that share out evenly: 64 of a rack of 72 where there are 256 in all."""
+    most = load_cluster(topology, nodes=1).gpus_per_node
+    return next(inside for inside in range(min(most, gpus), 0, -1) if gpus % inside == 0)
 
 
 @lru_cache(maxsize=32)

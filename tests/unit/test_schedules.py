@@ -80,6 +80,7 @@ def test_the_plain_program_is_the_forward_pass(network):
 
     def plain(layer):
         work = {f"{name}_s": seconds[layer][name] for name in ("attention", "expert", "other")}
+        work["expert_s"] = work["expert_s"] * moe[layer]            # nothing is sent to a dense layer's
         return LayerWork(**work, **(sent[layer] if moe[layer] else {"dispatch": None, "combine": None}))
 
     one = play(cluster, network, 3, plain)

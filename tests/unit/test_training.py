@@ -8,6 +8,7 @@ import pytest
 
 from clustersim import load_cluster, simulate
 from clustersim.engine.collectives import wires_of
+from clustersim.kernels import load_kernel
 from tests.reports import TRAINED
 
 SHARES = ["computed_s", "sent_s", "exchanged_s", "waited_s", "bubble_s", "reduce_s", "optimiser_s", "gather_s"]
@@ -93,7 +94,9 @@ def test_what_a_tensor_group_sends_is_the_rings_closed_form():
         *DENSE, "compute=none", "parallel.tensor=2", "parallel.pipeline=1", f"workload.sequence={sequence}",
     )  # fmt: skip
     wires = wires_of(load_cluster("h100_sxm", nodes=1, gpus_per_node=4))
-    each = sequence * hidden * 2 / 2 / wires.nvlink + wires.nvlink_hop_s + wires.start_s
+    kernel = load_kernel("nccl")            # 1 MiB: by LL, whose cap is 141 of 450 GB/s, sooner than by LL128 and Simple
+    each = sequence * hidden * 2 / 2 / (kernel["ll_most"] * 450e9) + kernel["base_ll"] + 936.25e-9
+    assert each < sequence * hidden * 2 / 2 / wires.nvlink + wires.nvlink_hop_s + wires.start_s
     for kind, rings in (("F", 2), ("B", 3)):
         sent = result.tables["tasks"].filter(pl.col("kind") == kind)["sent_s"]
         np.testing.assert_allclose(sent, layers * 2 * rings * each, rtol=1e-9)

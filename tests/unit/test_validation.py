@@ -71,8 +71,19 @@ def test_measurements_are_read_from_every_kind_of_file(tmp_path, name, write):
     assert second.value == pytest.approx(3e-3)
 
 
+@pytest.mark.parametrize(("unit", "metric", "scale"), [
+    ("tokens/s/GPU", "tokens/s/GPU", 1.0), ("tok/s", "tokens/s/GPU", 1.0), ("TFLOP/s/GPU", "model FLOP/s/GPU", 1e12),
+    ("TFLOPS", "model FLOP/s/GPU", 1e12), ("Gb/s", "bytes/s", 1.25e8), ("ms/layer", "seconds per layer", 1e-3),
+])  # fmt: skip
+def test_a_unit_may_be_written_as_the_metric_is(tmp_path, unit, metric, scale):
+    (tmp_path / "a.json").write_text(json.dumps([{**row(metric=metric), "unit": unit, "value": 2.0}]))
+    assert read_rows(tmp_path / "a.json")[0].value == pytest.approx(2.0 * scale)
+
+
 @pytest.mark.parametrize(("change", "said"), [
     ({"unit": "uss"}, "unit 'uss' is unknown; did you mean us?"), ({"value": "fast"}, "value 'fast' is no finite number"),
+    ({"unit": "GB/s"}, "unit 'GB/s' is none of the metric 'seconds"),
+    ({"unit": "tok/s/node", "case": {**CASE, "metric": "tokens/s/GPU"}}, "is of another share than the metric 'tokens/s/GPU'"),
     ({"value": -1}, "no finite number above 0"), ({"case": {}}, "case must be a mapping"), ({"id": None}, "has no id"),
 ])  # fmt: skip
 def test_a_row_that_cannot_be_read_is_one_clear_error(tmp_path, capsys, change, said):
