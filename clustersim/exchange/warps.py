@@ -64,7 +64,7 @@ def copying(
             sending = np.maximum(sending, rounds * one + chunks * kernel["polls"] * wait)
         last = min(length, int(rounds.max(initial=0))) if phase == "dispatch" else 1
         now = Busy(sending=sending, summing=summing, after=last * one)
-        if best is None or _whole(now) < _whole(best):
+        if best is None or _whole(now) <= _whole(best):
             best = now
     assert best is not None
     return best
