@@ -42,19 +42,20 @@ def copying(
     touched = token_bytes * (tokens + 2 * by_channel.sum(axis=(0, 1))).max(initial=0)  # read, put into a buffer, and out
     hopper = cluster.gpu.fp4_flops is None              # DeepEP is built for 9.0, with loads that may overtake stores
     warps, peers = round(kernel["warps"]), max(1, round(kernel["warps"]) // cluster.n_gpus)
-    wait = kernel["wait"] * slowness(kernel, cluster.gpu)
-    if touched <= kernel["l2" if hopper else "l2_blackwell"]:
-        wait *= kernel["l2_answer"]
+    memory = kernel["wait"] * slowness(kernel, cluster.gpu)
+    near = kernel["l2_answer"] * memory
+    wait = near if touched <= kernel["l2" if hopper else "l2_blackwell"] else memory
     numbers = max((size * hidden for size in NUMBERS if size * hidden <= token_bytes), default=token_bytes)
     rows, scales = -(-numbers // kernel["row"]), (token_bytes - numbers) / kernel["scale_row"]
     aside = kernel["scales_aside"] if hopper else 1.0   # loads of scales that are on their way together
     steps = -(-rows // kernel[f"step_{phase}"])
     each = steps * wait + warps * numbers / _port(kernel, cluster.gpu) + np.ceil(np.ceil(scales) / aside) * wait
     if phase == "dispatch":                             # every pair of GPUs has warps of its own at both ends
-        rounds, one = -(-sent // peers), (kernel["taking"] + scales / aside) * wait
+        pieces = max(2.0, -(-numbers // kernel["piece"]))
+        rounds, one = -(-sent // peers), (kernel["taking"] * pieces + scales / aside) * wait
         summing = np.zeros(sent.size)
     else:                                               # all warps but the one that keeps the heads sum, token by token
-        rounds, one = -(-taken // peers), rows * kernel["l2_answer"] * wait
+        rounds, one = -(-taken // peers), rows * near
         summing = -(-tokens // (channels * (warps - 1))) * one
     best: Busy | None = None
     for length in range(1, max(1, round(kernel[f"chunk_{phase}"]) // peers) + 1):       # rounds of a chunk

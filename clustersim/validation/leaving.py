@@ -40,7 +40,7 @@ FITTED_ON: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {     # group
         ),
         ("V1", "V4", "H200"),
     ),
-    "V4": (("ports.sm_rate", "ports.nic_share", "deepep_v1.wait"), ("V2", "V3", "V5")),
+    "V4": (("ports.nic_share", "deepep_v1.wait"), ("V2", "V3", "V5")),
     "V6": (("ports.nvlink_share",), ("V7",)),
     "V7": (("ports.nvlink_share",), ("V6",)),
     "V11": (("megatron.bf16_share",), ("V12",)),         # its GEMMs are inside a layer, too
@@ -54,6 +54,7 @@ ALONE: Mapping[str, Mapping[str, tuple[tuple[str, float], ...]]] = {    # consta
         "trtllm_one_sided.handshake_dispatch": (("ports.round", 463 / 377), ("gemm.memory_pass", 1.0)),
         "trtllm_one_sided.handshake_combine": (("ports.round", 2 * 463 / 377),),
     },
+    "V4": {"ports.sm_rate": (("nccl.sm_rate", 1.0),)},
     "V7": {"nccl.sm_rate": (("ports.sm_rate", 1.0),)},
     "V11": {"megatron.fp8_share": (("megatron.bf16_share", 1.0),)},      # of the fastest that a search finds, in either format
 }
