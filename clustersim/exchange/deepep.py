@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clustersim.exchange.copies import Gpus, TokenBytes, choice_copies, count_copies, destinations, distinct
+from clustersim.exchange.copies import Gpus, TokenBytes, channel_copies, choice_copies
 from clustersim.exchange.hierarchical import copy_bytes_of, forwarders_of, transfers_of
 from clustersim.exchange.payloads import loaded
 from clustersim.exchange.warps import Busy, copying
@@ -44,7 +44,7 @@ def deepep_normal(
         raise InputError(f"exchange.sms={sms}: a channel has two SMs, so it must be even and at least 2")
     constants, model = load_kernel(kernel), loaded(model, dispatch_payload, combine_payload)
     copy_bytes = copy_bytes_of(phase, model, None)
-    by_channel, to_node = _copies(routing, placement, cluster, sms // 2)
+    by_channel, to_node = channel_copies(routing, placement, cluster, sms // 2)
     away = to_node.copy()
     away[np.arange(cluster.n_gpus), cluster.node_of] = 0
     to_gpu, tokens = by_channel.sum(axis=1), np.bincount(routing.source, minlength=cluster.n_gpus)
@@ -62,19 +62,6 @@ def deepep_normal(
         messages=np.ceil(plain.nbytes / (copy_bytes * chunk_tokens)),
         logical_bytes=float((to_node if cluster.n_nodes > 1 else to_gpu).sum() * token),
     )  # fmt: skip
-
-
-def _copies(routing: Routing, placement: Placement, cluster: Gpus, channels: int) -> tuple[Ints, Ints]:
-    """Tokens of each GPU and channel wanted on each GPU [gpus, channels, gpus], and of each GPU on each node [gpus, nodes].
-
-    A channel has a run of its GPU's tokens, as many as any other.
-    """
-    n, gpus = cluster.n_gpus, destinations(routing, placement, cluster)
-    mine = np.bincount(routing.source, minlength=n)
-    channel = routing.index * channels // np.maximum(1, mine[routing.source])
-    counts = count_copies(routing.source * channels + channel, distinct(gpus), n * channels, n)
-    nodes = distinct(np.append(cluster.node_of, -1)[gpus])
-    return counts.reshape(n, channels, n), count_copies(routing.source, nodes, n, cluster.n_nodes)
 
 
 def _copying(

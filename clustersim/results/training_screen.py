@@ -19,13 +19,13 @@ def device_table(stages: pl.DataFrame) -> Table:
     """One line per pipeline device; alike neighbours are one line."""
     table = Table(
         box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
-        caption="sent: by tensor and context groups; exchanged: for experts, exposed; after: gradients, optimiser",
+        caption="sent: by tensor, context groups; exchanged: for experts; waits: also for the host; after: gradients, optimiser",
     )  # fmt: skip
     for heading in ("device", "layers", "computes", "sent", "exchanged", "waits", "bubble", "after"):
         table.add_column(heading, justify="right", no_wrap=True)
     lines: list[tuple[list[int], tuple[str, ...]]] = []
     for row in stages.iter_rows(named=True):
-        times = [row["computed_s"], row["sent_s"], row["exchanged_s"], row["waited_s"], row["bubble_s"]]
+        times = [row["computed_s"], row["sent_s"], row["exchanged_s"], row["waited_s"] + row["launched_s"], row["bubble_s"]]
         after = row["reduce_s"] + row["optimiser_s"] + row["gather_s"]
         shown = (str(row["layers"]), *(format_seconds(value) for value in (*times, after)))
         if lines and lines[-1][1] == shown:

@@ -88,6 +88,21 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def unit_of_metric(row: Row) -> None:
+    """Check that the unit is one of the metric, and of the same share of the cluster where both name one.
+
+    Raises:
+        InputError: it is not.
+    """
+    metric, unit = str(row.case.get("metric")), row.unit
+    units = next((units for start, units in OF_METRIC.items() if metric.startswith(start)), None)
+    if units is not None and unit not in units:
+        raise InputError(f"unit {unit}: is none of the metric {metric!r} (known: {', '.join(units)})")
+    shares = [next((share for share in ("/GPU", "/node", "/user") if text.endswith(share)), "") for text in (metric, unit)]
+    if shares[1] and shares[0] != shares[1]:
+        raise InputError(f"unit {unit}: is of another share than the metric {metric!r}")
+
+
 def _parsed(path: Path, text: str) -> list[Any]:
     kind = path.suffix.lower()
     try:
@@ -153,8 +168,6 @@ def row_from(given: Any, where: str) -> Row:
         raise InputError(f"{where}: unit {unit!r} is unknown{did_you_mean(str(unit), UNITS)} (known: {', '.join(UNITS)})")
     if not isinstance(case, Mapping) or not isinstance(case.get("what"), str):
         raise InputError(f"{where}: case must be a mapping whose `what` says what was measured")
-    if (rule := _other_unit(str(case.get("metric")), str(unit))) is not None:
-        raise InputError(f"{where}: {rule}")
     if not _is_numbers(value):
         raise InputError(f"{where}: value {value!r} is no finite number above 0")
     scale = UNITS[unit]
@@ -163,19 +176,6 @@ def row_from(given: Any, where: str) -> Row:
         value=value if isinstance(value, list) else value * scale, scale=scale, unit=str(unit), case=case,
         source=str(given.get("source") or ""),
     )  # fmt: skip
-
-
-def _other_unit(metric: str, unit: str) -> str | None:
-    """What is wrong where a unit cannot be the metric's, or is of another share of the cluster."""
-    units = next((units for start, units in OF_METRIC.items() if metric.startswith(start)), None)
-    if units is None:
-        return None
-    if unit not in units:
-        return f"unit {unit!r} is none of the metric {metric!r} (known: {', '.join(units)})"
-    shares = [next((share for share in ("/GPU", "/node", "/user") if text.endswith(share)), "") for text in (metric, unit)]
-    if shares[1] and shares[0] != shares[1]:
-        return f"unit {unit!r} is of another share than the metric {metric!r}"
-    return None
 
 
 def _is_numbers(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ class Batch:
     n_gpus: int
     tokens_per_gpu: int
     sequence: int                   # tokens
+    known: dict[tuple[int, int], Pieces] = field(init=False, repr=False, default_factory=dict)     # alike in all layers
 
     def choose(self, layer: int) -> tuple[Ints, Floats]:
         """Experts and gate weights of all tokens, both [tokens, top_k], largest weight first."""
@@ -72,6 +73,12 @@ class Batch:
 
     def pieces(self, first: int, last: int) -> Pieces:
         """Tokens first to last - 1 as pieces of sequences."""
+        found = self.known.get((first, last))
+        if found is None:
+            found = self.known[first, last] = self._pieces(first, last)
+        return found
+
+    def _pieces(self, first: int, last: int) -> Pieces:
         far = first >= BEYOND
         first, last = (first - BEYOND, last - BEYOND) if far else (first, last)
         of_gpu = self.sequence if far else self.tokens_per_gpu
