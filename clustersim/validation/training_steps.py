@@ -145,13 +145,8 @@ def _domain(topology: str, gpus: int) -> int:
 
 
 @lru_cache(maxsize=32)
-<<<<<<< HEAD
 def _simulated(overrides: tuple[str, ...], column: str, _: tuple[tuple[str, float], ...]) -> float:
-    run = compose(overrides)
-=======
-def _simulated(overrides: tuple[str, ...], column: str) -> float:
     run = compose(list(overrides))
->>>>>>> main
     return float(training_row(train(run), describe(run.config["model"]))[column])
 
 
