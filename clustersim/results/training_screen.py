@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from clustersim.results.comparing import gpu_seconds
-from clustersim.results.facts import summary_page
+from clustersim.results.facts import cost_line, summary_page
 from clustersim.results.footprint import memory_line
 from clustersim.units import format_bytes, format_seconds
 
@@ -90,6 +90,7 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
         "waits for others": share("wait_s"),
         "pipeline bubble": share("bubble_s"),
         "gradients and weights": share("gradient_comm_s"),
+        "cost": cost_line(row),
         "memory of a GPU": "" if memory is None else memory_line(row, memory),
         "expert load of a GPU": "" if row["imbalance"] is None else f"max/mean {row['imbalance']:.2f}, mean over the layers",
         "dropped": f"{100 * row['drop_rate']:.2f} % of the choices" if row["drop_rate"] else "",
