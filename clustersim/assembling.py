@@ -72,8 +72,6 @@ def assemble(run: Run) -> Parts:
     if run.group.inside:
         exchange_name, exchange, exchange_options = "direct", exchanges.direct, {}          # nothing leaves its GPU
     cluster = equipped(exchange_name, exchange_options, cluster)
-    if config["network"]["name"] == "packet" and len(cluster.links) > cluster.n_wires:
-        raise InputError(f"network=packet: exchange={exchange_name} copies by SMs, no queues; use network=fluid or bound")
     name, options = run.options("compute")
     timed = bind("compute", name, find(timing, name, "compute"), options)(model, cluster.gpu)
     setting, place = setting_of(run, cluster, exchange, timed)

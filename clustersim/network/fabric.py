@@ -337,8 +337,8 @@ def packet(
     For small cases, and to check the fluid network, which it approaches as chunks shrink; fifo shows head-of-line blocking.
 
     Raises:
-        InputError: a chunk that is not above 0, another queue; once it plays: too many packets, a route that is spread.
+        InputError: a chunk that is not above 0, another queue; once it plays: too many packets.
     """
-    fabric = Fluid(env, cluster, packets, packets.empty(cluster.capacity, cluster.latency, chunk, queue))
+    fabric = Fluid(env, cluster, packets, packets.empty(cluster.capacity, cluster.latency, chunk, queue, cluster.n_wires))
     fabric.hop_latency = cluster.latency
     return fabric
