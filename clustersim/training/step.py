@@ -107,8 +107,9 @@ def train(run: Run, progress: Progress = lambda fraction, what: None) -> Trained
     every = tuple(tuple(blocks.of(tasks) for tasks in device) for device in pipeline.tasks)
     updates = tuple(
         update(held(model, mine, layers, parallel), parallel, wires, stages.machine,
-               gradient_bytes=positive("workload.gradient_bytes", workload["gradient_bytes"]))
-        for mine in pipeline.held
+               gradient_bytes=positive("workload.gradient_bytes", workload["gradient_bytes"]),
+               twin=parallel.pipeline - 1 - 2 * device if order == "dualpipe" else None)
+        for device, mine in enumerate(pipeline.held)
     )  # fmt: skip
     rounds = micro_batches // (parallel.pipeline if order in ("interleaved", "combined") else 1)
     left = [

@@ -13,6 +13,7 @@ from clustersim.architecture import describe
 from clustersim.cluster import load_cluster
 from clustersim.config import compose
 from clustersim.engine.machines import kernels
+from clustersim.kernels import tried
 from clustersim.pick import did_you_mean
 from clustersim.training.step import train
 from clustersim.training.tables import training_row
@@ -75,7 +76,7 @@ def training_step(case: Mapping[str, Any]) -> float:
     asked += [f"workload.framework={case['framework']}"] if "framework" in case else []
     if _megatron(case) and "dispatch_bytes" in compose([f"model={model}"]).config["model"]:
         asked.append("model.dispatch_bytes=2.0")                # its dispatchers send what the router saw, in BF16
-    return _simulated((*asked, *_load(case)), METRICS[metric])
+    return _simulated((*asked, *_load(case)), METRICS[metric], tried())
 
 
 def recipe(case: Mapping[str, Any], inside: int) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def _domain(topology: str, gpus: int) -> int:
 
 
 @lru_cache(maxsize=32)
-def _simulated(overrides: tuple[str, ...], column: str) -> float:
+def _simulated(overrides: tuple[str, ...], column: str, _: tuple[tuple[str, float], ...]) -> float:
     run = compose(list(overrides))
     return float(training_row(train(run), describe(run.config["model"]))[column])
 
