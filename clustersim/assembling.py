@@ -16,10 +16,10 @@ from clustersim.deciding import Plan
 from clustersim.engine import schedules, timing
 from clustersim.engine.collectives import wires_of
 from clustersim.engine.memory import Memory
-from clustersim.engine.schedules import Schedule
+from clustersim.engine.schedules import Schedule, with_kernels
 from clustersim.engine.tensor_groups import TensorGroups
 from clustersim.engine.timing import Timing
-from clustersim.exchange.software import beyond, equipped, sms_held, wait_beside
+from clustersim.exchange.software import CALLED, SmSeconds, beyond, equipped, sm_seconds, sms_held, wait_beside
 from clustersim.fitting import check_memory, memory_of
 from clustersim.inputs import plan_from, setting_of, stream_from
 from clustersim.pick import bind, find, pick
@@ -51,6 +51,7 @@ class Parts:
     timing: Timing
     beside: Timing | None            # the same while an exchange holds SMs; None: it holds none, or nothing overlaps
     schedule: Schedule
+    sm_seconds: SmSeconds | None            # of the exchange's kernels, where they are operations of their own
     rule: capacities.Rule
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
@@ -71,8 +72,6 @@ def assemble(run: Run) -> Parts:
     if run.group.inside:
         exchange_name, exchange, exchange_options = "direct", exchanges.direct, {}          # nothing leaves its GPU
     cluster = equipped(exchange_name, exchange_options, cluster)
-    if config["network"]["name"] == "packet" and len(cluster.links) > cluster.n_wires:
-        raise InputError(f"network=packet: exchange={exchange_name} copies by SMs, no queues; use network=fluid or bound")
     name, options = run.options("compute")
     timed = bind("compute", name, find(timing, name, "compute"), options)(model, cluster.gpu)
     setting, place = setting_of(run, cluster, exchange, timed)
@@ -114,12 +113,15 @@ def assemble(run: Run) -> Parts:
         timing=timed,
         beside=None if schedule.plain else _beside(run, cluster),
         schedule=schedule,
+        sm_seconds=sm_seconds(exchange_name, cluster) if schedule.kernels else None,
     )
 
 
 def _beyond(run: Run, cluster: Cluster, schedule: Schedule) -> tuple[str, ...]:
     """What to say of an exchange beyond the range of its constants, and of what stands for a measurement that is not there."""
-    if not run.model.n_experts or run.group.inside:
+    if run.group.inside:
+        return (f"parallel.expert_tensor={run.group.tensor}: every GPU has a part of every expert; nothing is exchanged",)
+    if not run.model.n_experts:
         return ()
     name, options = run.options("exchange")
     said = beyond(name, options, cluster, tokens_per_gpu=run.tokens_per_gpu)
@@ -138,6 +140,8 @@ def _schedule(run: Run) -> Schedule:
     made: Schedule = order([layer in run.model.moe_layers for layer in range(run.model.n_layers)])
     if made.plain:
         return made
+    if made.batches > 1 and run.config["exchange"]["name"] in CALLED and run.config["compute"]["name"] != "none":
+        made = with_kernels(made)
     if not run.model.n_experts or run.group.inside:
         what = f"model={run.model.name}" if not run.model.n_experts else f"parallel.expert_tensor={run.group.tensor}"
         raise InputError(f"schedule={name}: {what} exchanges nothing; use schedule=in_order schedule.shared=after")

@@ -127,6 +127,8 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         near = did_you_mean(str(config["memory"]), ("check", "ignore"))
         raise InputError(f"memory={shown(config['memory'])}: must be check or ignore{near}")
     model, sharing = played(config["model"]), Group()
+    if decoding is not None and decoding.drafting:
+        model = model.with_drafter(decoding.drafting)
     if workload["phase"] != "training":
         sharing = group_from(config["parallel"], experts=bool(model.n_experts))
     each = _tokens(workload, sharing) * (decoding.per_sequence if decoding else 1)

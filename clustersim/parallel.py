@@ -31,6 +31,7 @@ class Parallel:
     gpus: int
     tensor: int = 1                 # GPUs that share the matrices of attention and dense FFNs
     sequence_parallel: bool = True  # what lies between the parts of a tensor group is split along the sequence
+    tensor_overlap: bool = False    # a tensor group gathers and scatters in pieces, beside the products that they are for
     context: int = 1                # GPUs that share a sequence
     pipeline: int = 1               # stages
     virtual: int = 1                # chunks of layers that a stage holds (interleaved pipelines)
@@ -41,11 +42,13 @@ class Parallel:
     def __post_init__(self) -> None:
         for field in fields(self):
             value, least = getattr(self, field.name), 0 if field.name == "zero" else 1
-            if field.name == "sequence_parallel":
+            if field.name in ("sequence_parallel", "tensor_overlap"):
                 if not isinstance(value, bool):
-                    raise InputError(f"parallel.sequence_parallel={_written(value)}: must be true or false")
+                    raise InputError(f"parallel.{field.name}={_written(value)}: must be true or false")
             elif isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f"parallel.{field.name}={_written(value)}: must be a whole number from {least} up")
+        if self.tensor_overlap and not self.sequence_parallel:
+            raise InputError("parallel.tensor_overlap=true: pieces are a sequence's; needs parallel.sequence_parallel=true")
         if self.zero > 3:
             raise InputError(f"parallel.zero={self.zero}: must be 0, 1, 2 or 3")
         for mesh in (ATTENTION, EXPERTS):
@@ -108,8 +111,10 @@ class Group:
         if gpus % self.tensor:
             near = min((d for d in range(1, gpus + 1) if gpus % d == 0), key=lambda d: max(d / self.tensor, self.tensor / d))
             raise InputError(f"parallel.tensor={self.tensor}: does not divide {gpus} GPUs; nearest that does: {near}")
-        experts = {"expert": 1, "expert_tensor": self.tensor} if self.inside else {"expert": gpus}
-        return Parallel(gpus=gpus, tensor=self.tensor, sequence_parallel=self.scattered or self.tensor == 1, **experts)
+        spread, cut = (1, self.tensor) if self.inside else (gpus, 1)
+        return Parallel(
+            gpus=gpus, tensor=self.tensor, sequence_parallel=self.scattered or self.tensor == 1, expert=spread, expert_tensor=cut
+        )
 
 
 def group_from(config: Mapping[str, Any], *, experts: bool) -> Group:
@@ -143,6 +148,8 @@ def group_from(config: Mapping[str, Any], *, experts: bool) -> Group:
             f"parallel.expert={_written(spread)}: a forward pass spreads experts over all GPUs (null), or every group of "
             "parallel.expert_tensor GPUs has all (1)"
         )
+    if config.get("tensor_overlap", False) is not False:
+        raise InputError(f"parallel.tensor_overlap={_written(config['tensor_overlap'])}: only training steps know it; use false")
     if scattered is not None and not isinstance(scattered, bool):
         raise InputError(f"parallel.sequence_parallel={_written(scattered)}: must be true, false or null")
     inside = experts and shared > 1

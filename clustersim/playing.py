@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,7 @@ class ExpertWork:
     beside: Floats | None               # [gpus] while an exchange holds SMs; None: no difference
     dispatch: Transfers | None          # None: nothing is sent to them
     combine: Transfers | None
+    kernels: Mapping[str, Floats] = field(default_factory=dict)     # [gpus] of what sends off and takes in
 
 
 def _forward_pass(
@@ -152,9 +153,13 @@ def _overlapped_work(parts: Parts, experts_of: Callable[[int], tuple[ExpertWork,
         if chunk:
             return {}
         attention, shared, after = own[batch][which].pieces(layer)
+        begun: dict[str, Floats] = {}
+        if schedule.enters:
+            begun = {"enter": own[batch][which].entry(layer)}
+            attention = attention - begun["enter"]
         if schedule.shared == "hidden":
-            return {"attention": attention, "shared": shared, "other": after}
-        return {"attention": attention, "other": shared + after}
+            return {**begun, "attention": attention, "shared": shared, "other": after}
+        return {**begun, "attention": attention, "other": shared + after}
 
     def work_of(layer: int, cut: int) -> Work:
         alone, beside = seconds(layer, cut, 0), seconds(layer, cut, 1) if len(timings) > 1 else {}
@@ -168,7 +173,8 @@ def _overlapped_work(parts: Parts, experts_of: Callable[[int], tuple[ExpertWork,
         if routed.beside is not None:
             beside["expert"] = routed.beside
         return Work(
-            seconds={**alone, "expert": routed.seconds}, transfers={"dispatch": routed.dispatch, "combine": routed.combine},
+            seconds={**alone, **routed.kernels, "expert": routed.seconds},
+            transfers={"dispatch": routed.dispatch, "combine": routed.combine},
             beside=beside, sent=handed,
         )  # fmt: skip
 
@@ -219,5 +225,14 @@ def _expert_work(parts: Parts, piece: Piece, gpu_of: Ints) -> ExpertWork:
     return ExpertWork(
         seconds=parts.timing.experts(piece.rows, gpu_of, n, **layout),
         beside=None if parts.beside is None else parts.beside.experts(piece.rows, gpu_of, n, **layout),
-        dispatch=piece.dispatch, combine=piece.combine,
+        dispatch=piece.dispatch, combine=piece.combine, kernels=_kernels(parts, piece),
     )  # fmt: skip
+
+
+def _kernels(parts: Parts, piece: Piece) -> dict[str, Floats]:
+    """Seconds of an exchange's own kernels, where the schedule has them as operations."""
+    if parts.sm_seconds is None:
+        return {}
+    send, take = parts.sm_seconds(piece.dispatch, added=False)
+    back, home = parts.sm_seconds(piece.combine, added=True)
+    return {"send": send, "take": take, "back": back, "home": home}

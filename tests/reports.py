@@ -22,7 +22,7 @@ def real_run(folder, *overrides):
 
 TRAINED = [
     "workload=training", "topology.nodes=1", "topology.gpus_per_node=4", "model.n_layers=4", "workload.sequence=256",
-    "workload.global_batch=16", "placement.slots=null", "parallel.pipeline=2",
+    "workload.global_batch=16", "placement.slots=null", "parallel.pipeline=2", "workload.cuda_graphs=all",
 ]  # fmt: skip
 
 

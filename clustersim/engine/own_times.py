@@ -64,7 +64,10 @@ class OwnTimes:
             self.retrieval_s = np.where(sequences > 0, found.latency_s + sequences * found.nbytes / inbound, 0.0)
         spoken = self._groups.together(ends)
         self.head_s = timing.matrix(-(-model.vocab // self._groups.size), model.hidden, spoken)
-        self.head_sent_s = self._gathered(spoken, model.vocab)
+        if model.drafting:              # each has the unembedding once more, and takes in a token and what the layers made of it
+            joined = timing.matrix(model.hidden, 2 * model.hidden, self._between)
+            self.head_s = (1 + model.drafting) * self.head_s + model.drafting * joined
+        self.head_sent_s = (1 + model.drafting) * self._gathered(spoken, model.vocab)
         if self._groups.group.scattered:
             self.head_sent_s = self.head_sent_s + self._gathered(spoken, model.hidden)
 
@@ -88,6 +91,16 @@ class OwnTimes:
             return before, shared, after
         sent = self.sent(layer)
         return before + sent[0], shared + sent[1], after + sent[2]
+
+    def entry(self, layer: int) -> Floats:
+        """Seconds [gpus] of the first of `pieces` up to scores, states or scan of the layer's first mixer, its norm included."""
+        mixer = around_experts(self._model.layers[layer])[0][0]
+        assert not isinstance(mixer, Shared | Moe | Dense), "a layer begins with its mixer"
+        phase = "prefill" if self._per_sequence is None else "decode"
+        hidden = self._model.hidden
+        inward = self._timing.entry(mixer, hidden, self._tokens, phase=phase, tensor=self._groups.size)
+        found = inward + self._timing.residual(hidden, self._between)
+        return found + self.encoders_s + self.retrieval_s if layer == 0 else found
 
     def sent(self, layer: int) -> tuple[Floats, Floats, Floats]:
         """What of `pieces` is collectives of the groups; the embedding's rows are added up like the sums of a part."""

@@ -149,7 +149,7 @@ def _least_latency(routes: Routes, hop_latency: Floats | None, n_links: int) -> 
         loads.least_whole(routes.start, routes.links, routes.latency, least)
         return least
     before: Floats = np.full(n_links, np.inf)
-    loads.least_by_hop(routes.start, routes.links, routes.latency, hop_latency, before, least)
+    loads.least_by_hop(routes.start, routes.links, routes.weights, routes.latency, hop_latency, before, least)
     return before + least
 
 

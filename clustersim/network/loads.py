@@ -115,14 +115,21 @@ def least_whole(start, links, latency, least):
 
 
 @lean
-def least_by_hop(start, links, latency, of_link, before, onward):
-    """The least that a flow over each link has had of its latency before it, and has from it on; both start at inf."""
+def least_by_hop(start, links, weights, latency, of_link, before, onward):
+    """The least that a flow over each link has had of its latency before it, and has from it on; both start at inf.
+
+    That of a link that a share of its bytes takes passes at the end: see `packets.extend`.
+    """
     for f in range(latency.size):
-        left = 0.0
-        for h in range(start[f + 1] - 1, start[f] - 1, -1):
-            left += of_link[links[h]]
-            onward[links[h]] = min(onward[links[h]], left)
-            before[links[h]] = min(before[links[h]], latency[f] - left)
+        own = 0.0
+        for h in range(start[f], start[f + 1]):
+            own += of_link[links[h]] * weights[h]
+        gone = 0.0
+        for h in range(start[f], start[f + 1]):
+            onward[links[h]] = min(onward[links[h]], own - gone)
+            before[links[h]] = min(before[links[h]], latency[f] - own + gone)
+            if weights[h] == 1.0:
+                gone += of_link[links[h]]
 
 
 @lean

@@ -1,7 +1,8 @@
 """The inner loop of the packet network: store and forward, packet by packet, over flat arrays. No SimPy here, no rates.
 
-A flow is cut into packets that walk its links in order. Packets of a flow never overtake each other and differ only in
-the last one's size, so a queue is a count, and memory does not grow with the number of packets.
+A flow is cut into packets that walk its links in order; of each a packet takes its bytes x the weight of the hop. Packets of a
+flow never overtake each other and differ only in the last one's size, so a queue is a count, and memory does not grow with
+the number of packets.
 
 `round_robin`: every flow has a queue of its own before each of its links, and may have only so many packets (credits)
 beyond a link that have not left the next queue yet. A link gives each flow that has a packet and a credit one turn per
@@ -41,8 +42,8 @@ LINK = np.dtype(
         ("latency", "f8"),          # seconds from a packet's last byte to its arrival, and of a credit on its way back
         ("free_at", "f8"),          # when the packet on it, or the last one, has left
         ("busy", "f8"),             # seconds of sending so far
-        ("carried", "f8"),          # bytes so far
-        ("asked", "f8"),            # bytes of all flows that were ever to cross it
+        ("carried", "f8"),          # bytes x weight so far
+        ("asked", "f8"),            # the same of all flows that were ever to cross it
         ("serving", "i8"),          # the hop whose packet is on it; -1 idle
         ("round", "i8"),            # who waits for a turn: those that have had none in this round, then those that have
         ("now_head", "i8"), ("now_tail", "i8"), ("later_head", "i8"), ("later_tail", "i8"),
@@ -62,7 +63,7 @@ FLOW = np.dtype(
         ("behind", "f8"),           # the fraction of what it follows that had landed when last looked
         ("start", "f8"),            # when its first packet began to move
         ("drain", "f8"),            # when its last byte left its last link
-        ("latency", "f8"),          # of that link
+        ("latency", "f8"),          # from then on
         ("packets", "i8"),
         ("allowed", "i8"),          # those that may leave the source
         ("landed", "i8"),
@@ -76,6 +77,8 @@ FLOW = np.dtype(
 HOP = np.dtype(
     [
         ("link", "i8"), ("flow", "i8"),
+        ("weight", "f8"),           # what a byte of a packet takes of the link
+        ("latency", "f8"),          # of the link; 0 where a share of every packet takes it: see packets.extend
         ("queued", "i8"),           # packets that wait for this link, those on it apart; fifo: at the source only
         ("credit", "i8"),           # packets that it may still send beyond this link
         ("window", "i8"),           # its credits when nothing is on the way
@@ -296,7 +299,7 @@ def _send(links, flows, hops, heap, tally, chunk, link, h, t):
     if h == flows[f].hop_start and hops[h].sent == 0:
         flows[f].start = begin
     hops[h].sent += 1
-    size = chunk if hops[h].sent < flows[f].packets else flows[f].tail
+    size = (chunk if hops[h].sent < flows[f].packets else flows[f].tail) * hops[h].weight
     seconds = size / links[link].capacity
     links[link].serving = h
     links[link].free_at = begin + seconds
@@ -360,13 +363,12 @@ def _leave(links, flows, hops, pipes, heap, pending, counters, ended, tally, lin
         links[link].free += 1
     elif h > flows[f].hop_start:
         credited = h - 1
-        back = hops[credited].link
-        if links[back].latency > 0.0:
-            _into_pipe(links, pipes, heap, tally, back, t + links[back].latency, -1 - credited)
+        if hops[credited].latency > 0.0:
+            _into_pipe(links, pipes, heap, tally, hops[credited].link, t + hops[credited].latency, -1 - credited)
             credited = -1
     arrived = h
-    if links[link].latency > 0.0:
-        _into_pipe(links, pipes, heap, tally, link, t + links[link].latency, h)
+    if hops[h].latency > 0.0:
+        _into_pipe(links, pipes, heap, tally, link, t + hops[h].latency, h)
         arrived = -1
     return arrived, credited
 

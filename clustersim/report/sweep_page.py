@@ -19,6 +19,7 @@ SHOWN = 12  # values of a key that the list of differences shows
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("step", "step_s", seconds), ("computes", "compute_s", seconds), ("exposed", "exposed_comm_s", seconds),
     ("bubble", "bubble_s", seconds), ("tokens/s", "tokens_per_s", number), ("per GPU", "tokens_per_s_per_gpu", number),
+    ("$ a million tokens", "dollars_per_million_tokens", lambda value: number(value, 3)),
     ("model TFLOP/s", "model_flops_per_s_per_gpu", lambda value: number(value / 1e12, 1) if known(value) else NONE),
     ("load", "imbalance", lambda value: number(value, 2)), ("T/bound", "over_bound", lambda value: number(value, 3)),
 )  # fmt: skip
@@ -67,6 +68,8 @@ def _comparison(sweep: SweepData) -> str:
     trained = [known(job.summary.get("bubble_s")) for job in jobs]
     left_out: tuple[str, ...] = ("over_bound",) if all(trained) else () if any(trained) else _TRAINED
     left_out += ("tokens_per_s_per_gpu",) if len({job.summary.get("gpus") for job in jobs}) == 1 else ()
+    paid = any(known(job.summary.get("dollars_per_million_tokens")) for job in jobs)
+    left_out += () if paid else ("dollars_per_million_tokens",)
     columns = [column for column in _COLUMNS if column[1] not in left_out]
     best = cost(jobs[0])
     unbeaten = {job.folder for job in front(jobs)} if any(name == "dropped" for name, _, _ in costs) else set()

@@ -65,6 +65,7 @@ SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {      # column of the summ
     "tokens_per_s": ("tokens/s", _count),
     "tokens_per_s_per_gpu": ("tokens/s per GPU", _count),
     "model_flops_per_s_per_gpu": ("model FLOP/s per GPU", _teraflops),
+    "dollars_per_million_tokens": ("dollars, 1e6 tokens", _ratio),
     "gpu_hours_per_trillion_tokens": ("GPU-hours, 1e12 tokens", _count),
     "memory_bytes": ("memory, fullest GPU", format_bytes),
     "drop_rate": ("dropped choices", _percent),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -25,6 +26,15 @@ def numbers_table(*headings: str) -> Table:
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
     return table
+
+
+def cost_line(row: Mapping[str, Any]) -> str:
+    """What tokens cost, where a price is given."""
+    dollars, joules = row.get("dollars_per_million_tokens"), row.get("joules_per_token")
+    if dollars is None:
+        return ""
+    power = "" if joules is None else f", {joules:.3g} J a token"
+    return f"${dollars:.3g} and {row['gpu_hours_per_million_tokens']:.3g} GPU-hours a million tokens{power}"
 
 
 def summary_page(lines: Mapping[str, str], notes: Sequence[str]) -> RenderableType:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from clustersim.results import training_screen
 from clustersim.results.comparing import gpu_seconds, same_work
-from clustersim.results.facts import summary_page
+from clustersim.results.facts import cost_line, summary_page
 from clustersim.results.footprint import memory_line
 from clustersim.units import format_bytes, format_seconds
 
@@ -60,6 +60,7 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
         "of it waiting for others": f"{format_seconds(row['wait_s'])} per GPU",
         "of it tensor groups": f"{format_seconds(row['tensor_s'])} per GPU" if row["tensor_s"] else "",
         **(_of_experts(row) if row["moe_layers"] else {}),
+        "cost": cost_line(row),
         "memory of a GPU": "" if memory is None else memory_line(row, memory),
         "steps": f"{row['steps']} played; times and bytes are means over them" if row["steps"] > 1 else "",
         **(_of_moves(row) if row.get("rebalances") else {}),
@@ -117,7 +118,8 @@ def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table
         table.add_column(heading, justify="right", overflow="fold")
     more = _about_placements(swept, rows)
     rate = "tokens/s/GPU" if per_gpu else "tokens/s"
-    for heading in ("step", "exposed", "dropped", rate) if not more else ("step", *more):
+    paid = all(row.get("dollars_per_million_tokens") is not None for row in rows)
+    for heading in (*(("step", "exposed", "dropped", rate) if not more else ("step", *more)), *["$/M tokens"] * paid):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("bottleneck", no_wrap=True)
     table.add_column("to best", justify="right", no_wrap=True)
@@ -127,7 +129,8 @@ def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table
         usual = (format_seconds(row["exposed_comm_s"]), _percent(row["drop_rate"]), speed)
         table.add_row(
             *(job.get(key, "") for key in swept), format_seconds(row["step_s"]),
-            *([show(row) for show in more.values()] or usual), row["bottleneck"] or "none",
+            *([show(row) for show in more.values()] or usual), *[_number(row.get("dollars_per_million_tokens"), 3)] * paid,
+            row["bottleneck"] or "none",
             f"{own / best:.2f}" if own < math.inf else "", style="bold" if own == best else None,
         )  # fmt: skip
     return table

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from clustersim.results.comparing import gpu_seconds
-from clustersim.results.facts import summary_page
+from clustersim.results.facts import cost_line, summary_page
 from clustersim.results.footprint import memory_line
 from clustersim.units import format_bytes, format_seconds
 
@@ -19,13 +19,13 @@ def device_table(stages: pl.DataFrame) -> Table:
     """One line per pipeline device; alike neighbours are one line."""
     table = Table(
         box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
-        caption="sent: by tensor and context groups; exchanged: for experts, exposed; after: gradients, optimiser",
+        caption="sent: by tensor, context groups; exchanged: for experts; waits: also for the host; after: gradients, optimiser",
     )  # fmt: skip
     for heading in ("device", "layers", "computes", "sent", "exchanged", "waits", "bubble", "after"):
         table.add_column(heading, justify="right", no_wrap=True)
     lines: list[tuple[list[int], tuple[str, ...]]] = []
     for row in stages.iter_rows(named=True):
-        times = [row["computed_s"], row["sent_s"], row["exchanged_s"], row["waited_s"], row["bubble_s"]]
+        times = [row["computed_s"], row["sent_s"], row["exchanged_s"], row["waited_s"] + row["launched_s"], row["bubble_s"]]
         after = row["reduce_s"] + row["optimiser_s"] + row["gather_s"]
         shown = (str(row["layers"]), *(format_seconds(value) for value in (*times, after)))
         if lines and lines[-1][1] == shown:
@@ -90,6 +90,7 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
         "waits for others": share("wait_s"),
         "pipeline bubble": share("bubble_s"),
         "gradients and weights": share("gradient_comm_s"),
+        "cost": cost_line(row),
         "memory of a GPU": "" if memory is None else memory_line(row, memory),
         "expert load of a GPU": "" if row["imbalance"] is None else f"max/mean {row['imbalance']:.2f}, mean over the layers",
         "dropped": f"{100 * row['drop_rate']:.2f} % of the choices" if row["drop_rate"] else "",

@@ -14,6 +14,7 @@ import numpy as np
 
 from clustersim.cluster import Cluster
 from clustersim.engine.collectives import Wires
+from clustersim.engine.launches import Launches
 from clustersim.engine.machines import Machine
 from clustersim.engine.passes import Passes
 from clustersim.engine.pipelines import Task
@@ -35,6 +36,7 @@ class Block:
     sent_s: float           # collectives of tensor, context and expert-tensor groups
     exchanged_s: float      # exchanges that nothing hides: the GPU's own bytes on their way
     waited_s: float         # for other GPUs: in exchanges, and for the last to be through
+    launched_s: float = 0.0 # for the host, which has not launched the next kernel
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -56,6 +58,7 @@ class Stages:
     hand_over: Transfers                            # what two overlapping tasks leave to other stages
     wait_s: float                                   # before an exchange begins beside another micro-batch
     recompute: bool                                 # activations are made once more on the way back
+    launches: Callable[[int], tuple[Launches, Launches]] | None     # of a layer and of its routed experts; None: no host counts
 
 
 class Blocks:
@@ -111,6 +114,7 @@ class Blocks:
             )
         if not ops:                                         # a stage with nothing but the embedding
             return Block(seconds=0.0, computed_s=0.0, sent_s=0.0, exchanged_s=0.0, waited_s=0.0)
+        host = sum(self._launched(op.layer, op.part) for op in ops if op.stream == COMPUTE)
         routing = {programs.FORWARD: ahead or back, programs.BACKWARD: back or ahead}
 
         def work_of(layer: int, batch: int) -> Work:
@@ -120,9 +124,9 @@ class Blocks:
 
         ran = play_program(s.cluster, s.network, ops, work_of)
         self.solves, self.events = self.solves + ran.solves, self.events + ran.events
-        return self._summed(ops, ran, lambda op: getattr(routing[op.batch], "batch", 0) % s.routings, beside=len(tasks) > 1)
+        return self._summed(ops, ran, lambda op: getattr(routing[op.batch], "batch", 0) % s.routings, host, beside=len(tasks) > 1)
 
-    def _summed(self, ops: Sequence[Op], ran: Ran, routing_of: Callable[[Op], int], *, beside: bool) -> Block:
+    def _summed(self, ops: Sequence[Op], ran: Ran, routing_of: Callable[[Op], int], host: float, *, beside: bool) -> Block:
         computing = [i for i, op in enumerate(ops) if op.stream == COMPUTE]
         busy = (ran.end[computing] - ran.start[computing]).sum(axis=0)
         sent = sum((self._sent(ops[i], routing_of(ops[i]), beside) for i in computing), np.zeros(busy.size))
@@ -132,10 +136,18 @@ class Blocks:
             waited += np.minimum(account.wait_s, stood[i])
         last = ran.step_s - busy - standing                 # until the last GPU is through
         last = np.where(np.abs(last) < 1e-12 * ran.step_s, 0.0, last)       # of the last itself only rounding is left
+        late = max(0.0, host - ran.step_s)
         return Block(
-            seconds=ran.step_s, computed_s=float((busy - sent).mean()), sent_s=float(sent.mean()),
-            exchanged_s=float((standing - waited).mean()), waited_s=float((waited + last).mean()),
+            seconds=ran.step_s + late, computed_s=float((busy - sent).mean()), sent_s=float(sent.mean()),
+            exchanged_s=float((standing - waited).mean()), waited_s=float((waited + last).mean()), launched_s=late,
         )  # fmt: skip
+
+    def _launched(self, layer: int, part: str) -> float:
+        """Seconds that the host needs for an operation of the compute stream."""
+        if self._stages.launches is None:
+            return 0.0
+        own, experts = self._stages.launches(layer)
+        return float(_of(experts if part.startswith("experts_") else own, part[-1]))
 
     def _sent(self, op: Op, routing: int, beside: bool) -> Any:
         if op.layer == programs.HEAD:
@@ -155,9 +167,11 @@ class Blocks:
             if layer != programs.HEAD:
                 sent = sent + self._own_of(layer, False).sent.weight_s
         total = float(computed.max())
+        host = sum(self._launched(layer, "own_w") + self._launched(layer, "experts_w") for layer in layers)
+        late = max(0.0, host - total)
         return Block(
-            seconds=total, computed_s=float((computed - sent).mean()), sent_s=float(sent.mean()), exchanged_s=0.0,
-            waited_s=float((total - computed).mean()),
+            seconds=total + late, computed_s=float((computed - sent).mean()), sent_s=float(sent.mean()), exchanged_s=0.0,
+            waited_s=float((total - computed).mean()), launched_s=late,
         )
 
     def _work(self, layer: int, routing: int, *, beside: bool) -> Work:
@@ -202,7 +216,7 @@ def _named(name: str, passes: Passes) -> dict[str, Any]:
     return {f"{name}_f": passes.forward_s, f"{name}_i": passes.input_s, f"{name}_w": passes.weight_s}
 
 
-def _of(passes: Passes, which: str) -> Any:
+def _of(passes: Passes | Launches, which: str) -> Any:
     return {"f": passes.forward_s, "i": passes.input_s, "w": passes.weight_s}[which]
 
 

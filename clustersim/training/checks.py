@@ -10,6 +10,8 @@ from clustersim.cluster import Cluster
 from clustersim.composition import shown
 from clustersim.config import Run
 from clustersim.engine.activations import RECOMPUTE
+from clustersim.engine.launches import GRAPHS
+from clustersim.engine.machines import SCALINGS
 from clustersim.engine.memory import OPTIMISERS
 from clustersim.engine.pipelines import Pipeline
 from clustersim.engine.stages import ordered
@@ -26,7 +28,7 @@ def check_words(run: Run) -> None:
     Raises:
         InputError: another word, or one that a training step cannot follow.
     """
-    for key, known in (("recompute", RECOMPUTE), ("optimiser", OPTIMISERS)):
+    for key, known in (("recompute", RECOMPUTE), ("optimiser", OPTIMISERS), ("cuda_graphs", GRAPHS), ("scaling", SCALINGS)):
         _one_of(f"workload.{key}", run.config["workload"][key], known)
     decide = run.config["decide"]["name"]
     if run.model.n_moe_layers and decide == "periodic":

@@ -67,11 +67,23 @@ def own_passes(
 
 
 def _tensor_sends(one: Passes, nbytes: float, parallel: Parallel, wires: Wires) -> Passes:
-    """A gather before and a scatter behind a part (or, without sequence parallelism, one all-reduce that is both)."""
+    """A gather before and a scatter behind a part (or, without sequence parallelism, one all-reduce that is both).
+
+    With `tensor_overlap` a part's first product takes up pieces as they come and its last one sends them as they are made: each
+    is taken for half of the part; of a gather the own piece needs no waiting, of a scatter the last has nothing to hide behind.
+    """
     n = one.forward_s.size
     if parallel.tensor == 1:
         return Passes.none(n)
     ranks = parallel.groups("tensor")[0]
+    if parallel.tensor_overlap:
+        each, hidden = ring_s(nbytes, ranks, wires), (parallel.tensor - 1) / parallel.tensor / 2
+        ahead, back = (np.maximum(0.0, each - hidden * product) for product in (one.forward_s, one.input_s))
+        last = each / parallel.tensor           # the piece that the last product leaves
+        return Passes(
+            forward_s=ahead + np.maximum(last, ahead), input_s=back + np.maximum(last, back),
+            weight_s=np.maximum(0.0, each - one.weight_s),
+        )  # fmt: skip
     if parallel.sequence_parallel:
         each = ring_s(nbytes, ranks, wires)
         return Passes(

@@ -5,19 +5,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from clustersim import network as networks
 from clustersim.architecture import describe
-from clustersim.assembling import assemble
+from clustersim.assembling import MEASURED_BATCH, assemble
 from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, flag, positive, whole
 from clustersim.engine import machines
 from clustersim.engine.activations import Keeping
 from clustersim.engine.blocks import PRECISIONS
 from clustersim.engine.collectives import Wires, send_s, wires_of
+from clustersim.engine.launches import NOTHING, Launches, expert_launches, head_launches, own_launches
 from clustersim.engine.machines import Machine
 from clustersim.engine.memory import Load, Memory, need
 from clustersim.engine.pipeline_play import Flow, play_pipeline
@@ -105,8 +107,9 @@ def train(run: Run, progress: Progress = lambda fraction, what: None) -> Trained
     every = tuple(tuple(blocks.of(tasks) for tasks in device) for device in pipeline.tasks)
     updates = tuple(
         update(held(model, mine, layers, parallel), parallel, wires, stages.machine,
-               gradient_bytes=positive("workload.gradient_bytes", workload["gradient_bytes"]))
-        for mine in pipeline.held
+               gradient_bytes=positive("workload.gradient_bytes", workload["gradient_bytes"]),
+               twin=parallel.pipeline - 1 - 2 * device if order == "dualpipe" else None)
+        for device, mine in enumerate(pipeline.held)
     )  # fmt: skip
     rounds = micro_batches // (parallel.pipeline if order in ("interleaved", "combined") else 1)
     left = [
@@ -175,7 +178,7 @@ def _stages(
         return Stages(
             model=model, parallel=parallel, batch=batch, layers=layers, traffic=nobody, alike=alike.__getitem__, routings=1,
             cluster=cluster, network=pick(networks, name, **options), wires=wires, machine=machine, beside=machine,
-            hand_over=_hand_over(0.0, 1), wait_s=0.0, recompute=_recompute(run),
+            hand_over=_hand_over(0.0, 1), wait_s=0.0, recompute=_recompute(run), launches=_launches(run, parallel),
         ), counts  # fmt: skip
     try:
         parts = assemble(_group_run(run, parallel, batch, small.gpus_per_node))
@@ -206,7 +209,8 @@ def _stages(
     return Stages(
         model=model, parallel=parallel, batch=batch, layers=layers, traffic=sent, alike=same.__getitem__, routings=len(steps),
         cluster=parts.cluster, network=parts.network, wires=wires, machine=_machine(run, parts.cluster, 0),
-        beside=_machine(run, parts.cluster, kept), wait_s=wait_beside(*run.options("exchange")), recompute=_recompute(run),
+        beside=_machine(run, parts.cluster, kept), wait_s=_late(run, parts.run.tokens_per_gpu), recompute=_recompute(run),
+        launches=_launches(run, parallel),
         hand_over=_hand_over(2 * _sender(parallel, batch, model, wires)(0, 1) if parallel.pipeline > 1 else 0.0, parallel.expert),
     ), counts  # fmt: skip
 
@@ -237,8 +241,31 @@ def _machine(run: Run, cluster: Cluster, sms: int) -> Machine:
         return machines.roofline(gpu, gemm)
     if name == "kernels":
         return machines.kernels(gpu, gemm, options["tiles"], options["constants"], sms + options["sms_taken"],
-                                run.config["workload"]["framework"])
+                                run.config["workload"]["framework"], str(run.config["workload"]["scaling"]))
     raise InputError(f"compute={name}: training knows none, roofline and kernels")
+
+
+def _late(run: Run, tokens: int) -> float:
+    """Seconds by which an exchange begins late beside another micro-batch: as measured, less where the micro-batch is smaller."""
+    return wait_beside(*run.options("exchange")) * min(1.0, tokens / MEASURED_BATCH)
+
+
+def _launches(run: Run, parallel: Parallel) -> Callable[[int], tuple[Launches, Launches]] | None:
+    """What the host launches for a layer (below 0: the unembedding), without its routed experts and for them."""
+    workload, model = run.config["workload"], run.model
+    if workload["framework"] is None or run.config["compute"]["name"] != "kernels":
+        return None
+    precision, graphs, exchange = PRECISIONS[model.gemm], str(workload["cuda_graphs"]), run.options("exchange")[0]
+    slots = model.n_experts / parallel.expert
+
+    @cache
+    def of(layer: int) -> tuple[Launches, Launches]:
+        if layer < 0:
+            return head_launches(graphs), NOTHING
+        own = own_launches(model.layers[layer], model.hidden, precision, exchange=exchange, graphs=graphs)
+        return own, expert_launches(slots, precision, graphs=graphs) if layer in model.moe_layers else NOTHING
+
+    return of
 
 
 def _layers(run: Run, parallel: Parallel) -> tuple[range, ...]:
@@ -259,7 +286,7 @@ def _layers(run: Run, parallel: Parallel) -> tuple[range, ...]:
 def _memory(run: Run, parallel: Parallel, batch: Batch, micro_batches: int, cluster: Cluster) -> Memory:
     """What a step needs on its fullest GPU; refused where it does not fit, unless `memory=ignore`."""
     workload = run.config["workload"]
-    narrow = PRECISIONS[run.model.gemm].activation_bytes
+    narrow = machines.precision_of(run.model.gemm, str(workload["scaling"])).activation_bytes
     load = Load(
         phase="training", micro_batch=batch.sequences, sequence=batch.sequence, micro_batches=micro_batches,
         order=str(run.config["parallel"]["order"]), keeping=Keeping(recompute=str(workload["recompute"]), linear=narrow),

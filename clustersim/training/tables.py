@@ -13,7 +13,7 @@ from clustersim.results.counting import LayerCounts
 from clustersim.results.tables import trade
 from clustersim.training.step import Trained
 
-SHARES = ("computed_s", "sent_s", "exchanged_s", "waited_s")        # of a task's seconds
+SHARES = ("computed_s", "sent_s", "exchanged_s", "waited_s", "launched_s")        # of a task's seconds
 
 
 def tasks_table(trained: Trained) -> pl.DataFrame:
@@ -63,6 +63,7 @@ def training_row(trained: Trained, architecture: Architecture) -> dict[str, Any]
     return {
         "step_s": step_s,
         "compute_s": mean["computed_s"] + mean["optimiser_s"],
+        "launch_s": mean["launched_s"],
         "exposed_comm_s": sum(mean[name] for name in ("sent_s", "exchanged_s", "waited_s", "reduce_s", "gather_s")),
         "wait_s": mean["waited_s"],
         "bubble_s": mean["bubble_s"],

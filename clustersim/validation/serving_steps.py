@@ -21,7 +21,8 @@ from clustersim.validation.notes import needed, note, only
 
 KEYS = (
     "model", "gpu", "gpus", "gpus_per_node", "nic", "phase", "schedule", "shared", "tokens_per_gpu", "batch", "context",
-    "context_spread", "sequence", "draft", "accepted", "dtype", "exchange", "sms", "load", "router", "slots", "network",
+    "context_spread", "sequence", "draft", "accepted", "drafter", "dtype", "exchange", "sms", "load", "router", "slots",
+    "network",
 )  # fmt: skip
 SIZES = ("tensor", "expert_tensor", "context_parallel", "pipeline", "expert")       # of parallel groups
 METRICS = (
@@ -67,7 +68,8 @@ def _work(case: Mapping[str, Any]) -> list[str]:
     """What the GPUs are given."""
     phase = case["phase"]
     if phase == "prefill":
-        if unused := [key for key in ("batch", "context", "context_spread", "draft", "accepted") if case.get(key) is not None]:
+        others = ("batch", "context", "context_spread", "draft", "accepted", "drafter")
+        if unused := [key for key in others if case.get(key) is not None]:
             raise InputError(f"case.{unused[0]}: belongs to phase decode")
         tokens, sequence = needed(case, "tokens_per_gpu", "sequence")
         passes = -(-sequence // tokens)                 # of a prompt in pieces
@@ -76,7 +78,7 @@ def _work(case: Mapping[str, Any]) -> list[str]:
         raise InputError("case.tokens_per_gpu: belongs to phase prefill; decode has batch, sequences of a GPU or its group")
     batch, context = needed(case, "batch", "context")
     asked = ["workload=decode", f"workload.tokens_per_group={batch}", f"workload.context={context}"]
-    for key, default in (("context_spread", 0), ("draft", 0), ("accepted", 1)):
+    for key, default in (("context_spread", 0), ("draft", 0), ("accepted", 1), ("drafter", "null")):
         asked.append(f"workload.{key}={case.get(key, default)}")
     return asked
 
@@ -105,7 +107,9 @@ def _options(case: Mapping[str, Any], cluster: Cluster) -> list[str]:
     if case.get("sms") is not None:
         asked.append(f"exchange.sms={case['sms']}")
     asked += _load(case, plain)
-    asked += [f"schedule={case.get('schedule') or 'in_order'}", f"schedule.shared={case.get('shared') or 'after'}"]
+    schedule = case.get("schedule") or "in_order"
+    shared = case.get("shared") or ("hidden" if schedule == "staggered" else "after")
+    asked += [f"schedule={schedule}", f"schedule.shared={shared}"]
     return asked
 
 
@@ -124,11 +128,14 @@ def _numbers(case: Mapping[str, Any], run: Run) -> list[str]:
 
 
 def _load(case: Mapping[str, Any], run: Run) -> list[str]:
-    """Where the tokens go: balanced (even popularity), a preset of the sampler, or a recorded trace's folder."""
+    """Where the tokens go: evenly dealt, balanced (even popularity), a preset of the sampler, or a recorded trace's folder."""
     load = str(case.get("load") or "balanced")
-    router = case.get("router") or ("model" if run.model.router else "recorded")
+    router = case.get("router") or ("model" if run.model.router and load != "even" else "recorded")
     asked = [f"router={router}"]
-    asked += ["trace=file", f"trace.path={load}"] if Path(load).is_dir() else ["trace=sampled", f"trace.preset={load}"]
+    if load == "even":
+        asked.append("trace=balanced")
+    else:
+        asked += ["trace=file", f"trace.path={load}"] if Path(load).is_dir() else ["trace=sampled", f"trace.preset={load}"]
     slots = case.get("slots")
     if slots is not None:
         asked += [f"placement.slots={slots}", *(["placement=eplb"] if slots > run.model.n_experts else [])]
