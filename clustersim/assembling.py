@@ -119,7 +119,9 @@ def assemble(run: Run) -> Parts:
 
 def _beyond(run: Run, cluster: Cluster, schedule: Schedule) -> tuple[str, ...]:
     """What to say of an exchange beyond the range of its constants, and of what stands for a measurement that is not there."""
-    if not run.model.n_experts or run.group.inside:
+    if run.group.inside:
+        return (f"parallel.expert_tensor={run.group.tensor}: every GPU has a part of every expert; nothing is exchanged",)
+    if not run.model.n_experts:
         return ()
     name, options = run.options("exchange")
     said = beyond(name, options, cluster, tokens_per_gpu=run.tokens_per_gpu)

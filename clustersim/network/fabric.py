@@ -20,6 +20,7 @@ from clustersim.network import packets, sharing
 from clustersim.network.bounds import busiest_link_end, chained, link_bytes
 from clustersim.network.changes import Changes, read_changes
 from clustersim.network.known_routes import KnownRoutes, Laid
+from clustersim.network.pruning import never_full_between_any, without
 from clustersim.network.sharing import check_resolution
 from clustersim.types import Floats, Ints, Routes, Transfers
 
@@ -192,6 +193,7 @@ class Fluid:
         self.env, self.cluster, self.capacity, self.solves = env, cluster, cluster.capacity, 0
         self.resolution, self.changes, self.known = resolution, changes, KnownRoutes(cluster)
         self._solver, self._state = solver, sharing.empty(self.capacity, changes) if state is None else state
+        self._idle = never_full_between_any(cluster) if solver is sharing and changes is None else None
         self._exchanges: list[Exchange] = []            # those in the solver, in the order of their counters
         self._of = np.zeros(0, np.int64)                # [flows] place in that list of each flow of the solver
         self._row = np.zeros(0, np.int64)               # [flows] its row in that exchange
@@ -283,8 +285,9 @@ class Fluid:
         self._exchanges = [self._exchanges[i] for i in stay] + [exchange]
         for i, other in enumerate(self._exchanges):
             other.base = 2 * n * i
+        ways = exchange.routes if self._idle is None else without(exchange.routes, self._idle)
         self._state = self._solver.extend(
-            self._state, exchange.routes, transfers, inbox=exchange.base + transfers.dst,
+            self._state, ways, transfers, inbox=exchange.base + transfers.dst,
             outbox=exchange.base + n + transfers.src, n_counters=exchange.base + 2 * n,
         )  # fmt: skip
         if self.resolution > 0:

@@ -1,8 +1,7 @@
 """The inner loops of the routers: the best few of each row of scores, compiled. Chooses; knows no router's rule.
 
 Ties everywhere: the larger value first, of equal ones the lower index. Import this module late: importing numba takes
-half a second and the first compilation some seconds. One file, because numba's cache looks only at the file of the
-function that is called.
+half a second and the first compilation some seconds.
 """
 
 from __future__ import annotations
