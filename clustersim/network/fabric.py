@@ -222,7 +222,8 @@ class Fluid:
     def _wake(self, _: simpy.Event) -> None:
         heapq.heappop(self._pending)
         if not (self._pending and self._pending[0] <= self.env.now):    # else another look follows at this instant
-            self._admit()
+            if self._arrivals:
+                self._admit()
             following = self._run_ahead()
             if following < (self._pending[0] if self._pending else np.inf):
                 self._fire(Notice(self.env), following)

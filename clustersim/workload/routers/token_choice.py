@@ -85,10 +85,12 @@ def group_limited(
         if few:
             again = part.start + _by_scores(own, limit, part.start, ids[part], weights[part])
             if again.size:
-                ids[again], weights[again] = _by_activations(scores[again], score, added, limit, zero_others)
+                rest = np.empty((again.size, k), np.int64), np.empty((again.size, k))
+                _by_activations(scores[again], score, added, limit, zero_others, *rest)
+                ids[again], weights[again] = rest
         else:
             check_numbers(own, part.start)
-            ids[part], weights[part] = _by_activations(own, score, added, limit, zero_others)
+            _by_activations(own, score, added, limit, zero_others, ids[part], weights[part])
     return ids, weights
 
 
@@ -104,18 +106,16 @@ class _Limit:
     scale: float
 
 
-def _by_activations(scores: Scores, score: str, bias: Scores, limit: _Limit, zero: bool) -> tuple[Ints, Floats]:
-    """Experts and weights, from the activations of all scores."""
+def _by_activations(scores: Scores, score: str, bias: Scores, limit: _Limit, zero: bool, ids: Ints, weights: Floats) -> None:
+    """Experts and weights, to ids and weights, from the activations of all scores."""
     from clustersim.workload.routers import kernels
 
-    ids, weights = np.empty((len(scores), limit.k), np.int64), np.empty((len(scores), limit.k))
     values = np.ascontiguousarray(activated(scores, score))
     if limit.n_groups == 1:
         kernels.top_rows(values, bias, limit.k, ids)
     else:
         kernels.grouped_rows(values, bias, limit.k, limit.n_groups, limit.best_groups, limit.members, zero, ids)
     kernels.weigh_rows(values, ids, limit.renormalise, limit.scale, weights)
-    return ids, weights
 
 
 def _by_scores(scores: Scores, limit: _Limit, first: int, ids: Ints, weights: Floats) -> Ints:
