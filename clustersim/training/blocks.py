@@ -58,6 +58,7 @@ class Stages:
     hand_over: Transfers                            # what two overlapping tasks leave to other stages
     wait_s: float                                   # before an exchange begins beside another micro-batch
     recompute: bool                                 # activations are made once more on the way back
+    partitioned: bool                               # overlapping tasks never have the SMs of exchanges; else while none runs
     launches: Callable[[int], tuple[Launches, Launches]] | None     # of a layer and of its routed experts; None: no host counts
 
 
@@ -175,7 +176,19 @@ class Blocks:
         )
 
     def _work(self, layer: int, routing: int, *, beside: bool) -> Work:
-        """What there is to do in a layer, both ways."""
+        """What there is to do in a layer, both ways; `beside` another pass, computing has fewer SMs."""
+        if not beside or layer == programs.HANDOVER:
+            return self._alone(layer, routing, beside=False)
+        work = self._alone(layer, routing, beside=True)
+        if not self._stages.partitioned:
+            work = replace(work, seconds=self._alone(layer, routing, beside=False).seconds, beside=work.seconds)
+        if self._stages.wait_s:
+            later = {part: replace(one, release=one.release + self._stages.wait_s) for part, one in work.transfers.items()}
+            work = replace(work, transfers=later)
+        return work
+
+    def _alone(self, layer: int, routing: int, *, beside: bool) -> Work:
+        """The same with all SMs, or with those that an exchange leaves throughout."""
         s = self._stages
         machine = s.beside if beside else s.machine
         if layer == programs.HANDOVER:
@@ -197,8 +210,6 @@ class Blocks:
                 sent=routed_sends(*one, n, s.parallel, s.wires),
             )
         there, home = sent.dispatch, sent.combine
-        if beside and s.wait_s:
-            there, home = (replace(one, release=one.release + s.wait_s) for one in (there, home))
         transfers = {"dispatch": there, "combine": home, "back_dispatch": there, "back_combine": home}
         experts = self._experts[same, routing, beside]
         return Work(seconds=seconds | _named("experts", experts.computed + experts.sent), transfers=transfers)

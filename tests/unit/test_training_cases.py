@@ -24,7 +24,7 @@ def test_short_names_mean_the_long_ones():
 
 def test_nodes_are_the_machine_s_and_divide_the_gpus(monkeypatch):
     asked = []
-    monkeypatch.setattr(training_steps, "_simulated", lambda overrides, column: asked.append(overrides) or 1.0)
+    monkeypatch.setattr(training_steps, "_simulated", lambda overrides, *more: asked.append(overrides) or 1.0)
     for gpu, gpus, nodes, inside in (("h100", 16, 2, 8), ("gb200", 256, 4, 64), ("gb200", 72, 1, 72), ("b200", 4, 1, 4)):
         training_step(SMALL | {"gpu": gpu, "gpus": gpus})
         assert {f"topology.nodes={nodes}", f"topology.gpus_per_node={inside}"} <= set(asked[-1])
@@ -59,7 +59,7 @@ def test_fp8_is_what_the_framework_means_by_it():
 
 
 def test_every_row_of_megatron_s_tables_is_in_the_vocabulary(monkeypatch):
-    monkeypatch.setattr(training_steps, "_simulated", lambda overrides, column: 1.0)
+    monkeypatch.setattr(training_steps, "_simulated", lambda *given: 1.0)
     rows = [json.loads(line) for line in (files("clustersim.validation") / "data" / "megatron.jsonl").read_text().splitlines()]
     assert len({row["id"] for row in rows}) == len(rows) > 20
     for row in rows:
