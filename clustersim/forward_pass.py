@@ -151,9 +151,6 @@ def _notes(parts: Parts, numbers: Mapping[str, Any], links: pl.DataFrame) -> tup
     trace = parts.run.config["trace"]
     if (trace["name"] in ("tiny", "file") or trace.get("loop") == "open") and numbers["drop_rate"] + numbers["rerouted_rate"] > 0:
         notes.append("the trace is open loop: a dropped token would have changed the choices of later layers")
-    replicated = parts.room.n_slots > parts.run.model.n_experts and parts.run.config["placement"]["replica"] == "token_hash"
-    if parts.run.config["trace"]["name"] == "balanced" and replicated:
-        notes.append("balanced choices and token_hash both repeat with the token's index: replicas are not used evenly")
     if parts.run.config["network"]["name"] == "bound":
         notes.append("network=bound: exchanges in progress do not contend, and all GPUs leave one together")
     if parts.run.config["network"]["name"] == "packet":

@@ -165,8 +165,13 @@ def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> Stream:
 
         return passes_of(make, run.model, run.seed, apart=apart, sequence=options.get("sequence"), **keys)
     if name == "balanced":
-        even = bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.group_tokens)
-        return passes_of(lambda seed: even, run.model, run.seed, apart=apart, sequence=options["sequence"], **keys)
+        deal = bind("trace", name, source.from_balanced, options)
+
+        def even(seed: int) -> Workload:
+            dealt: Workload = deal(run.model, n_gpus, run.group_tokens, seed)
+            return dealt
+
+        return passes_of(even, run.model, run.seed, apart=apart, sequence=options["sequence"], **keys)
     if name == "live":
         if run.causes:
             raise InputError("causes=true: plays a pass again with other choices, and trace=live makes its own; use causes=false")
