@@ -17,7 +17,7 @@ import simpy
 
 from clustersim.cluster import Cluster
 from clustersim.lanes import routes_of
-from clustersim.network import packets, sharing
+from clustersim.network import coarse, packets, sharing
 from clustersim.network.bounds import busiest_link_end, chained, link_bytes
 from clustersim.network.changes import Changes, read_changes
 from clustersim.network.sharing import check_resolution
@@ -291,7 +291,7 @@ class Fluid:
             outbox=exchange.base + n + transfers.src, n_counters=exchange.base + 2 * n,
         )  # fmt: skip
         if self.resolution > 0:
-            sharing.coarsen(self._state, self.resolution, min(other.least for other in self._exchanges))
+            coarse.set_resolution(self._state, self.resolution, min(other.least for other in self._exchanges))
         ends = transfers.dst, transfers.src
         exchange.open_counters = sum(int(np.count_nonzero(np.bincount(gpus, minlength=n))) for gpus in ends)
         self._of = np.concatenate((self._of, np.full(transfers.n, len(self._exchanges) - 1)))
@@ -329,7 +329,10 @@ def fluid(
         InputError: a resolution that is not from 0 to 1, a change that cannot be.
     """
     check_resolution(resolution)
-    return Fluid(env, cluster, resolution=resolution, changes=read_changes(cluster, changes))
+    to_come = read_changes(cluster, changes)
+    if resolution > 0:
+        return Fluid(env, cluster, coarse, coarse.empty(cluster.capacity, to_come), resolution, to_come)
+    return Fluid(env, cluster, changes=to_come)
 
 
 def packet(
