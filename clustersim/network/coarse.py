@@ -50,7 +50,8 @@ def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, o
     flows["nbytes"] = flows["left"] = transfers.nbytes
     flows["piece"] = np.minimum(1.0, transfers.chunk / transfers.nbytes)
     flows["latency"] = routes.latency
-    flows["start"], flows["drain"], flows["since"], flows["factor"] = np.nan, np.inf, -np.inf, 1.0
+    flows["start"], flows["drain"], flows["factor"] = np.nan, np.inf, 1.0
+    flows["since"] = flows["freed"] = -np.inf
     flows["inbox"], flows["outbox"] = inbox, outbox
     hops = np.zeros(routes.links.size, kernel.HOP)
     hops["link"], hops["weight"] = routes.links, routes.weights
@@ -63,7 +64,7 @@ def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, o
         np.concatenate((state.flows, flows)),
         np.concatenate((state.hops, hops)),
         np.concatenate((lengths(state.flows, "hop"), np.diff(routes.start))),
-        np.concatenate((state.after, transfers.after + state.flows.size)),
+        np.concatenate((_after(state), transfers.after + state.flows.size)),
         np.concatenate((lengths(state.flows, "after"), np.diff(transfers.after_start))),
         counters,
         state.queues,
@@ -80,17 +81,21 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     renumber = np.full(state.counters.size, -1)
     renumber[counters] = np.arange(counters.size)
     of_hop = np.repeat(position, lengths(state.flows, "hop")) >= 0
-    child = np.repeat(position, lengths(state.flows, "after"))
-    gone = (child >= 0) & (position[state.after] < 0)           # a flow that has drained holds nothing back any more
-    edges = (child >= 0) & ~gone
     records = state.flows[flows]
-    np.maximum.at(records["since"], child[gone], state.flows["drain"][state.after[gone]])
     records["inbox"], records["outbox"] = renumber[records["inbox"]], renumber[records["outbox"]]
     queues = np.where(state.queues < state.flows.size, position[state.queues % max(1, state.flows.size)], 0)
     return _assemble(
-        state, records, state.hops[of_hop], lengths(records, "hop"), position[state.after[edges]],
-        np.bincount(child[edges], minlength=flows.size), state.counters[counters], queues,
+        state, records, state.hops[of_hop], lengths(records, "hop"), position[_after(state)], lengths(records, "after"),
+        state.counters[counters], queues,
     )  # fmt: skip
+
+
+def _after(state: State) -> Ints:
+    """What each flow follows and has not ended, row by row; what has ended follows nothing."""
+    length = lengths(state.flows, "after")
+    ahead = np.cumsum(length) - length
+    rows: Ints = np.repeat(state.flows["after_start"] - ahead, length) + np.arange(int(length.sum()))
+    return state.after[rows]
 
 
 def _assemble(
@@ -105,7 +110,7 @@ def _assemble(
         flows[f"{what}_start"] = flows[f"{what}_end"] - length
     back, following = inverse(after, n_after, n)
     flows["next_start"], flows["next_end"] = back[:-1], back[1:]
-    flows["filled"] = -1
+    flows["filled"], flows["wake"] = -1, -1.0
     as_long = np.zeros((4, n), np.int64)
     as_long[:, : min(n, queues.shape[1])] = queues[:, :n]
     made = state._replace(
@@ -116,6 +121,8 @@ def _assemble(
         through=np.zeros(counters.size, np.int64),
     )  # fmt: skip
     kernel.list_flows(made)
+    if after.size:
+        kernel.wait_again(made)
     if after.size and state.changes.size == 0:
         n_links = state.links.size
         kernel.find_safe(made, *(np.zeros(n_links) for _ in range(3)), *(np.full(n_links, -1) for _ in range(2)))

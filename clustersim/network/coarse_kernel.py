@@ -25,16 +25,17 @@ Records = NDArray[Any]
 OUT, WAITING, LED, MOVING, DONE = range(5)  # source not in; waiting for the first chunk; a chunk behind; by itself; through
 CLOCK = 1e-14           # relative: no step is shorter than this
 CLOSE = 1e-9            # fractions of a flow nearer than this count as equal: clock rounding
+IN_TIME = 0.8           # of a step: a follower that has done all it may by then is held back by what it follows, not by a link
 FIRST = 0.05            # of the quantum: the shortest step
 AHEAD = 1.5             # of what a link serves at its level in a step: flows up to here are looked at first
 ROUNDS = 60             # of sharing, until what the led take and what leads them agree
 (
-    N_MOVING, N_LED, N_ENTERING, N_WAITING, N_REACHED, N_FRESH, N_ENDED, N_DONE, N_CHANGES,
+    N_MOVING, N_LED, N_ENTERING, N_WOKEN, N_REACHED, N_FRESH, N_ENDED, N_DONE, N_CHANGES,
     STEPS, FILLS, FLOW_VISITS, LED_VISITS, LINK_VISITS, EVENTS,
 ) = range(15)  # fmt: skip
 N_TALLY = 15
-Q_ENTERING, Q_WAITING, Q_REACHED, Q_FRESH = range(4)    # sources in, not looked at yet; first chunk not come; followers that
-                                                        # have done all they may in this step; that begin to move by themselves
+Q_ENTERING, Q_WOKEN, Q_REACHED, Q_FRESH = range(4)      # sources in, not looked at yet; flows that others waited for; followers
+                                                        # that have done all they may in this step; that begin by themselves
 NOW, QUANTUM, BEGAN, GROWTH, TIE = range(5)             # see State.clock
 
 
@@ -67,16 +68,18 @@ FLOW = np.dtype(
         ("status", "i4"),
         ("filled", "i4"),           # the last sharing in which it got a rate
         ("hop_start", "i4"), ("hop_end", "i4"),
-        ("after_start", "i4"), ("after_end", "i4"),     # what it follows
-        ("next_start", "i4"), ("next_end", "i4"),       # what follows it (up to here what most loops read, in one cache line)
+        ("after_start", "i4"), ("after_end", "i4"),     # what it follows and has not ended
+        ("wake", "f8"),             # when so many bytes are left, a flow that waits for its first chunk may begin; -1 without
+                                    # (up to here what most loops read, in one cache line)
+        ("next_start", "i4"), ("next_end", "i4"),       # what follows it
         ("piece", "f8"),            # its chunk as a fraction of itself
+        ("freed", "f8"),            # when the last of those that it followed and that have ended did
         ("since", "f8"),            # when its source let it go (until then: not before this); when it began to move by itself
         ("start", "f8"),            # when it began to move
         ("drain", "f8"),            # when its last byte left
         ("latency", "f8"),          # seconds from drain to finish
         ("inbox", "i4"), ("outbox", "i4"),              # counters of its destination and its source
         ("listed", "i8"),           # 1 when its links list it
-        ("spare", "i8"),
     ]
 )  # fmt: skip
 HOP = np.dtype([("weight", "f8"), ("link", "i8")])
@@ -222,10 +225,9 @@ def _reach(s, f, seconds):
     least = 1.0
     for i in range(s.flows[f].after_start, s.flows[f].after_end):
         p = s.after[i]
-        if s.flows[p].status != DONE:
-            x = 1.0 - (s.flows[p].left - s.flows[p].rate * seconds) / s.flows[p].nbytes
-            if x < 1.0 or seconds == 0.0:
-                least = min(least, x - s.flows[f].piece)
+        x = 1.0 - (s.flows[p].left - s.flows[p].rate * seconds) / s.flows[p].nbytes
+        if x < 1.0 or seconds == 0.0:
+            least = min(least, x - s.flows[f].piece)
     return least
 
 
@@ -236,33 +238,34 @@ def _led_rate(s, f, seconds):
     then = 1.0
     for i in range(s.flows[f].after_start, s.flows[f].after_end):
         p = s.after[i]
-        if s.flows[p].status != DONE:
-            x = 1.0 - s.flows[p].left / s.flows[p].nbytes
-            now = min(now, x)
-            x += s.flows[p].rate * seconds / s.flows[p].nbytes
-            if x < 1.0:
-                then = min(then, x - s.flows[f].piece)
+        x = 1.0 - s.flows[p].left / s.flows[p].nbytes
+        now = min(now, x)
+        x += s.flows[p].rate * seconds / s.flows[p].nbytes
+        if x < 1.0:
+            then = min(then, x - s.flows[f].piece)
     return max(0.0, then - now + s.flows[f].piece) * s.flows[f].nbytes / seconds
 
 
-@lean
-def _waits_for(s, f):
-    """How many of the flows that f follows have not ended."""
-    n = 0
-    for i in range(s.flows[f].after_start, s.flows[f].after_end):
-        if s.flows[s.after[i]].status != DONE:
-            n += 1
-    return n
+@inlined
+def _follows(s, f):
+    """Some flow that f follows has not ended."""
+    return s.flows[f].after_end > s.flows[f].after_start
 
 
 @lean
-def _latest_end(s, f):
-    """When the last of those that f follows and that have ended did; -inf without any."""
-    end = -np.inf
+def _wait(s, f):
+    """Flow f waits for its first chunk: what is missing most wakes it. What ends sees to it anyway."""
+    worst = -1
+    least = 0.0
     for i in range(s.flows[f].after_start, s.flows[f].after_end):
-        if s.flows[s.after[i]].status == DONE:
-            end = max(end, s.flows[s.after[i]].drain)
-    return end
+        p = s.after[i]
+        ahead = 1.0 - s.flows[p].left / s.flows[p].nbytes - s.flows[f].piece
+        if worst < 0 or ahead < least:
+            worst = p
+            least = ahead
+    left = s.flows[worst].nbytes * (1.0 - s.flows[f].piece + 0.5 * CLOSE)
+    if s.flows[f].piece < 1.0:
+        s.flows[worst].wake = max(s.flows[worst].wake, left)
 
 
 # ---- rates ---------------------------------------------------------------------------------------------------------------
@@ -462,6 +465,14 @@ def _finish(s, f, at):
     if s.flows[f].next_end > s.flows[f].next_start:
         _push(s.ends, s.tally[N_ENDED], at, f)
         s.tally[N_ENDED] += 1
+        for i in range(s.flows[f].next_start, s.flows[f].next_end):
+            c = s.next[i]
+            s.flows[c].freed = max(s.flows[c].freed, at)
+            for j in range(s.flows[c].after_start, s.flows[c].after_end):
+                if s.after[j] == f:
+                    s.flows[c].after_end -= 1
+                    s.after[j] = s.after[s.flows[c].after_end]
+                    break
     _count_down(s, s.flows[f].inbox, at + s.flows[f].latency)
     _count_down(s, s.flows[f].outbox, at)
 
@@ -471,11 +482,19 @@ def _hold_back(s, link, seconds):
     """Of the flows that a link limits, those that follow others get no further in this step than these let them."""
     for i in range(s.links[link].own_start, s.links[link].own_end):
         f = s.owned[i].flow
-        if s.flows[f].after_end > s.flows[f].after_start:
+        if _follows(s, f):
             reach = _reach(s, f, seconds)
             if reach < 1.0:
                 may = s.flows[f].left - s.flows[f].nbytes * (1.0 - reach)
                 s.owned[i].key = min(s.owned[i].key, max(0.0, may) / s.flows[f].factor)
+
+
+@lean
+def _wake(s, f):
+    """Those that wait for their first chunk of flow f are to be looked at."""
+    s.flows[f].wake = -1.0
+    s.queues[Q_WOKEN, s.tally[N_WOKEN]] = f
+    s.tally[N_WOKEN] += 1
 
 
 @lean
@@ -484,8 +503,9 @@ def _through(s, f, now, seconds, gone):
     at = now + gone
     if s.flows[f].factor != 1.0:                    # it had another part of the step
         at = s.flows[f].since + gone / seconds * (now + seconds - s.flows[f].since)
-    if s.flows[f].after_end > s.flows[f].after_start:
+    if _follows(s, f) or s.flows[f].freed > now:
         s.flows[f].drain = at                       # for now
+        s.flows[f].since = gone / seconds           # and where in the step
         s.queues[Q_REACHED, s.tally[N_REACHED]] = f
         s.tally[N_REACHED] += 1
     else:
@@ -543,6 +563,8 @@ def _play(s, link, now, seconds):
         f = owned[i].flow
         if flows[f].status == MOVING:
             flows[f].left = max(0.0, flows[f].left - min(served, owned[i].key) * flows[f].factor)
+            if flows[f].left <= flows[f].wake:
+                _wake(s, f)
 
 
 # ---- what follows what ---------------------------------------------------------------------------------------------------
@@ -576,11 +598,12 @@ def _see_to_reached(s, now, horizon):
         f = s.queues[Q_REACHED, i]
         at = s.flows[f].drain
         s.flows[f].drain = np.inf
-        if _waits_for(s, f) > 0:
-            _part(s, f)
-            _lead(s, f)
+        end = s.flows[f].freed
+        if _follows(s, f):
+            if s.flows[f].since < IN_TIME:          # else it is the link that holds it back as much as what it follows
+                _part(s, f)
+                _lead(s, f)
             continue
-        end = _latest_end(s, f)
         if s.flows[f].left > 1e-12 * s.flows[f].nbytes:
             _part(s, f)
             _join_at(s, f, max(at, end), horizon)
@@ -599,9 +622,9 @@ def _see_to_followers(s, horizon):
         _drop(s.ends, s.tally[N_ENDED])
         for i in range(s.flows[p].next_start, s.flows[p].next_end):
             f = s.next[i]
-            if (s.flows[f].status != LED and s.flows[f].status != WAITING) or _waits_for(s, f) > 0:
+            if (s.flows[f].status != LED and s.flows[f].status != WAITING) or _follows(s, f):
                 continue
-            end = _latest_end(s, f)
+            end = s.flows[f].freed
             if s.flows[f].status == LED:
                 _let_go(s, f)
                 s.flows[f].left = s.flows[f].piece * s.flows[f].nbytes
@@ -611,29 +634,40 @@ def _see_to_followers(s, horizon):
 
 
 @lean
-def _see_to_waiting(s, now, horizon):
+def _has_room(s, f):
+    """No link of flow f's way is full, nor could be full of what is led."""
+    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+        link = s.hops[h].link
+        if s.links[link].level < np.inf or not s.links[link].safe:
+            return False
+    return True
+
+
+@lean
+def _see_to_woken(s, now, horizon):
     """Flows whose first chunk has come begin."""
-    keep = 0
-    for i in range(s.tally[N_WAITING]):
-        f = s.queues[Q_WAITING, i]
-        if s.flows[f].status != WAITING:
-            continue
-        reach = _reach(s, f, 0.0)
-        if reach < -CLOSE:
-            s.queues[Q_WAITING, keep] = f
-            keep += 1
-            continue
-        start = max(now, s.flows[f].since)
-        for j in range(s.flows[f].after_start, s.flows[f].after_end):
-            p = s.after[j]
-            if s.flows[p].status == DONE:
-                start = max(start, min(horizon, s.flows[p].drain))
-            elif s.flows[p].rate > 0.0:
-                over = 1.0 - s.flows[p].left / s.flows[p].nbytes - s.flows[f].piece
-                start = max(start, horizon - over * s.flows[p].nbytes / s.flows[p].rate)
-        s.flows[f].start = start
-        _lead(s, f)
-    s.tally[N_WAITING] = keep
+    n = s.tally[N_WOKEN]
+    s.tally[N_WOKEN] = 0
+    for i in range(n):
+        woken = s.queues[Q_WOKEN, i]
+        for j in range(s.flows[woken].next_start, s.flows[woken].next_end):
+            f = s.next[j]
+            if s.flows[f].status != WAITING or not _follows(s, f):
+                continue
+            if _reach(s, f, 0.0) < -CLOSE:
+                _wait(s, f)
+                continue
+            start = max(max(now, s.flows[f].since), min(horizon, s.flows[f].freed))
+            for k in range(s.flows[f].after_start, s.flows[f].after_end):
+                p = s.after[k]
+                if s.flows[p].rate > 0.0:
+                    over = 1.0 - s.flows[p].left / s.flows[p].nbytes - s.flows[f].piece
+                    start = max(start, horizon - over * s.flows[p].nbytes / s.flows[p].rate)
+            s.flows[f].start = start
+            if _has_room(s, f):
+                _lead(s, f)
+            else:
+                _join_at(s, f, start, horizon)
 
 
 @lean
@@ -643,6 +677,8 @@ def _place_inner(s):
         f = s.inner[i]
         if s.flows[f].status == LED:
             s.flows[f].left = s.flows[f].nbytes * (1.0 - _reach(s, f, 0.0))
+            if s.flows[f].left <= s.flows[f].wake:
+                _wake(s, f)
 
 
 @lean
@@ -663,12 +699,10 @@ def _next_meeting(s):
             pace = np.inf
             for i in range(begin, end):
                 p = s.after[i]
-                if s.flows[p].status != DONE and 1.0 - s.flows[p].left / s.flows[p].nbytes - s.flows[f].piece <= x + CLOSE:
+                if 1.0 - s.flows[p].left / s.flows[p].nbytes - s.flows[f].piece <= x + CLOSE:
                     pace = min(pace, s.flows[p].rate / s.flows[p].nbytes)
         for i in range(begin, end):
             p = s.after[i]
-            if s.flows[p].status == DONE:
-                continue
             theirs = s.flows[p].rate / s.flows[p].nbytes
             ahead = 1.0 - s.flows[p].left / s.flows[p].nbytes - s.flows[f].piece
             if s.flows[f].status == WAITING:
@@ -703,13 +737,11 @@ def _admit(s, horizon):
             continue
         s.tally[EVENTS] += 1
         reach = _reach(s, f, 0.0)
-        waits = _waits_for(s, f)
-        if waits > 0 and reach < -CLOSE:
+        if _follows(s, f) and reach < -CLOSE:
             s.flows[f].status = WAITING
-            s.queues[Q_WAITING, s.tally[N_WAITING]] = f
-            s.tally[N_WAITING] += 1
+            _wait(s, f)
             continue
-        start = max(s.flows[f].since, _latest_end(s, f))
+        start = max(s.flows[f].since, s.flows[f].freed)
         if start >= horizon:
             s.flows[f].since = start
             s.queues[Q_ENTERING, keep] = f
@@ -717,7 +749,7 @@ def _admit(s, horizon):
             continue
         if not s.flows[f].start <= start:                 # else it goes on
             s.flows[f].start = start
-        if waits > 0 and reach <= CLOSE:
+        if _follows(s, f) and reach <= CLOSE:
             _lead(s, f)
         else:
             _join_at(s, f, start, horizon)
@@ -778,7 +810,7 @@ def _step(s, now, until):
     _weigh_fresh(s, now, seconds, False)
     n_limiting, soonest = _share(s, seconds)
     if soonest > seconds and tally[N_FRESH] == 0:
-        if tally[N_LED] + tally[N_WAITING] > 0 or s.inner.size > 0:
+        if s.after.size > 0:
             soonest = min(soonest, _next_meeting(s))
         soonest = min(soonest * (1 + 1e-12), min(min(change, until), _first_entering(s)) - now)
         seconds = max(seconds, soonest)
@@ -798,7 +830,7 @@ def _step(s, now, until):
         _see_to_reached(s, now, horizon)
         _see_to_followers(s, horizon)
         _place_inner(s)
-        _see_to_waiting(s, now, horizon)
+        _see_to_woken(s, now, horizon)
     return horizon
 
 
@@ -865,9 +897,9 @@ def list_flows(s):
 def find_safe(s, sums, most, fed, of_flow, of_port):
     """Say which links led flows alone cannot fill.
 
-    A led flow has its size over that of what it follows times the rate of that, here the first that it follows. What these
-    have over the last link of their ways is no more than its capacity. So what led flows bring to a link is at most, summed
-    over those last links, their capacity times the most that a byte over them brings.
+    A led flow has its size over that of what leads it times the rate of that; whichever that is, all that it follows are counted.
+    What these have over the last link of their ways is no more than its capacity. So what led flows bring to a link is at most,
+    summed over those last links, their capacity times the most that a byte over them brings.
 
     Args:
         sums, most, fed, of_flow, of_port: scratch [links], zero; the last two -1.
@@ -894,8 +926,6 @@ def find_safe(s, sums, most, fed, of_flow, of_port):
         for turn in range(2):                           # what p brings to each link; then the most that any of the port has
             for i in range(flows[p].next_start, flows[p].next_end):
                 f = s.next[i]
-                if s.after[flows[f].after_start] != p:
-                    continue
                 for h in range(flows[f].hop_start, flows[f].hop_end):
                     link = hops[h].link
                     if turn == 0:
@@ -912,3 +942,11 @@ def find_safe(s, sums, most, fed, of_flow, of_port):
                         most[link] = sums[link]
     for link in range(links.size):
         links[link].safe = fed[link] <= links[link].capacity
+
+
+@lean
+def wait_again(s):
+    """Have the flows woken that wait for their first chunk."""
+    for f in range(s.flows.size):
+        if s.flows[f].status == WAITING and s.flows[f].after_end > s.flows[f].after_start:
+            _wait(s, f)
