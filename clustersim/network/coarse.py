@@ -33,7 +33,7 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
         to_come["time"], to_come["link"], to_come["capacity"] = changes.time, changes.link, changes.capacity
     none, event = np.zeros(0, np.int64), np.zeros(0, kernel.EVENT)
     return kernel.State(
-        links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP), lists=np.zeros(0, kernel.CROSSING),
+        links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP), filled=np.zeros(0, np.int32), lists=np.zeros(0, kernel.CROSSING),
         drawn=np.zeros(0, kernel.CROSSING), owned=np.zeros(0, kernel.OWNED), heap=event, ends=event,
         queues=np.zeros((4, 0), np.int64), order=np.zeros(capacity.size, np.int64), after=none, next=none, inner=none,
         counters=np.zeros(0, kernel.COUNTER), through=none, changes=to_come, tally=np.zeros(kernel.N_TALLY, np.int64),
@@ -110,11 +110,13 @@ def _assemble(
         flows[f"{what}_start"] = flows[f"{what}_end"] - length
     back, following = inverse(after, n_after, n)
     flows["next_start"], flows["next_end"] = back[:-1], back[1:]
-    flows["filled"], flows["wake"] = -1, -1.0
+    flows["wake"] = -1.0
+    filled = np.full(n, kernel.STILL, np.int32)
+    filled[flows["status"] == kernel.MOVING] = 0
     as_long = np.zeros((4, n), np.int64)
     as_long[:, : min(n, queues.shape[1])] = queues[:, :n]
     made = state._replace(
-        flows=flows, hops=hops, lists=np.empty(hops.size, kernel.CROSSING),
+        flows=flows, hops=hops, filled=filled, lists=np.empty(hops.size, kernel.CROSSING),
         drawn=np.empty(int(n_hops[n_after > 0].sum()), kernel.CROSSING), owned=np.empty(n, kernel.OWNED),
         heap=np.empty(max(n, state.links.size), kernel.EVENT), ends=np.empty(n, kernel.EVENT), queues=as_long, after=after,
         next=following, inner=np.flatnonzero((n_after > 0) & (np.diff(back) > 0)), counters=counters,

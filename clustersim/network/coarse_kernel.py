@@ -23,6 +23,7 @@ from clustersim.types import Floats, Ints
 Records = NDArray[Any]
 
 OUT, WAITING, LED, MOVING, DONE = range(5)  # source not in; waiting for the first chunk; a chunk behind; by itself; through
+STILL, GONE = -1, -2    # see State.filled
 CLOCK = 1e-14           # relative: no step is shorter than this
 CLOSE = 1e-9            # fractions of a flow nearer than this count as equal: clock rounding
 IN_TIME = 0.8           # of a step: a follower that has done all it may by then is held back by what it follows, not by a link
@@ -51,6 +52,8 @@ LINK = np.dtype(
         ("level", "f8"),            # bytes/s of each flow that it limits; inf while it limits none
         ("booked", "f8"),           # bytes/s of the led flows, where that matters
         ("top", "f8"),              # the fastest of them
+        ("spare", "f8"),            # bytes/s that nobody had in the step before,
+        ("early", "f8"),            # and for how many seconds of it flows that begin now could have had them
         ("last", "f8"),             # when it has served the last chunks that it was given in this step
         ("n_led", "i4"),
         ("safe", "i4"),             # 1 when led flows alone cannot fill it
@@ -66,7 +69,7 @@ FLOW = np.dtype(
         ("rate", "f8"),             # bytes/s in this step, on average
         ("factor", "f8"),           # its part of this step, over the step: 1 unless it begins in it
         ("status", "i4"),
-        ("filled", "i4"),           # the last sharing in which it got a rate
+        ("listed", "i4"),           # 1 when its links list it
         ("hop_start", "i4"), ("hop_end", "i4"),
         ("after_start", "i4"), ("after_end", "i4"),     # what it follows and has not ended
         ("wake", "f8"),             # when so many bytes are left, a flow that waits for its first chunk may begin; -1 without
@@ -79,7 +82,7 @@ FLOW = np.dtype(
         ("drain", "f8"),            # when its last byte left
         ("latency", "f8"),          # seconds from drain to finish
         ("inbox", "i4"), ("outbox", "i4"),              # counters of its destination and its source
-        ("listed", "i8"),           # 1 when its links list it
+        ("brake", "f8"),            # when so many bytes are left, what it follows may hold it back; not before
     ]
 )  # fmt: skip
 HOP = np.dtype([("weight", "f8"), ("link", "i8")])
@@ -96,6 +99,7 @@ class State(NamedTuple):
     links: Records
     flows: Records
     hops: Records
+    filled: NDArray[np.int32]   # [flows] the last sharing in which it got a rate; STILL or GONE when it does not move by itself
     lists: Records              # [hops] the moving flows that cross each link
     drawn: Records              # the followers that cross each link
     owned: Records              # [flows] those that each link limits in this step
@@ -162,6 +166,8 @@ def _drop(heap, n):
 def _join(s, f):
     """Flow f moves by itself from now on."""
     s.flows[f].status = MOVING
+    s.flows[f].brake = np.inf
+    s.filled[f] = 0
     s.tally[N_MOVING] += 1
     for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
         link = s.hops[h].link
@@ -192,6 +198,7 @@ def _join_at(s, f, at, horizon):
 @lean
 def _part(s, f):
     """Flow f does not move by itself any more."""
+    s.filled[f] = STILL
     s.tally[N_MOVING] -= 1
     for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
         link = s.hops[h].link
@@ -274,7 +281,7 @@ def _wait(s, f):
 @lean
 def _freeze(s, link, level, at):
     """This link limits its flows without a rate, which go to owned[at:]. Returns their end, and the least that one has left."""
-    links, flows, hops, lists, owned = s.links, s.flows, s.hops, s.lists, s.owned
+    links, flows, hops, lists, owned, filled = s.links, s.flows, s.hops, s.lists, s.owned, s.filled
     fill = s.tally[FILLS]
     links[link].own_start = at
     keep = links[link].list_start
@@ -282,14 +289,15 @@ def _freeze(s, link, level, at):
     s.tally[FLOW_VISITS] += links[link].list_size
     for i in range(keep, keep + links[link].list_size):
         f = lists[i].flow
-        if flows[f].status == DONE:
+        had = filled[f]
+        if had == GONE:
             continue
         if i != keep:
             lists[keep] = lists[i]
         keep += 1
-        if flows[f].filled == fill or flows[f].status != MOVING:
+        if had == fill or had == STILL:
             continue
-        flows[f].filled = fill
+        filled[f] = fill
         factor = flows[f].factor
         key = flows[f].left / factor
         owned[at].flow = f
@@ -311,7 +319,7 @@ def _freeze(s, link, level, at):
 
 
 @lean
-def _fill(s):
+def _fill(s, seconds):
     """All rates from nothing (progressive filling): how many links limit somebody, and the seconds until the first flow ends."""
     links, heap, tally = s.links, s.heap, s.tally
     tally[FILLS] += 1
@@ -321,7 +329,7 @@ def _fill(s):
         if links[link].n_led == 0:
             links[link].booked = links[link].top = 0.0
         links[link].level = np.inf
-        links[link].room = links[link].capacity - links[link].booked
+        links[link].room = links[link].capacity - links[link].booked + links[link].spare * links[link].early / seconds
         links[link].weight = links[link].load
         links[link].unfilled = links[link].n_moving
         if links[link].n_moving > 0:
@@ -423,7 +431,7 @@ def _share(s, seconds):
     trust = 1.0
     last = np.inf
     for _ in range(ROUNDS):
-        n_limiting, soonest = _fill(s)
+        n_limiting, soonest = _fill(s, seconds)
         if s.tally[N_LED] == 0:
             break
         change = _book(s, seconds, trust)
@@ -459,6 +467,7 @@ def _finish(s, f, at):
     if s.flows[f].status == MOVING:
         _part(s, f)
     s.flows[f].status = DONE
+    s.filled[f] = GONE
     s.flows[f].left = 0.0
     s.flows[f].drain = at
     s.tally[EVENTS] += 1
@@ -482,11 +491,17 @@ def _hold_back(s, link, seconds):
     """Of the flows that a link limits, those that follow others get no further in this step than these let them."""
     for i in range(s.links[link].own_start, s.links[link].own_end):
         f = s.owned[i].flow
-        if _follows(s, f):
+        if not _follows(s, f):
+            continue
+        may = s.flows[f].left - s.flows[f].brake
+        if may <= 2.0 * seconds * s.flows[f].rate:
+            s.tally[FLOW_VISITS] += s.flows[f].after_end - s.flows[f].after_start
+            s.flows[f].brake = s.flows[f].nbytes * (1.0 - _reach(s, f, 0.0))
             reach = _reach(s, f, seconds)
-            if reach < 1.0:
-                may = s.flows[f].left - s.flows[f].nbytes * (1.0 - reach)
-                s.owned[i].key = min(s.owned[i].key, max(0.0, may) / s.flows[f].factor)
+            if reach == 1.0:
+                continue
+            may = s.flows[f].left - s.flows[f].nbytes * (1.0 - reach)
+        s.owned[i].key = min(s.owned[i].key, max(0.0, may) / s.flows[f].factor)
 
 
 @lean
@@ -644,7 +659,7 @@ def _has_room(s, f):
 
 
 @lean
-def _see_to_woken(s, now, horizon):
+def _see_to_woken(s, horizon):
     """Flows whose first chunk has come begin."""
     n = s.tally[N_WOKEN]
     s.tally[N_WOKEN] = 0
@@ -657,7 +672,7 @@ def _see_to_woken(s, now, horizon):
             if _reach(s, f, 0.0) < -CLOSE:
                 _wait(s, f)
                 continue
-            start = max(max(now, s.flows[f].since), min(horizon, s.flows[f].freed))
+            start = max(s.flows[f].since, min(horizon, s.flows[f].freed))
             for k in range(s.flows[f].after_start, s.flows[f].after_end):
                 p = s.after[k]
                 if s.flows[p].rate > 0.0:
@@ -682,8 +697,8 @@ def _place_inner(s):
 
 
 @lean
-def _next_meeting(s):
-    """Seconds until a follower begins or catches up, or is led by another; inf when none will at these rates."""
+def _next_meeting(s, seconds):
+    """Seconds until a follower begins or catches up, or is led by another; no need to find it where that is before `seconds`."""
     soonest = np.inf
     for f in range(s.flows.size):
         begin, end = s.flows[f].after_start, s.flows[f].after_end
@@ -710,6 +725,8 @@ def _next_meeting(s):
                     soonest = min(soonest, -ahead / theirs)
             elif ahead - x > CLOSE and pace > theirs:
                 soonest = min(soonest, (ahead - x) / (pace - theirs))
+        if soonest <= seconds:
+            break
     return soonest
 
 
@@ -791,7 +808,9 @@ def _weigh_fresh(s, now, seconds, back):
             factor = 1.0
             s.flows[f].rate /= s.flows[f].factor
         for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
-            s.links[s.hops[h].link].load += (factor - s.flows[f].factor) * s.hops[h].weight
+            link = s.hops[h].link
+            s.links[link].load += (factor - s.flows[f].factor) * s.hops[h].weight
+            s.links[link].early = 0.0 if back else max(s.links[link].early, now - s.flows[f].since)
         s.flows[f].factor = factor
 
 
@@ -810,14 +829,17 @@ def _step(s, now, until):
     _weigh_fresh(s, now, seconds, False)
     n_limiting, soonest = _share(s, seconds)
     if soonest > seconds and tally[N_FRESH] == 0:
-        if s.after.size > 0:
-            soonest = min(soonest, _next_meeting(s))
         soonest = min(soonest * (1 + 1e-12), min(min(change, until), _first_entering(s)) - now)
+        if s.after.size > 0 and soonest > seconds:
+            soonest = min(soonest, _next_meeting(s, seconds))
         seconds = max(seconds, soonest)
         if seconds == np.inf:
             return seconds                          # what is left stands still for good
     for link in range(s.links.size):
         s.links[link].last = now
+        s.links[link].spare = 0.0
+        if s.links[link].level == np.inf:
+            s.links[link].spare = max(0.0, min(s.links[link].capacity, s.links[link].room))
     for i in range(n_limiting):
         if s.after.size > 0:
             _hold_back(s, s.order[i], seconds)
@@ -830,7 +852,7 @@ def _step(s, now, until):
         _see_to_reached(s, now, horizon)
         _see_to_followers(s, horizon)
         _place_inner(s)
-        _see_to_woken(s, now, horizon)
+        _see_to_woken(s, horizon)
     return horizon
 
 

@@ -255,6 +255,7 @@ class Fluid:
                 exchange.open_counters -= 1
                 if exchange.open_counters == 0:
                     self._harvest(exchange)
+                    self._set_resolution()
                 self._tell(exchange, int(counter) % self.cluster.n_gpus)
 
     def _tell(self, exchange: Exchange, me: int) -> None:
@@ -290,12 +291,17 @@ class Fluid:
             self._state, exchange.routes, transfers, inbox=exchange.base + transfers.dst,
             outbox=exchange.base + n + transfers.src, n_counters=exchange.base + 2 * n,
         )  # fmt: skip
-        if self.resolution > 0:
-            coarse.set_resolution(self._state, self.resolution, min(other.least for other in self._exchanges))
         ends = transfers.dst, transfers.src
         exchange.open_counters = sum(int(np.count_nonzero(np.bincount(gpus, minlength=n))) for gpus in ends)
         self._of = np.concatenate((self._of, np.full(transfers.n, len(self._exchanges) - 1)))
         self._row = np.concatenate((self._row, np.arange(transfers.n)))
+        self._set_resolution()
+
+    def _set_resolution(self) -> None:
+        """Steps are a share of the shortest exchange that goes on."""
+        lasting = [exchange.least for exchange in self._exchanges if exchange.open_counters]
+        if self.resolution > 0 and lasting:
+            coarse.set_resolution(self._state, self.resolution, min(lasting))
 
     def _harvest(self, exchange: Exchange) -> None:
         """Write down when the flows of an exchange that have drained began and ended."""
