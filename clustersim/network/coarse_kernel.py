@@ -29,6 +29,7 @@ CLOSE = 1e-9            # fractions of a flow nearer than this count as equal: c
 IN_TIME = 0.8           # of a step: a follower that has done all it may by then is held back by what it follows, not by a link
 FIRST = 0.05            # of the quantum: the shortest step
 AHEAD = 1.5             # of what a link serves at its level in a step: flows up to here are looked at first
+AGREED = 4.0            # x TIE: what led flows take of a link may change by this share of it without sharing again
 ROUNDS = 60             # of sharing, until what the led take and what leads them agree
 (
     N_MOVING, N_LED, N_ENTERING, N_WOKEN, N_REACHED, N_FRESH, N_ENDED, N_DONE, N_CHANGES,
@@ -385,6 +386,7 @@ def _book(s, seconds, trust):
                     top = max(top, rate)
         change = total - s.links[link].booked
         s.links[link].booked += change if total == 0.0 else trust * change
+        s.links[link].room -= change
         s.links[link].top = top
         if abs(change) > most * s.links[link].capacity:
             most = abs(change) / s.links[link].capacity if s.links[link].capacity > 0.0 else np.inf
@@ -400,19 +402,14 @@ def _free_fastest(s, seconds):
             continue
         fair = s.links[link].level
         begin, end = s.links[link].drawn_start, s.links[link].drawn_end
-        if fair == np.inf:                          # nobody is limited there; then is there too much?
-            free = s.links[link].capacity
-            for i in range(s.links[link].list_start, s.links[link].list_start + s.links[link].list_size):
-                if s.flows[s.lists[i].flow].status == MOVING:
-                    free -= s.lists[i].share * s.flows[s.lists[i].flow].rate
+        if s.links[link].room < -1e-9 * s.links[link].capacity and fair == np.inf:      # nobody is limited there, yet it is too much
             led = 0.0
             weight = 0.0
             for i in range(begin, end):
                 if s.flows[s.drawn[i].flow].status == LED:
                     led += s.drawn[i].share * _led_rate(s, s.drawn[i].flow, seconds)
                     weight += s.drawn[i].share
-            if led > free * (1 + 1e-9) and led > 1e-9 * s.links[link].capacity:
-                fair = max(0.0, free) / weight
+            fair = max(0.0, led + s.links[link].room) / weight
         if s.links[link].top * (1 - s.clock[TIE]) <= fair:
             continue
         for i in range(begin, end):
@@ -435,7 +432,7 @@ def _share(s, seconds):
         if s.tally[N_LED] == 0:
             break
         change = _book(s, seconds, trust)
-        if _free_fastest(s, seconds) == 0 and change <= s.clock[TIE]:
+        if _free_fastest(s, seconds) == 0 and change <= AGREED * s.clock[TIE]:
             break
         if change > 0.9 * last:                     # what is led holds back what leads it
             trust *= 0.5
