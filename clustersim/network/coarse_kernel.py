@@ -32,10 +32,10 @@ AHEAD = 1.5             # of what a link serves at its level in a step: flows up
 AGREED = 4.0            # x TIE: what led flows take of a link may change by this share of it without sharing again
 ROUNDS = 60             # of sharing, until what the led take and what leads them agree
 (
-    N_MOVING, N_LED, N_ENTERING, N_WOKEN, N_REACHED, N_FRESH, N_ENDED, N_DONE, N_CHANGES,
+    N_MOVING, N_BEGUN, N_LED, N_ENTERING, N_WOKEN, N_REACHED, N_FRESH, N_ENDED, N_DONE, N_CHANGES,
     STEPS, FILLS, FLOW_VISITS, LED_VISITS, LINK_VISITS, EVENTS,
-) = range(15)  # fmt: skip
-N_TALLY = 15
+) = range(16)  # fmt: skip
+N_TALLY = 16
 Q_ENTERING, Q_WOKEN, Q_REACHED, Q_FRESH = range(4)      # sources in, not looked at yet; flows that others waited for; followers
                                                         # that have done all they may in this step; that begin by themselves
 NOW, QUANTUM, BEGAN, GROWTH, TIE = range(5)             # see State.clock
@@ -183,9 +183,18 @@ def _join(s, f):
 
 
 @lean
+def _begin(s, f, at):
+    """Flow f begins to move at `at`, if it has not yet."""
+    if s.flows[f].start != s.flows[f].start:
+        s.flows[f].start = at
+        s.tally[N_BEGUN] += 1
+
+
+@lean
 def _join_at(s, f, at, horizon):
     """Flow f moves by itself from `at` on, which may have been a while ago; from the next step on where not before `horizon`."""
     s.flows[f].since = at
+    _begin(s, f, at)
     if at >= horizon:
         s.flows[f].status = OUT
         s.queues[Q_ENTERING, s.tally[N_ENTERING]] = f
@@ -241,17 +250,20 @@ def _reach(s, f, seconds):
 
 @lean
 def _led_rate(s, f, seconds):
-    """Bytes/s that what leads flow f gives it."""
+    """Bytes/s that what leads flow f gives it; with its last chunk where all of that ends in this step, and without."""
     now = 1.0
     then = 1.0
+    last = 1.0
     for i in range(s.flows[f].after_start, s.flows[f].after_end):
         p = s.after[i]
         x = 1.0 - s.flows[p].left / s.flows[p].nbytes
         now = min(now, x)
         x += s.flows[p].rate * seconds / s.flows[p].nbytes
+        then = min(then, x)
         if x < 1.0:
-            then = min(then, x - s.flows[f].piece)
-    return max(0.0, then - now + s.flows[f].piece) * s.flows[f].nbytes / seconds
+            last = min(last, x - s.flows[f].piece)
+    per_step = s.flows[f].nbytes / seconds
+    return max(0.0, last - now + s.flows[f].piece) * per_step, max(0.0, then - now) * per_step
 
 
 @inlined
@@ -372,7 +384,7 @@ def _book(s, seconds, trust):
     """
     for i in range(s.inner.size):
         if s.flows[s.inner[i]].status == LED:
-            s.flows[s.inner[i]].rate = _led_rate(s, s.inner[i], seconds)
+            s.flows[s.inner[i]].rate, _ = _led_rate(s, s.inner[i], seconds)
     most = 0.0
     for link in range(s.links.size):
         total = 0.0
@@ -381,9 +393,9 @@ def _book(s, seconds, trust):
             s.tally[LED_VISITS] += s.links[link].drawn_end - s.links[link].drawn_start
             for i in range(s.links[link].drawn_start, s.links[link].drawn_end):
                 if s.flows[s.drawn[i].flow].status == LED:
-                    rate = _led_rate(s, s.drawn[i].flow, seconds)
+                    rate, pace = _led_rate(s, s.drawn[i].flow, seconds)
                     total += s.drawn[i].share * rate
-                    top = max(top, rate)
+                    top = max(top, pace)
         change = total - s.links[link].booked
         s.links[link].booked += change if total == 0.0 else trust * change
         s.links[link].room -= change
@@ -407,14 +419,14 @@ def _free_fastest(s, seconds):
             weight = 0.0
             for i in range(begin, end):
                 if s.flows[s.drawn[i].flow].status == LED:
-                    led += s.drawn[i].share * _led_rate(s, s.drawn[i].flow, seconds)
+                    led += s.drawn[i].share * _led_rate(s, s.drawn[i].flow, seconds)[0]
                     weight += s.drawn[i].share
             fair = max(0.0, led + s.links[link].room) / weight
         if s.links[link].top * (1 - s.clock[TIE]) <= fair:
             continue
         for i in range(begin, end):
             f = s.drawn[i].flow
-            if s.flows[f].status == LED and _led_rate(s, f, seconds) * (1 - s.clock[TIE]) > fair:
+            if s.flows[f].status == LED and _led_rate(s, f, seconds)[1] * (1 - s.clock[TIE]) > fair:
                 s.flows[f].left = s.flows[f].nbytes * (1.0 - _reach(s, f, 0.0))
                 _let_go(s, f)
                 _join(s, f)
@@ -467,6 +479,7 @@ def _finish(s, f, at):
     s.filled[f] = GONE
     s.flows[f].left = 0.0
     s.flows[f].drain = at
+    s.tally[N_BEGUN] -= 1
     s.tally[EVENTS] += 1
     if s.flows[f].next_end > s.flows[f].next_start:
         _push(s.ends, s.tally[N_ENDED], at, f)
@@ -672,10 +685,11 @@ def _see_to_woken(s, horizon):
             start = max(s.flows[f].since, min(horizon, s.flows[f].freed))
             for k in range(s.flows[f].after_start, s.flows[f].after_end):
                 p = s.after[k]
+                start = max(start, s.flows[p].start)
                 if s.flows[p].rate > 0.0:
                     over = 1.0 - s.flows[p].left / s.flows[p].nbytes - s.flows[f].piece
                     start = max(start, horizon - over * s.flows[p].nbytes / s.flows[p].rate)
-            s.flows[f].start = start
+            _begin(s, f, start)
             if _has_room(s, f):
                 _lead(s, f)
             else:
@@ -761,9 +775,8 @@ def _admit(s, horizon):
             s.queues[Q_ENTERING, keep] = f
             keep += 1
             continue
-        if not s.flows[f].start <= start:                 # else it goes on
-            s.flows[f].start = start
         if _follows(s, f) and reach <= CLOSE:
+            _begin(s, f, start)
             _lead(s, f)
         else:
             _join_at(s, f, start, horizon)
@@ -865,10 +878,10 @@ def run(s, until):
         now = s.clock[NOW]
         if tally[N_MOVING] == 0:
             first = _first_entering(s)
-            now = first if s.changes.size == 0 else max(now, first)
+            now = first if s.changes.size == 0 and tally[N_BEGUN] == 0 else max(now, first)
         if now > until or now == np.inf:
             return now
-        if tally[N_MOVING] == 0:
+        if tally[N_BEGUN] == 0:
             s.clock[BEGAN] = now
             for link in range(s.links.size):
                 s.links[link].done = 0.0
