@@ -33,7 +33,8 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
         to_come["time"], to_come["link"], to_come["capacity"] = changes.time, changes.link, changes.capacity
     none, event = np.zeros(0, np.int64), np.zeros(0, kernel.EVENT)
     return kernel.State(
-        links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP), filled=np.zeros(0, np.int32), lists=np.zeros(0, kernel.CROSSING),
+        links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP), filled=np.zeros(0, np.int32),
+        lists=np.zeros(0, kernel.CROSSING),
         drawn=np.zeros(0, kernel.CROSSING), owned=np.zeros(0, kernel.OWNED), heap=event, ends=event,
         queues=np.zeros((4, 0), np.int64), order=np.zeros(capacity.size, np.int64), after=none, next=none, inner=none,
         counters=np.zeros(0, kernel.COUNTER), through=none, changes=to_come, tally=np.zeros(kernel.N_TALLY, np.int64),

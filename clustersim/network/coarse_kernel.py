@@ -2,7 +2,7 @@
 
 `kernel` keeps what an event leaves as it is, which is much less work where events are few flows apart. In a step of a hundredth
 of an exchange nearly every level moves, and most followers only do what they follow does: those are led, one chunk behind it,
-and need no look until it ends. Only where a link has flows that its level moves, or could be full of led ones, is their sum found.
+and need no look until it ends. Their sum is found only where a link has flows of its own, or could be full of led ones.
 
 A step shares out rates (progressive filling), then every link by itself serves the flows it limits: as some end the others are
 faster at once, and what crosses links waits for the next step. A follower ends no earlier than what it follows, plus its
@@ -308,7 +308,7 @@ def _freeze(s, link, level, at):
         if i != keep:
             lists[keep] = lists[i]
         keep += 1
-        if had == fill or had == STILL:
+        if had in (fill, STILL):
             continue
         filled[f] = fill
         factor = flows[f].factor
@@ -393,8 +393,8 @@ def _book(s, seconds, trust):
             s.tally[LED_VISITS] += s.links[link].drawn_end - s.links[link].drawn_start
             for i in range(s.links[link].drawn_start, s.links[link].drawn_end):
                 if s.flows[s.drawn[i].flow].status == LED:
-                    rate, pace = _led_rate(s, s.drawn[i].flow, seconds)
-                    total += s.drawn[i].share * rate
+                    _, pace = _led_rate(s, s.drawn[i].flow, seconds)
+                    total += s.drawn[i].share * pace
                     top = max(top, pace)
         change = total - s.links[link].booked
         s.links[link].booked += change if total == 0.0 else trust * change
@@ -414,12 +414,12 @@ def _free_fastest(s, seconds):
             continue
         fair = s.links[link].level
         begin, end = s.links[link].drawn_start, s.links[link].drawn_end
-        if s.links[link].room < -1e-9 * s.links[link].capacity and fair == np.inf:      # nobody is limited there, yet it is too much
+        if s.links[link].room < -1e-9 * s.links[link].capacity and fair == np.inf:      # nobody is limited, yet it is too much
             led = 0.0
             weight = 0.0
             for i in range(begin, end):
                 if s.flows[s.drawn[i].flow].status == LED:
-                    led += s.drawn[i].share * _led_rate(s, s.drawn[i].flow, seconds)[0]
+                    led += s.drawn[i].share * _led_rate(s, s.drawn[i].flow, seconds)[1]
                     weight += s.drawn[i].share
             fair = max(0.0, led + s.links[link].room) / weight
         if s.links[link].top * (1 - s.clock[TIE]) <= fair:

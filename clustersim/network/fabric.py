@@ -196,7 +196,8 @@ class Fluid:
     ) -> None:
         self.env, self.cluster, self.capacity, self.solves = env, cluster, cluster.capacity, 0
         self.resolution, self.changes = resolution, changes
-        self._solver, self._state = solver, sharing.empty(self.capacity, changes) if state is None else state
+        self._solver = solver
+        self._state: Any = sharing.empty(self.capacity, changes) if state is None else state
         self._exchanges: list[Exchange] = []            # those in the solver, in the order of their counters
         self._of = np.zeros(0, np.int64)                # [flows] place in that list of each flow of the solver
         self._row = np.zeros(0, np.int64)               # [flows] its row in that exchange
