@@ -4,10 +4,11 @@ check:          ## lint and types
 	mypy
 test:           ## everything but the slow tests
 	python -m pytest
-bench:          ## what the network costs, case by case; speed of the routers and of the capacity policies
+bench:          ## what the network costs, case by case; speed of the routers, of the capacity policies and of training steps
 	python -m tests.bench.network
 	python -m tests.bench.routers
 	python -m tests.bench.capacity
+	python -m tests.bench.training
 oracle:         ## every flow of 105 systems against SimGrid (needs g++ and libsimgrid-dev)
 	python -m tests.oracle.simgrid
 readme:         ## print the README's outputs anew

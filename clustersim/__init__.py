@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from clustersim.disaggregation import Disaggregated, disaggregated
     from clustersim.network.freeform import flow_times
     from clustersim.network.pairs import transfer
+    from clustersim.outcome import Result
     from clustersim.results.store import scan
-    from clustersim.simulation import Result, simulate
+    from clustersim.simulation import simulate
     from clustersim.types import InputError, TransferResult
     from clustersim.workload.trace import read_trace
 
@@ -26,7 +27,7 @@ __all__ = [
 
 _HOME = {
     "Cluster": "cluster", "load_cluster": "cluster", "transfer": "network.pairs", "flow_times": "network.freeform",
-    "Disaggregated": "disaggregation", "disaggregated": "disaggregation", "scan": "results.store", "Result": "simulation",
+    "Disaggregated": "disaggregation", "disaggregated": "disaggregation", "scan": "results.store", "Result": "outcome",
     "simulate": "simulation", "InputError": "types", "TransferResult": "types", "read_trace": "workload.trace",
     "record": "capture.recording",
 }  # fmt: skip

@@ -14,10 +14,12 @@ from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, whole
 from clustersim.deciding import Plan
 from clustersim.engine import schedules, timing
+from clustersim.engine.collectives import wires_of
 from clustersim.engine.memory import Memory
-from clustersim.engine.schedules import Schedule
+from clustersim.engine.schedules import Schedule, with_kernels
+from clustersim.engine.tensor_groups import TensorGroups
 from clustersim.engine.timing import Timing
-from clustersim.exchange.software import beyond, equipped, sms_held, wait_beside
+from clustersim.exchange.software import CALLED, SmSeconds, beyond, equipped, sm_seconds, sms_held, wait_beside
 from clustersim.fitting import check_memory, memory_of
 from clustersim.inputs import plan_from, setting_of, stream_from
 from clustersim.pick import bind, find, pick
@@ -40,6 +42,7 @@ class Parts:
     cluster: Cluster
     stream: Stream
     plan: Plan
+    groups: TensorGroups                    # GPUs that share attention
     room: Room
     workload: Workload                      # of the step in hand
     placements: tuple[Placement, ...]       # of its MoE layers
@@ -48,6 +51,7 @@ class Parts:
     timing: Timing
     beside: Timing | None            # the same while an exchange holds SMs; None: it holds none, or nothing overlaps
     schedule: Schedule
+    sm_seconds: SmSeconds | None            # of the exchange's kernels, where they are operations of their own
     rule: capacities.Rule
     top_k: int                              # choices of a token, as a capacity formula counts them
     protected: Any                          # bool [tokens] that no capacity drops, or None
@@ -61,9 +65,13 @@ def assemble(run: Run) -> Parts:
     cluster = _cluster(run.topology, json.dumps(config["topology"]))
     exchange_name, exchange_options = run.options("exchange")
     exchange = pick(exchanges, exchange_name, **exchange_options)
+    groups = TensorGroups(
+        group=run.group, wires=wires_of(cluster) if run.group.tensor > 1 else None,
+        n_gpus=run.group.of(cluster.n_gpus).gpus,
+    )  # fmt: skip
+    if run.group.inside:
+        exchange_name, exchange, exchange_options = "direct", exchanges.direct, {}          # nothing leaves its GPU
     cluster = equipped(exchange_name, exchange_options, cluster)
-    if config["network"]["name"] == "packet" and len(cluster.links) > cluster.n_wires:
-        raise InputError(f"network=packet: exchange={exchange_name} copies by SMs, no queues; use network=fluid or bound")
     name, options = run.options("compute")
     timed = bind("compute", name, find(timing, name, "compute"), options)(model, cluster.gpu)
     setting, place = setting_of(run, cluster, exchange, timed)
@@ -90,6 +98,7 @@ def assemble(run: Run) -> Parts:
         cluster=cluster,
         stream=stream,
         plan=plan,
+        groups=groups,
         room=setting.room,
         memory=memory,
         workload=stream.steps[0],
@@ -104,11 +113,14 @@ def assemble(run: Run) -> Parts:
         timing=timed,
         beside=None if schedule.plain else _beside(run, cluster),
         schedule=schedule,
+        sm_seconds=sm_seconds(exchange_name, cluster) if schedule.kernels else None,
     )
 
 
 def _beyond(run: Run, cluster: Cluster, schedule: Schedule) -> tuple[str, ...]:
     """What to say of an exchange beyond the range of its constants, and of what stands for a measurement that is not there."""
+    if run.group.inside:
+        return (f"parallel.expert_tensor={run.group.tensor}: every GPU has a part of every expert; nothing is exchanged",)
     if not run.model.n_experts:
         return ()
     name, options = run.options("exchange")
@@ -128,8 +140,11 @@ def _schedule(run: Run) -> Schedule:
     made: Schedule = order([layer in run.model.moe_layers for layer in range(run.model.n_layers)])
     if made.plain:
         return made
-    if name != "in_order" and not run.model.n_experts:
-        raise InputError(f"schedule={name}: model={run.model.name} exchanges nothing; use schedule=in_order")
+    if made.batches > 1 and run.config["exchange"]["name"] in CALLED and run.config["compute"]["name"] != "none":
+        made = with_kernels(made)
+    if not run.model.n_experts or run.group.inside:
+        what = f"model={run.model.name}" if not run.model.n_experts else f"parallel.expert_tensor={run.group.tensor}"
+        raise InputError(f"schedule={name}: {what} exchanges nothing; use schedule=in_order schedule.shared=after")
     if made.cuts > run.tokens_per_gpu // (run.decoding.per_sequence if run.decoding else 1):
         asked = f"workload.tokens_per_gpu={run.config['workload']['tokens_per_gpu']}"
         raise InputError(f"schedule={name}: {asked} is below the {made.cuts} pieces that it is cut in; least: {made.cuts}")

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = (
-    "run", "list", "inspect", "convert", "compare", "fit", "report", "capture", "validate", "calibrate", "completion",
+    "run", "list", "inspect", "convert", "compare", "disaggregate", "fit", "report", "capture", "validate", "calibrate",
+    "completion",
 )  # fmt: skip
 
 

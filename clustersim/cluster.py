@@ -37,6 +37,7 @@ OPTIONAL: dict[str, tuple[str, ...]] = {        # what it may leave out: null, o
     ),
 }  # fmt: skip
 FEW_GPUS = 128          # routes of all pairs of so many are kept
+MOST_GPUS = 2**18       # of a machine; half a minute and gigabytes to draw
 TOP = ("nodes", "gpus_per_node", *FIELDS, "fabric", "graph", "routing", "power", "sources")
 
 
@@ -144,6 +145,8 @@ def build_cluster(name: str, fields: Mapping[str, Any]) -> Cluster:
     """
     _check_keys(name, fields)
     n_nodes, per_node = (_whole(f"topology.{key}", fields[key]) for key in ("nodes", "gpus_per_node"))
+    if n_nodes * per_node > MOST_GPUS:
+        raise InputError(f"topology.nodes={n_nodes}: makes {n_nodes * per_node:,} GPUs, and a machine may have {MOST_GPUS:,}")
     graph = empty_graph(n_nodes * per_node)
     rail_of = np.arange(n_nodes * per_node) % per_node
     if "graph" in fields:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from clustersim.architecture import played
 from clustersim.composition import composed, leaves, load_yaml, no_such_key, parse, shown
 from clustersim.model import Model
+from clustersim.parallel import Group, group_from
 from clustersim.pick import did_you_mean
 from clustersim.places import GROUPS, option_files
 from clustersim.types import InputError
@@ -32,7 +33,9 @@ class Run:
     config: Mapping[str, Any]           # the resolved config, plain values
     model: Model
     topology: str
-    tokens_per_gpu: int                 # that go through the model in a step
+    tokens_per_gpu: int                 # that go through the model in a step; of a group of several GPUs each one's share
+    group: Group                        # of GPUs that share attention; of a forward pass, one GPU in training
+    group_tokens: int                   # that go through the model in a step and group
     decoding: Decoding | None           # None: prefill
     capacity_factor: float | None
     seed: int
@@ -120,19 +123,25 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
     plain = (config["schedule"].get("name"), config["schedule"].get("shared")) == ("in_order", "after")
     if workload["phase"] == "training" and not plain:
         raise InputError(f"schedule={config['schedule']['name']}: orders a forward pass; training has parallel.order")
-    if workload["phase"] != "training":
-        _check_unsplit(config["parallel"])
     if config["memory"] not in ("check", "ignore"):
         near = did_you_mean(str(config["memory"]), ("check", "ignore"))
         raise InputError(f"memory={shown(config['memory'])}: must be check or ignore{near}")
+    model, sharing = played(config["model"]), Group()
+    if decoding is not None and decoding.drafting:
+        model = model.with_drafter(decoding.drafting)
+    if workload["phase"] != "training":
+        sharing = group_from(config["parallel"], experts=bool(model.n_experts))
+    each = _tokens(workload, sharing) * (decoding.per_sequence if decoding else 1)
     return Run(
         study=choices.get("experiment", "runs"),
         overrides=tuple(overrides),
         config=config,
-        model=played(config["model"]),
+        model=model,
         topology=choices["topology"],
-        tokens_per_gpu=_tokens_per_gpu(workload) * (decoding.per_sequence if decoding else 1),
-        decoding=decoding,
+        tokens_per_gpu=-(-each // sharing.tensor),
+        group=sharing,
+        group_tokens=each,
+        decoding=decoding if decoding is None else replace(decoding, sequences=each // decoding.per_sequence),
         capacity_factor=capacity["factor"],         # judged with the rest of the capacity rule
         seed=whole("seed", config["seed"], least=0),
         output=_folder("output", config["output"]),
@@ -182,18 +191,6 @@ def _type_of(value: Any) -> str | None:
     return "a number" if isinstance(value, int | float) else "text" if isinstance(value, str) else None
 
 
-def _check_unsplit(parallel: Mapping[str, Any]) -> None:
-    """InputError where a forward pass is to be split in a way that only training is."""
-    for key in ("tensor", "context", "pipeline", "virtual", "expert_tensor"):
-        if parallel.get(key) != 1:
-            raise InputError(
-                f"parallel.{key}={shown(parallel.get(key))}: splits training steps; a forward pass is data parallel in attention "
-                "and spreads experts over all GPUs; use 1"
-            )
-    if parallel.get("expert") is not None:
-        raise InputError(f"parallel.expert={shown(parallel['expert'])}: a forward pass spreads experts over all GPUs; use null")
-
-
 def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str], own: Path | None) -> None:
     """No key that nobody reads: `+capcity.factor=1` would add one. Topology, model, capacity and plug-ins see to theirs."""
     known = {key: [key] for key in config if key in (*GROUPS, *ALONE)}
@@ -207,12 +204,15 @@ def _check_keys(config: Mapping[str, Any], choices: Mapping[str, str], own: Path
             raise InputError(no_such_key(key, every, own))
 
 
-def _tokens_per_gpu(workload: Mapping[str, Any]) -> int:
-    """Tokens that a GPU is given at a time; in training those of a micro-batch, before it is split."""
+def _tokens(workload: Mapping[str, Any], group: Group) -> int:
+    """Tokens, or sequences in flight, that a group is given at a time; in training those of a micro-batch, before it is split."""
     if workload["phase"] == "training":
         both = (whole(f"workload.{key}", workload[key], least=1) for key in ("micro_batch", "sequence"))
         return next(both) * next(both)
-    return whole("workload.tokens_per_gpu", workload["tokens_per_gpu"], least=1)
+    each = whole("workload.tokens_per_gpu", workload["tokens_per_gpu"], least=1)
+    if workload["tokens_per_group"] is None:
+        return each * group.tensor
+    return whole("workload.tokens_per_group", workload["tokens_per_group"], least=1)
 
 
 def _folder(key: str, value: Any) -> Path:

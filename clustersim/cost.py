@@ -43,10 +43,13 @@ def cost_from(config: Mapping[str, Any]) -> Cost:
 def cost_row(row: Mapping[str, Any], cost: Cost, cluster: Cluster, gpus: int) -> dict[str, float | None]:
     """`COLUMNS`, from a step's `step_s`, `compute_s`, `tokens` and `nic_bytes`; None where an input is not given.
 
+    Where the row has `tokens_per_s`, these are the tokens that count: of what decoding verifies, what it keeps.
+
     Args:
         gpus: of the step; `cluster` may be a part of the machine that stands for the rest.
     """
-    tokens, step_s = row["tokens"], row["step_s"]
+    step_s = row["step_s"]
+    tokens = row["tokens_per_s"] * step_s if row.get("tokens_per_s") else row["tokens"]
     hours = gpus * step_s / 3600 / tokens
     joules = step_joules(row, cluster, gpus)
     per_token = None if joules is None else joules / tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from clustersim.cluster import build_cluster
 from clustersim.config import Run, compose, whole
 from clustersim.engine.gpu import time_alone
 from clustersim.network import fluid
-from clustersim.simulation import Result, simulate
+from clustersim.outcome import Result
+from clustersim.simulation import simulate
 from clustersim.types import InputError, Transfers, independent
 
 
@@ -30,6 +32,7 @@ class Disaggregated:
     decode_rate: float
     first_token_s: float            # all pieces of the prompt, then its cache on the way
     per_token_s: float
+    nic_bytes_per_s: tuple[float, float]    # of all NICs of the nodes that prefill, and of those that decode, each way
 
     @property
     def rate(self) -> float:
@@ -48,13 +51,33 @@ class Disaggregated:
         prefills, decodes = (int(side.summary["nodes"]) for side in (self.prefill, self.decode))
         return (self.decode_rate / decodes) / (self.prefill_rate / prefills)
 
+    @property
+    def nic_shares(self) -> tuple[float, float]:
+        """What part of the NICs' time caches take at `rate`, on the nodes that prefill and on those that decode: what
+        exchanges that use the same NICs are not told of. 0 where there are none."""
+        first, then = (self.rate * self.cache_bytes / nic if nic else 0.0 for nic in self.nic_bytes_per_s)
+        return first, then
+
+    def row(self) -> dict[str, Any]:
+        """All of it as one row of numbers, SI units."""
+        shares = self.nic_shares
+        return {
+            "requests_per_s": self.rate, "limit": self.limit, "nodes_to_match": self.nodes_to_match,
+            "first_token_s": self.first_token_s, "per_token_s": self.per_token_s, "prefill_requests_per_s": self.prefill_rate,
+            "transfer_requests_per_s": self.transfer_rate, "decode_requests_per_s": self.decode_rate,
+            "transfer_s": self.transfer_s, "cache_bytes": self.cache_bytes,
+            "prefill_nic_share": shares[0], "decode_nic_share": shares[1],
+            "prefill_nodes": self.prefill.summary["nodes"], "decode_nodes": self.decode.summary["nodes"],
+            "prefill_run": self.prefill.run_id, "decode_run": self.decode.run_id,
+        }  # fmt: skip
+
 
 def disaggregated(prefill: Sequence[str], decode: Sequence[str], *, prompt: int, output: int) -> Disaggregated:
     """Serve requests of `prompt` tokens that become `output` more, on nodes that prefill and nodes that decode.
 
-    A prompt longer than a GPU's batch (`workload.tokens_per_gpu`) is taken in pieces, one pass after the other. When a batch is
-    through, every GPU sends the caches of its prompts to the GPUs that decode, in turn, over the machine's network while the next
-    batch is computed.
+    A prompt longer than a batch, of a GPU or of those that share attention, is taken in pieces, one pass after the other. When a
+    batch is through, every GPU sends its part of the caches to the GPUs that decode, in turn, over the machine's network while
+    the next batch is computed.
 
     Args:
         prefill, decode: overrides of the two runs, of one model and topology; nodes, exchange and schedule may differ.
@@ -66,7 +89,7 @@ def disaggregated(prefill: Sequence[str], decode: Sequence[str], *, prompt: int,
     for key, value in (("prompt", prompt), ("output", output)):
         whole(key, value, least=1)
     before = compose(prefill)
-    passes = -(-prompt // before.tokens_per_gpu)
+    passes = -(-prompt // before.group_tokens)
     made = "trace.sequence" if "sequence" in before.config["trace"] else None
     first = compose([*prefill, f"workload.steps={passes}", *([f"{made}={prompt}"] if made else [])])
     context = [] if any(text.startswith("workload.context=") for text in decode) else [f"workload.context={prompt + output / 2}"]
@@ -76,7 +99,7 @@ def disaggregated(prefill: Sequence[str], decode: Sequence[str], *, prompt: int,
             raise InputError(f"{what}={other}: decoding goes on with what {what}={one} has prefilled; give both the same")
     left, right = simulate(first), simulate(then)
     cache = describe(first.config["model"]).cache_bytes(prompt, first.model.cache_bytes)
-    requests = first.tokens_per_gpu * passes / prompt           # of a GPU's batch
+    requests = first.group_tokens * passes / prompt / first.group.tensor        # of a GPU's share of a batch
     transfer_s = _transfer_s(first, then, cache * requests)
     batch = requests * left.summary["gpus"]
     return Disaggregated(
@@ -84,7 +107,14 @@ def disaggregated(prefill: Sequence[str], decode: Sequence[str], *, prompt: int,
         prefill_rate=batch / (passes * left.summary["step_s"]), transfer_rate=batch / transfer_s,
         decode_rate=right.summary["tokens_per_s"] / output,
         first_token_s=passes * left.summary["step_s"] + transfer_s, per_token_s=right.summary["time_per_output_token_s"],
+        nic_bytes_per_s=(_nics(first), _nics(then)),
     )  # fmt: skip
+
+
+def _nics(run: Run) -> float:
+    """Bytes/s out of all NICs of a side."""
+    cluster = build_cluster(run.topology, json.loads(json.dumps(run.config["topology"])))
+    return float(sum(link.capacity for link in cluster.links if link.kind == "nic_up"))
 
 
 def _transfer_s(first: Run, then: Run, nbytes: float) -> float:

@@ -11,25 +11,25 @@ from clustersim.cluster import Cluster
 from clustersim.config import Run
 from clustersim.engine.activations import Keeping
 from clustersim.engine.memory import Load, Memory, need
-from clustersim.parallel import Parallel
 from clustersim.types import Ints, Workload
 
 OFFERS = {          # what the config of a forward pass lets one change, and how it is said
     "gpus": "{} GPUs", "sequence": "sequences of {} tokens", "micro_batch": "{} sequences per GPU",
-    "context": "contexts of {} tokens", "weights": "weights in {}",
+    "context": "contexts of {} tokens", "weights": "weights in {}", "tensor": "parallel.tensor={}",
 }  # fmt: skip
 
 
 def memory_of(run: Run, cluster: Cluster, workload: Workload, slots_of: Ints) -> Memory:
-    """What a forward pass needs on its fullest GPU: every GPU has its own sequences, and experts are spread over all.
+    """What a forward pass needs on its fullest GPU: every group of GPUs has its own sequences.
 
     Args:
         slots_of: [gpus] experts of a layer that each holds.
     """
-    given, n = run.config["workload"], cluster.n_gpus
-    tokens = np.bincount(workload.source, minlength=n)
+    given, n, tensor = run.config["workload"], cluster.n_gpus, run.group.tensor
+    group = workload.source // tensor
+    tokens = np.bincount(group, minlength=n // tensor)
     if given["phase"] == "decode":
-        held = np.bincount(workload.source, weights=workload.context, minlength=n)      # of all tokens of a sequence alike
+        held = np.bincount(group, weights=workload.context)             # of all tokens of a sequence alike
         fullest, each = int(held.argmax()), 1 + given["draft"]
         batch = max(1, int(tokens[fullest]) // each)
         sizes = {"sequence": each, "micro_batch": batch, "context": ceil(held[fullest] / max(1, tokens[fullest]))}
@@ -40,7 +40,7 @@ def memory_of(run: Run, cluster: Cluster, workload: Workload, slots_of: Ints) ->
         phase=given["phase"], **sizes, exchange=run.options("exchange")[0], slots=int(slots_of.max()),
         cache_value=run.model.cache_bytes, keeping=Keeping(value=run.model.activation_bytes, linear=run.model.activation_bytes),
     )  # fmt: skip
-    return need(describe(run.config["model"]), Parallel(gpus=n, expert=n), load)
+    return need(describe(run.config["model"]), run.group.of(n), load)
 
 
 def check_memory(run: Run, cluster: Cluster, memory: Memory) -> None:

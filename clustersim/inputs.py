@@ -38,7 +38,7 @@ from clustersim.workload import source
 from clustersim.workload.loads import read_loads
 from clustersim.workload.routing import Router, rerouted
 from clustersim.workload.serving import with_lengths
-from clustersim.workload.streams import Recorded, Stream, passes_of, rerouted_stream, stream_of
+from clustersim.workload.streams import Recorded, Stream, passes_of, rerouted_stream, shared_out, stream_of
 from clustersim.workload.trace_source import recorded_tokens
 
 
@@ -52,6 +52,9 @@ def setting_of(run: Run, cluster: Cluster, exchange: Callable[..., Transfers], t
     name, options = run.options("placement")
     replica, slots, spare = (options.pop(key) for key in ("replica", "slots", "spare"))
     find(placements.replicas, replica, "placement.replica")        # a misspelt rule is found now, not in the first layer
+    if run.group.inside:
+        _check_everywhere(run)
+        slots, replica = model.n_experts * cluster.n_gpus, "nearest"
     room = room_for(slots, spare, model.n_experts, cluster.node_of) if model.n_experts else no_room(cluster.node_of)
     if (weights := model.expert_params * model.expert_weight_bytes) > cluster.gpu.memory:
         raise InputError(
@@ -64,24 +67,36 @@ def setting_of(run: Run, cluster: Cluster, exchange: Callable[..., Transfers], t
     return setting, with_replica(pick(placements, name, **options), replica)
 
 
+def _check_everywhere(run: Run) -> None:
+    """InputError where something decides on the place of experts of which every GPU has its part."""
+    placement, decide = run.config["placement"], run.config["decide"]["name"]
+    everywhere = f"parallel.expert_tensor={run.group.tensor}: every GPU has a part of every expert"
+    if placement["name"] != "contiguous" or placement["slots"] is not None or placement["spare"]:
+        raise InputError(f"{everywhere}; use placement=contiguous placement.slots=null placement.spare=0")
+    if decide != "once":
+        raise InputError(f"{everywhere}, and none moves; use decide=once")
+
+
 def stream_from(run: Run, setting: Setting, place: Place, router: Router) -> Stream:
     """The steps, their past and what the router says of them.
 
     Raises:
         InputError: a trace that does not fit, or a router that minds a placement that minds the router.
     """
+    tensor, per_sequence = run.group.tensor, run.decoding.per_sequence if run.decoding else 1
+    groups = setting.cluster.n_gpus // tensor
     if not run.model.n_experts:
-        return in_flight(run, without_experts(run, router, setting.cluster.n_gpus), setting.cluster.n_gpus)
+        return shared_out(in_flight(run, without_experts(run, router, groups), groups), tensor, per_sequence)
     if run.config["trace"]["name"] in ("sampled", "balanced") and run.model.zero_experts not in (0, router.extra):
         raise InputError(
             f"router={router.name}: chooses among {router.extra} experts without weights, and model={run.model.name} has "
             f"{run.model.zero_experts}; use router=longcat router.n_zero={run.model.zero_experts} trace=sampled"
         )
-    stream = _recorded(run, setting.cluster.n_gpus, router.extra, looks_at_load(place))
-    near = _near(setting, place) if "near" in router.wants else _nobody_near
+    stream = _recorded(run, groups, router.extra, looks_at_load(place))
+    near = _near(setting, place, tensor) if "near" in router.wants else _nobody_near
     label = f"trace={run.config['trace']['name']}"
     stream = rerouted_stream(stream, lambda i, step: rerouted(step, router, run.model, run.seed + i, name=label, near=near))
-    return in_flight(run, stream, setting.cluster.n_gpus)
+    return shared_out(in_flight(run, stream, groups), tensor, per_sequence)
 
 
 def in_flight(run: Run, stream: Stream, n_gpus: int) -> Stream:
@@ -140,23 +155,28 @@ def _recorded(run: Run, n_gpus: int, extra: int, looks_back: bool) -> Stream:
         assert path is not None
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
         recorded = _trace(path, trace_digest(run.config["trace"]), _first_tokens(options.get("tokens")))
-        return stream_of(recorded, run.model, n_gpus, run.tokens_per_gpu, apart=apart, name=label, seed=run.seed, **keys)
+        return stream_of(recorded, run.model, n_gpus, run.group_tokens, apart=apart, name=label, seed=run.seed, **keys)
     if name == "sampled":
         draw = bind("trace", name, source.from_sampler, options)
 
         def make(seed: int) -> Workload:
-            made: Workload = draw(run.model, n_gpus, run.tokens_per_gpu, seed, extra)
+            made: Workload = draw(run.model, n_gpus, run.group_tokens, seed, extra)
             return made
 
         return passes_of(make, run.model, run.seed, apart=apart, sequence=options.get("sequence"), **keys)
     if name == "balanced":
-        even = bind("trace", name, source.from_balanced, options)(run.model, n_gpus, run.tokens_per_gpu)
-        return passes_of(lambda seed: even, run.model, run.seed, apart=apart, sequence=options["sequence"], **keys)
+        deal = bind("trace", name, source.from_balanced, options)
+
+        def even(seed: int) -> Workload:
+            dealt: Workload = deal(run.model, n_gpus, run.group_tokens, seed)
+            return dealt
+
+        return passes_of(even, run.model, run.seed, apart=apart, sequence=options["sequence"], **keys)
     if name == "live":
         if run.causes:
             raise InputError("causes=true: plays a pass again with other choices, and trace=live makes its own; use causes=false")
         live = find(source, str(options.pop("source")), "trace.source")       # by name: a run without it needs no torch
-        made = bind("trace", name, live, options)(run.model, n_gpus, run.tokens_per_gpu, run.seed)
+        made = bind("trace", name, live, options)(run.model, n_gpus, run.group_tokens, run.seed)
         return passes_of(lambda seed: made, run.model, run.seed, apart=False, **{**keys, "steps": _one_pass(keys, apart)})
     known = ("tiny", "file", "live", "sampled", "balanced")
     raise InputError(f"trace.name={name}: there is no such trace{did_you_mean(str(name), known)} (known: {', '.join(known)})")
@@ -187,9 +207,9 @@ def without_experts(run: Run, router: Router, n_gpus: int) -> Stream:
         recorded = _trace(path, trace_digest(run.config["trace"]), _first_tokens(options.get("tokens")))
         like = replace(model, n_experts=recorded.n_experts, top_k=recorded.top_k)       # choices that nobody asks for
         label = "trace=tiny" if name == "tiny" else f"trace.path={path}"
-        stream = stream_of(recorded, like, n_gpus, run.tokens_per_gpu, name=label, seed=run.seed, **keys)
+        stream = stream_of(recorded, like, n_gpus, run.group_tokens, name=label, seed=run.seed, **keys)
     else:
-        even = source.from_balanced(model, n_gpus, run.tokens_per_gpu, sequence=options["sequence"])
+        even = source.from_balanced(model, n_gpus, run.group_tokens, sequence=options["sequence"])
         stream = passes_of(lambda seed: even, model, run.seed, sequence=options["sequence"], **keys)
     said = (text for text in stream.notes if "MoE layers" not in text and "layers are" not in text)
     return replace(stream, notes=(note, *said))
@@ -214,8 +234,8 @@ def _one_pass(keys: dict[str, Any], apart: bool) -> int:
     return 1
 
 
-def _near(setting: Setting, place: Place) -> Callable[[int], NDArray[np.bool_]]:
-    """GPU -> bool [experts], those of which its node holds a copy, for a router that minds it."""
+def _near(setting: Setting, place: Place, tensor: int) -> Callable[[int], NDArray[np.bool_]]:
+    """Group of GPUs -> bool [experts], those of which its node holds a copy, for a router that minds it."""
     if looks_at_load(place):
         raise InputError(
             f"placement: is decided on where tokens of {setting.model.name} go, and the router decides that by where experts "
@@ -225,7 +245,8 @@ def _near(setting: Setting, place: Place) -> Callable[[int], NDArray[np.bool_]]:
     if any((one.expert_of != placed[0].expert_of).any() for one in placed):
         raise InputError("placement: differs between layers, and the router minds one; take placement=contiguous or round_robin")
 
-    def near(gpu: int) -> NDArray[np.bool_]:
+    def near(group: int) -> NDArray[np.bool_]:
+        gpu = group * tensor
         held = np.zeros(setting.model.n_experts, bool)
         held[placed[0].expert_of[setting.cluster.node_of[placed[0].gpu_of] == setting.cluster.node_of[gpu]]] = True
         return held

@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
 
 
 def njit(function: Callable[..., Any], **options: Any) -> Any:
-    """`numba.njit(cache=True)`; without a writable cache folder the function is compiled in every process."""
+    """`numba.njit(cache=True)`; without a writable cache folder the function is compiled in every process.
+
+    Machine code on disk is good as long as the file of the function is as it was, and those of all compiled functions that
+    its module has imported, or these of theirs. (numba looks at the first alone.) Numbers that are compiled in stand in
+    the function's own file: where others would come from is not looked at.
+    """
     import numba
 
     try:
-        return numba.njit(cache=True, error_model="numpy", **options)(function)
+        made = numba.njit(cache=True, error_model="numpy", **options)(function)
     except RuntimeError:        # "cannot cache function: no locator available": raised by the decorator itself
-        _say_once()
+        _say_once("numba finds no folder to keep machine code in (set NUMBA_CACHE_DIR to one)")
         return numba.njit(error_model="numpy", **options)(function)
+    if helpers := _helper_files(function):
+        try:
+            index = made._cache._cache_file
+            index._source_stamp = (index._source_stamp, *(_digest(file) for file in sorted(helpers)))
+        except (AttributeError, OSError):       # this numba keeps its index otherwise; a file inside an archive
+            _say_once("this numba cannot be told when machine code is out of date")
+            return numba.njit(error_model="numpy", **options)(function)
+    return made
+
+
+def _helper_files(function: Any) -> set[str]:
+    """Where the compiled functions stand that the module of a function has imported, and those have that it imported."""
+    from numba.core.dispatcher import Dispatcher
+
+    own = function.__code__.co_filename
+    found, ahead = {own}, [function]
+    while ahead:
+        for helper in ahead.pop().__globals__.values():
+            if isinstance(helper, Dispatcher) and helper.py_func.__code__.co_filename not in found:
+                found.add(helper.py_func.__code__.co_filename)
+                ahead.append(helper.py_func)
+    return found - {own}
+
+
+@cache
+def _digest(file: str) -> bytes:
+    return hashlib.sha256(Path(file).read_bytes()).digest()
 
 
 def lean(function: Callable[..., Any]) -> Any:
@@ -33,8 +67,8 @@ def lean(function: Callable[..., Any]) -> Any:
 
 
 @cache
-def _say_once() -> None:
-    log.warning("numba finds no folder to keep machine code in (set NUMBA_CACHE_DIR to one): loops are compiled in every run")
+def _say_once(why: str) -> None:
+    log.warning("%s: loops are compiled in every run", why)
 
 
 def inlined(function: Callable[..., Any]) -> Any:

@@ -121,6 +121,11 @@ def trying(values: Mapping[str, float]) -> Iterator[None]:
         _tried.update(before)
 
 
+def tried() -> tuple[tuple[str, float], ...]:
+    """What `trying` has set, for those who keep what came of it."""
+    return tuple(sorted(_tried.items()))
+
+
 def fitted_constants() -> dict[str, Constant]:
     """All constants of the package that were found by fitting, as `kernel.key`."""
     found: dict[str, Constant] = {}

@@ -44,6 +44,11 @@ def gemms(part: Part, hidden: int, *, absorbed: bool = False) -> tuple[tuple[int
             return (((matrices - 1) * size, hidden), (hidden, size)) if size else ()
 
 
+def entries(part: Part, hidden: int, *, absorbed: bool = False) -> tuple[tuple[int, int], ...]:
+    """Of `gemms` those before scores, states or scans: all but the last, and of absorbed latents but the last two."""
+    return gemms(part, hidden, absorbed=absorbed)[: -2 if absorbed and isinstance(part, Latent) else -1]
+
+
 def split(part: Part, gpus: int) -> Part:
     """What one GPU holds of a part whose heads or columns a tensor group of `gpus` shares out.
 

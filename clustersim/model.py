@@ -102,6 +102,7 @@ class Model:
     blocks: tuple[tuple[Part, ...], ...] | None = None      # the layers of the long form
     encoders: tuple[tuple[str, Encoder], ...] = ()          # before the core, by name
     retrieval: Retrieval | None = None                      # the same
+    drafting: int = 0                   # of the layers the last ones, which make drafts (multi-token prediction)
     router: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)     # name and options, for router=model
     dispatch_bytes: float = 2.0         # on the wire per activation: BF16 = 2, FP8 with a 4-byte scale per 128 = 1 + 4/128
     combine_bytes: float = 2.0
@@ -152,6 +153,11 @@ class Model:
     def layers(self) -> tuple[tuple[Part, ...], ...]:
         """The parts of every layer, in order."""
         return _written_out(self) if self.blocks is None else self.blocks
+
+    def with_drafter(self, drafts: int) -> Model:
+        """The model with a layer like its last behind it for each draft: multi-token prediction (arXiv 2412.19437 §2.2)."""
+        blocks = None if self.blocks is None else self.blocks + self.blocks[-1:] * drafts
+        return dataclasses.replace(self, n_layers=self.n_layers + drafts, blocks=blocks, drafting=drafts)
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -235,7 +241,7 @@ def model_from(config: Mapping[str, Any]) -> Model:
     Raises:
         InputError: an unknown key (with the nearest known one), a missing key, or a value that cannot be.
     """
-    values = _known(config, Model, "model", apart=("blocks", "encoders", "retrieval"), needed=("attention",))
+    values = _known(config, Model, "model", apart=("blocks", "encoders", "retrieval", "drafting"), needed=("attention",))
     attention = values["attention"]
     if not isinstance(attention, Mapping):
         raise InputError(f"model.attention = {attention!r}: must be a group of keys with a kind (gqa or mla)")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -64,8 +64,9 @@ class ExpertWork:
 
     seconds: Floats                     # [gpus]
     beside: Floats | None               # [gpus] while an exchange holds SMs; None: no difference
-    dispatch: Transfers
-    combine: Transfers
+    dispatch: Transfers | None          # None: nothing is sent to them
+    combine: Transfers | None
+    kernels: Mapping[str, Floats] = field(default_factory=dict)     # [gpus] of what sends off and takes in
 
 
 def _forward_pass(
@@ -87,7 +88,7 @@ def _forward_pass(
                 made[layer] = work, counts[layer], served
         measured.extend([] if served is None else [served])
         if work and layer == model.moe_layers[0] and parts.run.config["network"]["name"] == "packet":
-            all_of_them = [transfers for one in work for transfers in (one.dispatch, one.combine)]
+            all_of_them = [transfers for one in work for transfers in (one.dispatch, one.combine) if transfers is not None]
             packets.need_few(parts.cluster, all_of_them, model.n_moe_layers, parts.run.config["network"]["chunk"])
         if layer == 0:                          # what can be wrong has been found by now
             networks.when_compiling(
@@ -107,18 +108,26 @@ def _forward_pass(
 
     def in_order(layer: int) -> LayerWork:
         attention, other = own.layer(layer)
-        work = experts_of(layer)
+        work, sent = experts_of(layer), _sent(parts, own, layer)
         if not work:
             idle = np.zeros_like(attention)
-            return LayerWork(attention_s=attention, expert_s=idle, other_s=other, dispatch=None, combine=None)
+            return LayerWork(attention_s=attention, expert_s=idle, other_s=other, dispatch=None, combine=None, sent=sent)
         whole_batch = work[0]
         return LayerWork(
             attention_s=attention, expert_s=whole_batch.seconds, other_s=other, dispatch=whole_batch.dispatch,
-            combine=whole_batch.combine,
+            combine=whole_batch.combine, sent=sent,
         )  # fmt: skip
 
     played = play(parts.cluster, parts.network, model.n_layers, in_order, passed, background, watch)
     return played, counts, measured
+
+
+def _sent(parts: Parts, own: OwnTimes, layer: int) -> dict[str, Floats]:
+    """What collectives of tensor groups take of a layer, by part; nothing where every GPU is by itself."""
+    if parts.run.group.tensor == 1:
+        return {}
+    before, shared, after = own.sent(layer)
+    return {"attention_s": before, "other_s": shared + after}
 
 
 def _overlapped_work(parts: Parts, experts_of: Callable[[int], tuple[ExpertWork, ...]]) -> Callable[[int, int], Work]:
@@ -144,20 +153,29 @@ def _overlapped_work(parts: Parts, experts_of: Callable[[int], tuple[ExpertWork,
         if chunk:
             return {}
         attention, shared, after = own[batch][which].pieces(layer)
+        begun: dict[str, Floats] = {}
+        if schedule.enters:
+            begun = {"enter": own[batch][which].entry(layer)}
+            attention = attention - begun["enter"]
         if schedule.shared == "hidden":
-            return {"attention": attention, "shared": shared, "other": after}
-        return {"attention": attention, "other": shared + after}
+            return {**begun, "attention": attention, "shared": shared, "other": after}
+        return {**begun, "attention": attention, "other": shared + after}
 
     def work_of(layer: int, cut: int) -> Work:
         alone, beside = seconds(layer, cut, 0), seconds(layer, cut, 1) if len(timings) > 1 else {}
-        routed = of_experts(layer, cut)
+        routed, batch = of_experts(layer, cut), cut // schedule.chunks
+        sent = {} if cut % schedule.chunks else _sent(parts, own[batch][0], layer)
+        handed = {name.removesuffix("_s"): took for name, took in sent.items()}
         if routed is None:
-            return Work(seconds=alone, transfers={}, beside=beside)
+            return Work(seconds=alone, transfers={}, beside=beside, sent=handed)
+        assert routed.dispatch is not None, "a schedule has exchanges to hide"
+        assert routed.combine is not None
         if routed.beside is not None:
             beside["expert"] = routed.beside
         return Work(
-            seconds={**alone, "expert": routed.seconds}, transfers={"dispatch": routed.dispatch, "combine": routed.combine},
-            beside=beside,
+            seconds={**alone, **routed.kernels, "expert": routed.seconds},
+            transfers={"dispatch": routed.dispatch, "combine": routed.combine},
+            beside=beside, sent=handed,
         )  # fmt: skip
 
     return work_of
@@ -168,11 +186,11 @@ def _own_times(parts: Parts, timed: Timing, mine: NDArray[np.bool_] | None = Non
     cluster, decoding, tokens = parts.cluster, parts.run.decoding, parts.workload
     ends = None
     if mine is not None and decoding is None:
-        ends = np.bincount(tokens.source[last_of_sequence(tokens) & mine], minlength=cluster.n_gpus)
+        ends = np.bincount(tokens.source[last_of_sequence(tokens, parts.run.group.tensor) & mine], minlength=cluster.n_gpus)
     nics = [link.id for link in cluster.links if link.kind == "nic_down"]
     return OwnTimes(
         timed, parts.run.model, tokens if mine is None else workload_of(tokens, mine), cluster.n_gpus,
-        per_sequence=None if decoding is None else decoding.per_sequence, ends=ends,
+        groups=parts.groups, per_sequence=None if decoding is None else decoding.per_sequence, ends=ends,
         inputs=whole("workload.encoder_inputs", parts.run.config["workload"].get("encoder_inputs", 0), least=0),
         inbound=float(cluster.capacity[nics].min()) if nics else np.inf,
     )  # fmt: skip
@@ -194,7 +212,12 @@ def _expert_work(parts: Parts, piece: Piece, gpu_of: Ints) -> ExpertWork:
 
     What low latency exchanges leave in a buffer per expert when decoding stays there: room for every GPU's tokens.
     """
-    n = parts.cluster.n_gpus
+    n, group = parts.cluster.n_gpus, parts.run.group
+    if group.inside:                            # every GPU has its part of each expert, for the tokens of its whole group
+        each = piece.rows.reshape(n // group.tensor, group.tensor, -1).sum(axis=1)
+        rows: Ints = np.repeat(each, group.tensor, axis=0).ravel()
+        seconds = parts.timing.experts(rows, gpu_of, n, tensor=group.tensor)
+        return ExpertWork(seconds=seconds, beside=None, dispatch=None, combine=None)
     layout: dict[str, Any] = {}
     if parts.run.decoding is not None and parts.run.config["exchange"]["name"] in MASKED:
         buffered: Floats = np.bincount(gpu_of, minlength=n) * np.float64(n * parts.run.tokens_per_gpu)
@@ -202,5 +225,14 @@ def _expert_work(parts: Parts, piece: Piece, gpu_of: Ints) -> ExpertWork:
     return ExpertWork(
         seconds=parts.timing.experts(piece.rows, gpu_of, n, **layout),
         beside=None if parts.beside is None else parts.beside.experts(piece.rows, gpu_of, n, **layout),
-        dispatch=piece.dispatch, combine=piece.combine,
+        dispatch=piece.dispatch, combine=piece.combine, kernels=_kernels(parts, piece),
     )  # fmt: skip
+
+
+def _kernels(parts: Parts, piece: Piece) -> dict[str, Floats]:
+    """Seconds of an exchange's own kernels, where the schedule has them as operations."""
+    if parts.sm_seconds is None:
+        return {}
+    send, take = parts.sm_seconds(piece.dispatch, added=False)
+    back, home = parts.sm_seconds(piece.combine, added=True)
+    return {"send": send, "take": take, "back": back, "home": home}

@@ -8,21 +8,29 @@ from clustersim.network import packets
 from clustersim.types import Routes, Transfers
 
 
-def waiting(capacity, routes, nbytes, *, chunk, queue="round_robin", latency=0.0, after=None, piece=None):
-    """A state with these flows, none released. Each has counters of its own for its last landing and its last leaving."""
+def waiting(
+    capacity, routes, nbytes, *, chunk, queue="round_robin", latency=0.0, after=None, piece=None, weights=None, n_wires=None
+):
+    """A state with these flows, none released. Each has counters of its own for its last landing and its last leaving.
+
+    Args:
+        weights: as `routes`; None: all are 1.
+        n_wires: of the links; the others are lanes. None: all.
+    """
     caps = np.asarray(capacity, float)
     after = after or [[] for _ in routes]
     zero, n = np.zeros(len(routes), np.int64), len(routes)
     rows = Routes(
         start=np.cumsum([0, *map(len, routes)]), links=np.array([x for route in routes for x in route], np.int64),
-        weights=np.ones(sum(map(len, routes))), latency=np.zeros(n),
+        weights=np.ones(sum(map(len, routes))) if weights is None else np.array([w for row in weights for w in row], float),
+        latency=np.zeros(n),
     )  # fmt: skip
     transfers = Transfers(
         src=zero, dst=zero, nbytes=np.asarray(nbytes, float), release=np.zeros(n),
         chunk=np.asarray(nbytes if piece is None else piece, float), after_start=np.cumsum([0, *map(len, after)]),
         after=np.array([p for row in after for p in row], np.int64),
     )  # fmt: skip
-    state = packets.empty(caps, np.broadcast_to(np.asarray(latency, float), caps.shape), chunk, queue)
+    state = packets.empty(caps, np.broadcast_to(np.asarray(latency, float), caps.shape), chunk, queue, n_wires)
     own = np.arange(n)
     return packets.extend(state, rows, transfers, inbox=own, outbox=n + own, n_counters=2 * n)
 
@@ -51,7 +59,8 @@ def steady_rates(capacity, routes, *, rounds, settle=200, **options):
     Times are in packets of the slowest link shared by all flows: after that long each flow has sent so many packets at least.
     """
     step = options["chunk"] * len(routes) / min(capacity)
-    most = options["chunk"] + max(capacity) * step * (settle + rounds)
+    least = min((weight for row in options.get("weights") or [[1]] for weight in row), default=1)
+    most = options["chunk"] + max(capacity) / least * step * (settle + rounds)
     state = waiting(capacity, routes, [most] * len(routes), **options)
     packets.enter(state, np.arange(len(routes)), np.zeros(len(routes)))
     run_until(state, settle * step)
@@ -70,3 +79,8 @@ def small_system(rng, *, most_flows=14, forward=False):
         "nbytes": [rng.choice([1, 2, 5, 10, rng.randint(1, 100)]) * 1024 for _ in range(n_flows)],
         "release": [rng.choice([0, 0, 0, rng.randint(0, 20)]) * 1024 for _ in range(n_flows)],
     }
+
+
+def weighted(rng, system):
+    """The same system with weights from a quarter to three on every hop, one in three of them 1."""
+    return system | {"weights": [[rng.choice([1, 1, 0.25, 0.5, 2, 3]) for _ in route] for route in system["routes"]]}

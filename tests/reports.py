@@ -1,6 +1,7 @@
 """Folders of results for the tests of reports: real small runs, and sweeps of as many jobs as one likes made from one of them."""
 
 import json
+import math
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,7 +22,7 @@ def real_run(folder, *overrides):
 
 TRAINED = [
     "workload=training", "topology.nodes=1", "topology.gpus_per_node=4", "model.n_layers=4", "workload.sequence=256",
-    "workload.global_batch=16", "placement.slots=null", "parallel.pipeline=2",
+    "workload.global_batch=16", "placement.slots=null", "parallel.pipeline=2", "workload.cuda_graphs=all",
 ]  # fmt: skip
 
 
@@ -50,7 +51,8 @@ def check_page(page):
 
 
 def made_sweep(folder, like, jobs):
-    """A folder of jobs that are copies of the run `like` in all but their overrides and some columns of their summary.
+    """A folder of jobs that are copies of the run `like` in all but their overrides and some columns of their summary;
+    tokens per second follow.
 
     `jobs` lists (overrides as a dict of text, columns as a dict); columns None: the job failed, because of its first override.
     """
@@ -75,7 +77,10 @@ def made_sweep(folder, like, jobs):
             else:
                 at[leaf] = value
         (place / "run.json").write_text(json.dumps({**told, "config": config, "overrides": asked, "run_id": place.name}))
-        pl.DataFrame([{**row, **columns}]).write_parquet(place / "summary.parquet")
+        made = {**row, **columns}
+        if made["step_s"] is not None and math.isfinite(made["step_s"]) and "tokens_per_s" not in columns:
+            made["tokens_per_s"] = made["tokens"] / made["step_s"] if made["step_s"] else None
+        pl.DataFrame([made]).write_parquet(place / "summary.parquet")
         (place / "status.json").write_text('{"state": "done"}')
     return Path(folder)
 

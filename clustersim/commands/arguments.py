@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from clustersim.types import InputError
@@ -39,3 +40,11 @@ def plain_value(text: str) -> Any:
     if text.removeprefix("-").isdecimal():
         return int(text)
     return {"true": True, "false": False}.get(text, text)
+
+
+def own_folder(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The user's own folder of options (`--config-dir`), and the other arguments."""
+    own, rest = with_value("--config-dir", arguments)
+    if own is not None and not Path(own).is_dir():
+        raise InputError(f"--config-dir {own}: there is no such folder")
+    return None if own is None else Path(own), rest

@@ -55,9 +55,10 @@ complete -c clustersim -f -a '(__clustersim)'
 }
 FLAGS = {                       # command -> what may follow it, besides files
     "run": ("-m", "--cfg", "--json", "--config-dir", "--help", "--version"),
-    "list": ("--json", "--config-dir"), "inspect": ("--plot", "--check", "-o"), "compare": ("--json",),
+    "list": ("--json", "--config-dir"), "inspect": ("--plot", "--check", "-o", "--config-dir"), "compare": ("--json",),
+    "disaggregate": ("--json",),
     "convert": ("--from", "-o"), "fit": ("--score", "-o"), "report": ("--all", "--svg", "--pdf", "-o"), "capture": ("--text",),
-    "validate": ("--rows", "--json", "--plot", "--leave-out", "-o"), "calibrate": ("-o",), "completion": (),
+    "validate": ("--rows", "--json", "--plot", "--leave-out", "--refit", "-o"), "calibrate": ("-o",), "completion": (),
 }  # fmt: skip
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
+from clustersim.commands.arguments import own_folder
 from clustersim.commands.screen import run_progress, stdout_console
 from clustersim.types import InputError
 
@@ -11,7 +13,8 @@ from clustersim.types import InputError
 def command(arguments: list[str]) -> int:
     paths, plot, check = [], False, False
     file: str | None = None
-    rest = iter(arguments)
+    own, given = own_folder(arguments)
+    rest = iter(given)
     for text in rest:
         if text == "--plot":
             plot = True
@@ -22,11 +25,13 @@ def command(arguments: list[str]) -> int:
             if file is None:
                 raise InputError("inspect -o: names no file; write -o FILE.png")
         elif text.startswith("-"):
-            raise InputError(f"inspect {text}: there is no such flag (--plot draws, -o FILE says where; --check)")
+            raise InputError(f"inspect {text}: there is no such flag (--plot, -o FILE, --check, --config-dir DIR)")
         else:
             paths.append(text)
     if len(paths) != 1:
         raise InputError(f"{' '.join(['inspect', *arguments])}: takes one path: a trace, the folder of a run, or a topology")
+    if own is not None:
+        paths = [_of_their_own(own, paths[0])]
     if file is not None and not plot:
         raise InputError(f"inspect -o {file}: says where --plot draws; add --plot")
     if check:
@@ -40,6 +45,14 @@ def command(arguments: list[str]) -> int:
     if picture is not None:
         print(f"drawn in {picture}")
     return 0
+
+
+def _of_their_own(folder: Path, name: str) -> str:
+    """The topology or model of a user's own folder that has this name; else the name, for a file or one of ours."""
+    from clustersim.places import option_files
+
+    found = [option_files(group, folder).get(name) for group in ("topology", "model")]
+    return next((str(path) for path in found if path is not None and folder in path.parents), name)
 
 
 def _check(path: str) -> int:

@@ -5,27 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from pathlib import Path
 from shutil import get_terminal_size
 
 from clustersim.places import groups, options_of
 
 
-def folder_of(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    """The user's own folder of options, and the other arguments."""
-    if not any(text.startswith("--config-dir") for text in arguments):
-        return None, arguments
-    from clustersim.commands.arguments import with_value
-    from clustersim.types import InputError
-
-    own, rest = with_value("--config-dir", arguments)
-    if own is not None and not Path(own).is_dir():
-        raise InputError(f"--config-dir {own}: there is no such folder")
-    return None if own is None else Path(own), rest
-
-
 def command(arguments: list[str]) -> int:
-    own, rest = folder_of(arguments)
+    own, rest = None, arguments
+    if any(text.startswith("--config-dir") for text in arguments):
+        from clustersim.commands.arguments import own_folder
+
+        own, rest = own_folder(arguments)
     asked = [text for text in rest if text != "--json"]
     known = groups(own)
     for group in asked:

@@ -21,6 +21,8 @@ USAGE = (                       # what is typed after `clustersim`, and what it 
      "alone lists the formats; KEY=VALUE: what the file does not say)"),
     ("convert CONFIG.json --from hf-config [-o MODEL.yaml]", "a model from a Hugging Face configuration, for model=MODEL.yaml"),
     ("compare A B [--json]", "two runs (their folders) side by side: how they differ, and what came of it"),
+    ("disaggregate prompt=N output=N ...", "prefill and decoding on nodes of their own: what either side and the caches between "
+     "them can serve (KEY=VALUE of both, prefill.KEY=VALUE and decode.KEY=VALUE of one; KEY=A,B,C: all combinations; --json)"),
     ("fit TRACE [-o FILE]", "what the sampler has to be told to look like a trace; for trace.parameters=FILE"),
     ("fit PATH --score", "how well that works, on sequences held out; PATH a trace, or a folder of them"),
     ("report [DIR]", "one page with pictures of a run, or of the last sweep of a study (the newest without DIR); --all: of all "

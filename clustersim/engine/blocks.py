@@ -5,6 +5,7 @@ Left out, because it is small beside the GEMMs: sampling, and the norms inside o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from clustersim.engine.compute import cache_traffic, mixing_flops
 from clustersim.engine.gemm import Kernels, Precision, dense_gemm_seconds, grouped_seconds
-from clustersim.matrices import gemms
+from clustersim.matrices import entries, gemms
 from clustersim.parts import Attention, Latent, Mamba, Mamba2, Part, Retention
 from clustersim.types import Floats, Ints
 
@@ -99,14 +100,8 @@ def mixer_kernels_seconds(
         decode, cached, sequences: as in `compute.part_seconds`.
         cache_bytes: per value that is cached.
     """
-    narrow, wide = precision.activation_bytes, 2.0
-    shapes = gemms(part, hidden, absorbed=decode)
-    seconds = np.zeros(len(tokens))
-    for n, k in shapes:
-        seconds = seconds + _gemm(kernels, tokens, n, k, precision)
-    if narrow < wide:
-        nbytes = tokens * float(sum(k for _, k in shapes)) * (wide + narrow)
-        seconds = seconds + _passes(kernels, len(shapes), nbytes, tokens > 0)
+    wide = 2.0
+    seconds = _products(gemms(part, hidden, absorbed=decode), tokens, kernels, precision)
     if rotated := _rotated(part, decode):
         seconds = seconds + _passes(kernels, 1, tokens * rotated * wide, tokens > 0)
     assert kernels.gpu.memory_achieved is not None
@@ -120,6 +115,28 @@ def mixer_kernels_seconds(
     streamed = tokens * float(_channels(part)) * wide / kernels.gpu.memory_achieved
     mixed: Floats = seconds + np.where(tokens > 0, np.maximum(scores, streamed) + 2 * kernels.pass_s, 0.0)
     return mixed
+
+
+def entry_kernels_seconds(
+    part: Part, hidden: int, kernels: Kernels, precision: Precision, tokens: Ints, *, decode: bool
+) -> Floats:
+    """What of `mixer_kernels_seconds` stands before scores, states or scans: products on the way in, and what rotates them."""
+    seconds = _products(entries(part, hidden, absorbed=decode), tokens, kernels, precision)
+    if rotated := _rotated(part, decode):
+        seconds = seconds + _passes(kernels, 1, tokens * rotated * 2.0, tokens > 0)
+    return seconds
+
+
+def _products(shapes: Sequence[tuple[int, int]], tokens: Ints, kernels: Kernels, precision: Precision) -> Floats:
+    """GEMMs of these columns and inner dimensions one after the other, each with the pass that quantises its input."""
+    narrow, wide = precision.activation_bytes, 2.0
+    seconds = np.zeros(len(tokens))
+    for n, k in shapes:
+        seconds = seconds + _gemm(kernels, tokens, n, k, precision)
+    if narrow < wide:
+        nbytes = tokens * float(sum(k for _, k in shapes)) * (wide + narrow)
+        seconds = seconds + _passes(kernels, len(shapes), nbytes, tokens > 0)
+    return seconds
 
 
 def _rotated(part: Part, decode: bool) -> float:

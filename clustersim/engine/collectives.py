@@ -1,8 +1,9 @@
-"""Collectives of NCCL's rings inside a parallel group: closed forms over the ports of one node. Contends with nothing.
+"""Collectives inside a parallel group: closed forms over the ports of one node. Contends with nothing.
 
 A ring passes every byte through every member once, (n - 1) / n of them for a reduce-scatter or an all-gather, twice that for an
 all-reduce (Patarasuk and Yuan 2009). Inside a node the port to NVLink is the narrowest; between nodes there are as many rings
-as members in a node, each over a NIC of its own.
+as members in a node, each over a NIC of its own. NCCL has three protocols for it and takes the one that its own model finds
+fastest. Engines that serve have all-reduces of their own, by kernels that read the memory of all peers at once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,18 @@ from clustersim.types import Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """How a ring moves bytes: flags in them (fewer bytes, sooner begun), or chunks through a buffer."""
+
+    start_s: float
+    nvlink_hop_s: float     # from one member to the next
+    nic_hop_s: float
+    nvlink: float           # bytes/s out of a GPU's port, each way
+    nic: float              # bytes/s out of a GPU's share of the NICs
+    nic_most: float         # bytes/s of all rings of a node together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wires:
     """What a GPU's rings have."""
 
@@ -27,6 +40,8 @@ class Wires:
     nvlink_hop_s: float     # from one member to the next
     nic_hop_s: float
     start_s: float
+    flagged: tuple[Protocol, ...] = ()      # protocols for smaller messages: LL and LL128
+    one_shot_s: float | None = None         # a kernel that reads its peers, from launch to end, without its bytes; None: no such
 
 
 def wires_of(cluster: Cluster) -> Wires:
@@ -41,28 +56,69 @@ def wires_of(cluster: Cluster) -> Wires:
 
     nvlink, nvlink_hop = of("nvlink_up")
     nic, nic_hop = of("nic_up")
+
+    def flagged(name: str, nvlink_rate: float, nic_share: float, nic_most: float) -> Protocol:
+        return Protocol(
+            start_s=kernel[f"base_{name}"], nvlink_hop_s=max(nvlink_hop, kernel[f"nvlink_{name}"]),
+            nic_hop_s=max(nic_hop, kernel[f"net_{name}"]), nvlink=nvlink_rate, nic=nic * nic_share, nic_most=nic_most,
+        )  # fmt: skip
+
+    few = min(kernel["ll_share"] * nvlink, kernel["ll_most"] * cluster.nominal.get("nvlink", 0.0))
     return Wires(
         gpus_per_node=cluster.gpus_per_node, nvlink=nvlink, nic=nic, start_s=kernel["base_simple"],
         nvlink_hop_s=max(nvlink_hop, kernel["nvlink_simple"]), nic_hop_s=max(nic_hop, kernel["net_simple"]),
+        flagged=(
+            flagged("ll", few, kernel["ll_share"], kernel["ll_net_most"]),
+            flagged("ll128", kernel["ll128_share"] * nvlink, kernel["ll128_share"], np.inf),
+        ),
+        one_shot_s=load_kernel("peer_all_reduce")["one_shot"],
     )  # fmt: skip
 
 
 def ring_s(nbytes: float, ranks: Ints, wires: Wires, passes: int = 1) -> float:
-    """Seconds of a reduce-scatter or all-gather of `nbytes` over `ranks`; an all-reduce has two `passes`."""
+    """Seconds of a reduce-scatter or all-gather of `nbytes` over `ranks`; an all-reduce has two `passes`.
+
+    The fastest of NCCL's protocols, whose choice is by the same sums (src/graph/tuning.cc).
+    """
     n = len(ranks)
     if n < 2 or nbytes <= 0:
         return 0.0
     members = np.bincount(ranks // wires.gpus_per_node)
-    inside = int(members.max())
+    inside, fewest = int(members.max()), int(members[members > 0].min())
     nodes = int((members > 0).sum())
+    assert nodes == 1 or wires.nic > 0, "a group over several nodes that nothing connects"
+    simple = Protocol(
+        start_s=wires.start_s, nvlink_hop_s=wires.nvlink_hop_s, nic_hop_s=wires.nic_hop_s, nvlink=wires.nvlink, nic=wires.nic,
+        nic_most=np.inf,
+    )  # fmt: skip
     through = nbytes * (n - 1) / n
-    seconds = through / wires.nvlink if inside > 1 else 0.0
-    hop = wires.nvlink_hop_s
-    if nodes > 1:
-        assert wires.nic > 0, "a group over several nodes that nothing connects"
-        seconds = max(seconds, through / int(members[members > 0].min()) / wires.nic)
-        hop = (wires.nic_hop_s * nodes + wires.nvlink_hop_s * (n - nodes)) / n
-    return passes * (seconds + (n - 1) * hop) + wires.start_s
+
+    def seconds(by: Protocol) -> float:
+        moving = through / by.nvlink if inside > 1 else 0.0
+        hop = by.nvlink_hop_s
+        if nodes > 1:
+            moving = max(moving, through / min(fewest * by.nic, by.nic_most))
+            hop = (by.nic_hop_s * nodes + by.nvlink_hop_s * (n - nodes)) / n
+        return passes * (moving + (n - 1) * hop) + by.start_s
+
+    return min(seconds(by) for by in (simple, *wires.flagged))
+
+
+def all_reduce_s(nbytes: float, ranks: Ints, wires: Wires) -> float:
+    """Seconds of an all-reduce of `nbytes` over `ranks` as an engine that serves has it: the fastest of three.
+
+    NCCL's ring; inside a node a kernel in which every GPU reads all of its peers at once (one shot), or reads a share of each,
+    adds it up and reads the sums of all others (two shots, so two meetings of all GPUs).
+
+    Source: vllm-project/vllm csrc/custom_all_reduce.cuh and NVIDIA/TensorRT-LLM customAllReduceKernels.cu.
+    """
+    n = len(ranks)
+    ring = ring_s(nbytes, ranks, wires, passes=2)
+    if n < 2 or nbytes <= 0 or wires.one_shot_s is None or wires.nvlink <= 0 or np.ptp(ranks // wires.gpus_per_node):
+        return ring
+    one = wires.one_shot_s + (n - 1) * nbytes / wires.nvlink
+    two = 2 * wires.one_shot_s + 2 * (n - 1) / n * nbytes / wires.nvlink
+    return min(ring, one, two)
 
 
 def send_s(nbytes: float, source: int, target: int, wires: Wires) -> float:

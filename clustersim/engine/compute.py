@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.gpuspec import GpuSpec
-from clustersim.matrices import seen
+from clustersim.matrices import entries, seen
 from clustersim.model import Model
 from clustersim.parts import Attention, Dense, Latent, Moe, Part
 from clustersim.types import Floats, Ints
@@ -102,6 +102,12 @@ def part_seconds(
     if decode:
         nbytes += cache_traffic(part, cached, sequences) * model.cache_bytes
     return roofline_seconds(flop_seconds, nbytes, gpu)
+
+
+def entry_seconds(part: Part, hidden: int, model: Model, gpu: GpuSpec, tokens: Ints, *, decode: bool) -> Floats:
+    """What of a mixer's bound stands before its scores, states or scans: its products on the way in, float [gpus] seconds."""
+    params = float(sum(n * k for n, k in entries(part, hidden, absorbed=decode)))
+    return roofline_seconds(2.0 * params * tokens / gpu.peak_flops(model.gemm), params * model.weight_bytes * (tokens > 0), gpu)
 
 
 def matrix_seconds(n: int, k: int, rows: Ints, weight_bytes: float, model: Model, gpu: GpuSpec) -> Floats:

@@ -22,6 +22,7 @@ class Precision:
     activation_bytes: float             # per value of the left side, in memory
     weight_bytes: float                 # per value of the right side, in memory
     output_bytes: float = 2.0           # BF16
+    one_scale: bool = False             # of a whole operand
 
     @property
     def operand_bytes(self) -> float:
@@ -31,7 +32,7 @@ class Precision:
     @property
     def scaled(self) -> bool:
         """Whether blocks of 128 columns of the weights have a scale of their own."""
-        return self.rate != "bf16"
+        return self.rate != "bf16" and not self.one_scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

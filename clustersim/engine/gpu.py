@@ -8,7 +8,7 @@ when its last outbound byte has left too. There is no barrier: who waits for who
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ from clustersim.network.fabric import Bound, Exchange, Fluid
 from clustersim.types import Floats, Transfers
 
 BEGUN, ATTENDED, DISPATCHED, COMPUTED, COMBINED, ENDED = range(6)       # the marks of a GPU in a layer
-PARTS = ("attention_s", "dispatch_s", "expert_s", "combine_s", "other_s", "idle_s")     # of a GPU's time; they sum to the step
+PARTS = (                   # of a GPU's time; they sum to the step
+    "attention_s", "dispatch_s", "expert_s", "combine_s", "other_s", "tensor_s", "idle_s",
+)  # fmt: skip
 SLICES = ("attention", "stalled by dispatch", "experts", "stalled by combine", "shared experts")    # between the marks
 
 
@@ -33,6 +35,7 @@ class LayerWork:
     other_s: Floats                     # [gpus] shared experts or the dense FFN, after the routed experts
     dispatch: Transfers | None
     combine: Transfers | None
+    sent: Mapping[str, Floats] = field(default_factory=dict)    # of `attention_s` and `other_s` what collectives take
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -57,15 +60,24 @@ class Played:
     background_s: float = 0.0           # when the last byte of what travelled beside the pass was there
     own_parts: Mapping[str, Floats] | None = None       # `parts` where the marks do not say it: things overlapped
     own_slices: tuple[Slice, ...] | None = None         # `slices`, the same
+    sent: Mapping[str, Floats] | None = None            # of some parts what collectives of tensor groups take, [layers, gpus]
 
     def parts(self) -> Mapping[str, Floats]:
         """The compute stream's time by `PARTS`, [layers, gpus] each; they sum to the step for every GPU."""
         if self.own_parts is not None:
-            return self.own_parts
+            return self._without_sent(self.own_parts)
         parts = dict(zip(PARTS, (self.marks[:, at + 1] - self.marks[:, at] for at in range(5)), strict=False))
-        idle = np.zeros((self.marks.shape[0], self.marks.shape[2]))
+        idle, none = (np.zeros((self.marks.shape[0], self.marks.shape[2])) for _ in range(2))
         idle[-1] = self.step_s - self.marks[-1, ENDED]          # at the end of the step, for the last GPU
-        return parts | {"idle_s": idle}
+        return self._without_sent(parts | {"tensor_s": none, "idle_s": idle})
+
+    def _without_sent(self, parts: Mapping[str, Floats]) -> Mapping[str, Floats]:
+        """Collectives as a part of their own; what is left of the others is not below 0 by rounding."""
+        if not self.sent:
+            return parts
+        taken = {name: np.minimum(seconds, parts[name]) for name, seconds in self.sent.items()}
+        apart = {name: parts[name] - seconds for name, seconds in taken.items()}
+        return {**parts, **apart, "tensor_s": np.sum(list(taken.values()), axis=0)}
 
     def slices(self) -> tuple[Slice, ...]:
         """What the compute streams did one after the other."""
@@ -114,6 +126,7 @@ def play(
         solves=stage.network.solves,
         events=events,
         background_s=_last_finish(beside),
+        sent={name: np.array(by_layer) for name, by_layer in stage.sent.items()},
     )
 
 
@@ -163,6 +176,9 @@ def _forward(env: simpy.Environment, stage: _Stage, me: int) -> Generator[simpy.
             yield combine.enter(me)
             mark[COMBINED][me] = env.now
             sending = combine.done[me]
+        elif expert_s > 0:                              # experts that nothing is sent to: all GPUs have a part of each
+            yield env.timeout(expert_s)
+            mark[COMPUTED][me] = mark[COMBINED][me] = env.now
         if other_s > 0:
             yield env.timeout(other_s)
         mark[ENDED][me] = env.now
@@ -182,6 +198,7 @@ class _Stage:
         self.account_of: dict[int, tuple[Exchanged, Exchanged]] = {}
         self._work_of, self._progress, self._watch = work_of, progress, watch
         self._seconds: dict[int, list[tuple[float, float, float]]] = {}
+        self.sent: dict[str, list[Floats]] = {}         # what collectives take of a part, by layer
         self._open: dict[int, tuple[Exchange, Exchange] | None] = {}
         self.left = [0] * n_layers      # GPUs that are through with a layer
 
@@ -191,6 +208,8 @@ class _Stage:
             work = self._work_of(layer)
             self._seconds[layer] = list(zip(*(s.tolist() for s in (work.attention_s, work.expert_s, work.other_s)), strict=True))
             self._open[layer] = None
+            for name, seconds in work.sent.items():     # layers are begun in order, and of all the same parts are told
+                self.sent.setdefault(name, []).append(seconds)
             if work.dispatch is not None:
                 assert work.combine is not None
                 self._open[layer] = self.network.exchange(work.dispatch), self.network.exchange(work.combine)

@@ -24,6 +24,11 @@ Values = NDArray[Any]       # numbers of GPUs
 
 WIDE = 2.0              # bytes of a value between kernels: BF16
 GRADIENT = 4.0          # bytes of a gradient that is added up: FP32
+SCALINGS = {            # of FP8: what shares a scale
+    "block": blocks.PRECISIONS["fp8"],                                          # 128 values, 128 x 128 weights (arXiv 2412.19437)
+    "tensor": Precision(rate="fp8", activation_bytes=1.0, weight_bytes=1.0, one_scale=True),    # all of an operand, as it is now
+    "mx": blocks.PRECISIONS["mxfp8"],                                           # 32 values, applied by the tensor cores
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,18 +79,19 @@ def roofline(gpu: GpuSpec, gemm: str) -> Machine:
 
 
 def kernels(
-    gpu: GpuSpec, gemm: str, tiles: str, constants: str, sms_taken: int, framework: str | None = None
+    gpu: GpuSpec, gemm: str, tiles: str, constants: str, sms_taken: int, framework: str | None = None, scaling: str = "block"
 ) -> Machine:
     """Products in tiles and waves, passes over memory at the rate that streaming reaches (see `gemm`, `blocks`).
 
     Args:
         framework: file of `conf/kernel` with the share of the achieved rates that its GEMMs keep up inside a step; None: all.
+        scaling: one of `SCALINGS`, of FP8.
     """
     made = kernels_of(gpu, tiles, constants, sms_taken)
+    precision = precision_of(gemm, scaling)
     if framework is not None:
-        made = replace(made, gpu=_kept_up(gpu, framework))
+        made = replace(made, gpu=_kept_up(gpu, framework, scaling))
         gpu = made.gpu
-    precision = blocks.PRECISIONS[gemm]
     assert gpu.sms is not None
     assert gpu.memory_achieved is not None
     left = made.sms / gpu.sms
@@ -94,18 +100,18 @@ def kernels(
     def product(rows: Ints, n: int, k: int) -> Values:
         seconds: Values = dense_gemm_seconds(rows, n, k, precision=precision, kernels=made) + made.launch_s * (rows > 0)
         if precision.rate != "bf16":                # what goes in is quantised first
-            seconds = seconds + _quantised(made, rows, k, precision)
+            seconds = seconds + _quantised(made, rows, k, precision, scaling)
         return seconds
 
     def weight_product(rows: Ints, n: int, k: int) -> Values:
         seconds: Values = _weight(made, precision, rows, n, k, left) + made.launch_s * (rows > 0)
-        return seconds + _turned(made, rows, n, k, precision)
+        return seconds + _turned(made, rows, n, k, precision, scaling)
 
     def grouped(rows: Ints, owner: Ints, n_gpus: int, n: int, k: int) -> Values:
         seconds: Values = grouped_seconds(rows, owner, n_gpus, n, k, layout="contiguous", precision=precision, kernels=made)
         used: Ints = np.bincount(owner, rows, n_gpus).astype(np.int64)
         if precision.rate != "bf16":
-            seconds = seconds + _quantised(made, used, k, precision)
+            seconds = seconds + _quantised(made, used, k, precision, scaling)
         launched: Values = seconds + made.launch_s * (used > 0)
         return launched
 
@@ -113,7 +119,7 @@ def kernels(
         padded = -(-rows // CONTIGUOUS_ROWS) * CONTIGUOUS_ROWS
         used: Ints = np.bincount(owner, rows, n_gpus).astype(np.int64)
         each = _weight(made, precision, padded, n, k, left) + made.launch_s * (rows > 0)
-        return _turned(made, used, n, k, precision) + np.bincount(owner, each, n_gpus)
+        return _turned(made, used, n, k, precision, scaling) + np.bincount(owner, each, n_gpus)
 
     def mixing(flops: Values, back: bool) -> Values:
         rate = gpu.bf16_flops * (back_share if back else share) * left
@@ -125,10 +131,20 @@ def kernels(
     )  # fmt: skip
 
 
-def _kept_up(gpu: GpuSpec, framework: str) -> GpuSpec:
+def precision_of(gemm: str, scaling: str) -> Precision:
+    """What operands weigh: FP8 in its scaling, others as they are."""
+    return SCALINGS[scaling] if gemm == "fp8" else blocks.PRECISIONS[gemm]
+
+
+def _kept_up(gpu: GpuSpec, framework: str, scaling: str) -> GpuSpec:
+    """Blocks of 128 are scaled by the SMs on GPUs without FP4 units, which costs FP8 more; else it keeps up as much as BF16."""
     share = load_kernel(framework)
-    fp8 = None if gpu.fp8_achieved is None else gpu.fp8_achieved * share["fp8_share"]
-    return replace(gpu, bf16_achieved=_given(gpu.bf16_achieved) * share["bf16_share"], fp8_achieved=fp8)
+    fp8_share = share["fp8_share" if scaling == "block" and gpu.fp4_flops is None else "bf16_share"]
+    return replace(
+        gpu, bf16_achieved=_given(gpu.bf16_achieved) * share["bf16_share"],
+        fp8_achieved=None if gpu.fp8_achieved is None else gpu.fp8_achieved * fp8_share,
+        fp4_achieved=None if gpu.fp4_achieved is None else gpu.fp4_achieved * share["bf16_share"],
+    )  # fmt: skip
 
 
 def _given(value: float | None) -> float:
@@ -148,19 +164,22 @@ def _weight(made: Kernels, precision: Precision, rows: Ints, n: int, k: int, lef
     return seconds
 
 
-def _turned(made: Kernels, rows: Ints, n: int, k: int, precision: Precision) -> Values:
+def _turned(made: Kernels, rows: Ints, n: int, k: int, precision: Precision, scaling: str) -> Values:
     """Both operands of a gradient of weights with scales along the tokens: what was kept and what came back, rewritten.
 
-    Source: arXiv 2412.19437 §3.3.2: 1 x 128 tiles of the way forward become 128 x 1 tiles on the way back.
+    Source: arXiv 2412.19437 §3.3.2: 1 x 128 tiles of the way forward become 128 x 1 tiles on the way back. Other scalings write
+    both forms when they quantise.
     """
-    if precision.rate == "bf16":
+    if precision.rate == "bf16" or scaling != "block":
         return np.zeros(rows.size)
     assert made.gpu.memory_achieved is not None
     moved = rows * (k * 2 * precision.activation_bytes + n * (WIDE + precision.activation_bytes))
     return np.where(rows > 0, 2 * made.pass_s + moved / made.gpu.memory_achieved, 0.0)
 
 
-def _quantised(made: Kernels, rows: Ints, k: int, precision: Precision) -> Values:
+def _quantised(made: Kernels, rows: Ints, k: int, precision: Precision, scaling: str) -> Values:
+    """Values read and written in FP8: once, or by rows and by columns; a scale of the whole is found by reading them before."""
     assert made.gpu.memory_achieved is not None
-    moved = rows * k * (WIDE + precision.activation_bytes)
-    return np.where(rows > 0, made.pass_s + moved / made.gpu.memory_achieved, 0.0)
+    read, written = (2 if scaling == "tensor" else 1), (1 if scaling == "block" else 2)
+    moved = rows * k * (read * WIDE + written * precision.activation_bytes)
+    return np.where(rows > 0, read * made.pass_s + moved / made.gpu.memory_achieved, 0.0)

@@ -193,7 +193,7 @@ def _states(
 ) -> dict[str, float]:
     """Weights, gradients and optimiser states of tables and layers, split as ZeRO says (arXiv 1910.02054)."""
     of_layer = {
-        layer: [sum(kind) for kind in zip(*(_params(p, arch.core.hidden, parallel, load.slots) for p in layer), strict=True)]
+        layer: [sum(kind) for kind in zip(*(_params(p, arch.core.hidden, parallel, load) for p in layer), strict=True)]
         for layer in layers
     }
     others = tables + sum(many * of_layer[layer][0] for layer, many in layers.items())
@@ -221,16 +221,18 @@ def _states(
     return states
 
 
-def _params(part: Part, hidden: int, parallel: Parallel, slots: int | None) -> tuple[float, float]:
+def _params(part: Part, hidden: int, parallel: Parallel, load: Load) -> tuple[float, float]:
     """Parameters of a part on a GPU, without routed experts, and of routed experts.
 
     A tensor group splits heads and inner sizes; keys and values are not split further than into heads, latents and routers not.
+    Beside experts that are served from other GPUs, shared ones are whole: each GPU has its share of the tokens there (SGLang).
     """
     tensor = parallel.tensor
     if isinstance(part, Moe):
-        room = ceil(part.experts / parallel.expert) if slots is None else slots
+        room = ceil(part.experts / parallel.expert) if load.slots is None else load.slots
         router = hidden * (part.experts + part.zero_experts)
-        shared = part.matrices * hidden * part.shared_size / tensor
+        apart = load.phase != "training" and parallel.expert_tensor == 1
+        shared = part.matrices * hidden * part.shared_size / (1 if apart else tensor)
         return router + shared, room * part.expert(hidden) / parallel.expert_tensor
     if isinstance(part, Attention):
         queries = (3 if part.gated else 2) * part.heads / tensor
@@ -275,7 +277,7 @@ def _changes(memory: Memory) -> dict[str, list[tuple[Any, Change]]]:
 
     tries: dict[str, list[tuple[Any, Change]]] = {
         "gpus": [(parallel.gpus * times, partial(_more, times=times, most=most)) for times in doubled],
-        "tensor": _sizes("tensor", [parallel.tensor * times for times in doubled[:3]]),
+        "tensor": [(parallel.tensor * times, partial(_wider, times=times)) for times in doubled[:3]],
         "pipeline": _sizes("pipeline", [parallel.pipeline * times for times in doubled[:6]]),
         "micro_batch": _loads("micro_batch", _smaller(load.micro_batch)),
     }
@@ -306,6 +308,16 @@ def _loads(key: str, values: Sequence[Any]) -> list[tuple[Any, Change]]:
         return parallel, replace(load, **{key: value})
 
     return [(value, partial(changed, value)) for value in values]
+
+
+def _wider(parallel: Parallel, load: Load, *, times: int) -> tuple[Parallel, Load]:
+    """Tensor groups of so many times as many GPUs; one that serves takes all their batches, and shares experts if it did."""
+    changed = replace(parallel, tensor=parallel.tensor * times)
+    if load.phase == "training":
+        return changed, load
+    if parallel.expert_tensor > 1:
+        changed = replace(changed, expert_tensor=parallel.expert_tensor * times)
+    return changed, replace(load, micro_batch=load.micro_batch * times)
 
 
 def _more(parallel: Parallel, load: Load, *, times: int, most: int) -> tuple[Parallel, Load]:

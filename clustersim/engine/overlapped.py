@@ -15,8 +15,15 @@ from clustersim.engine.schedules import Schedule
 from clustersim.network.fabric import Bound, Exchange, Fluid
 from clustersim.types import Floats
 
-_COLUMN = {"attention": "attention_s", "expert": "expert_s", "other": "other_s", "shared": "other_s"}
-_NAMES = {"attention": "attention", "expert": "experts", "other": "shared experts", "shared": "shared experts"}
+_COLUMN = {
+    "send": "dispatch_s", "take": "dispatch_s", "back": "combine_s", "home": "combine_s", "enter": "attention_s",
+    "attention": "attention_s", "expert": "expert_s", "other": "other_s", "shared": "other_s",
+}  # fmt: skip
+_NAMES = {
+    "send": "dispatch", "take": "dispatch", "back": "combine", "home": "combine",
+    "enter": "into attention", "attention": "attention", "expert": "experts", "other": "shared experts",
+    "shared": "shared experts",
+}  # fmt: skip
 
 
 def play_overlapped(
@@ -34,8 +41,8 @@ def play_overlapped(
     `wait_s` is the communication stream's.
 
     Args:
-        work_of: the work of a layer and cut, with the parts `attention`, `expert`, `other`, `shared`, `dispatch`, `combine`
-            that the schedule has; asked once.
+        work_of: the work of a layer and cut, with the parts `enter`, `attention`, `expert`, `other`, `shared`, `dispatch`,
+            `combine` that the schedule has; asked once.
         progress, watch: as in `gpu.play`; `watch` sees the exchanges of every cut by themselves.
     """
     ops, sent = schedule.ops, {}
@@ -56,13 +63,22 @@ def play_overlapped(
             progress(ops[due[0]].layer)
             due[0] = next(through, None)
 
-    ran = play_program(cluster, network, ops, work_of, passed, show)
+    taken: dict[str, Floats] = {}
+
+    def noted(layer: int, cut: int) -> Work:
+        work = work_of(layer, cut)
+        for part, seconds in work.sent.items():
+            column = _COLUMN[part]
+            taken.setdefault(column, np.zeros((n_layers, cluster.n_gpus)))[layer] += seconds
+        return work
+
+    ran = play_program(cluster, network, ops, noted, passed, show)
     parts = _parts(ops, ran, n_layers)
     total = np.sum([part.sum(axis=0) for part in parts.values()], axis=0)
     parts["idle_s"][-1] = np.maximum(0.0, ran.step_s - total)
     return Played(
         marks=_marks(ops, ran, n_layers), exchanges=_by_layer(ops, ran, n_layers), step_s=ran.step_s, solves=ran.solves,
-        events=ran.events, own_parts=parts, own_slices=tuple(_slices(ops, ran)),
+        events=ran.events, own_parts=parts, own_slices=tuple(_slices(ops, ran)), sent=taken,
     )  # fmt: skip
 
 
@@ -82,7 +98,10 @@ def _parts(ops: Sequence[Op], ran: Ran, n_layers: int) -> dict[str, Floats]:
 def _marks(ops: Sequence[Op], ran: Ran, n_layers: int) -> Floats:
     """[layers, 6, gpus] when the first cut began a layer, and when the last one was through with each part of it."""
     marks = np.full((n_layers, 6, ran.start.shape[1]), np.nan)
-    order = {"attention": 1, "dispatch": 2, "expert": 3, "combine": 4, "other": 5, "shared": 5}
+    order = {
+        "enter": 1, "attention": 1, "send": 2, "take": 2, "dispatch": 2, "expert": 3, "combine": 4, "back": 4, "home": 4,
+        "other": 5, "shared": 5,
+    }  # fmt: skip
     for i, op in enumerate(ops):
         mark, at = marks[op.layer], order[op.part]
         mark[0] = np.fmin(mark[0], ran.start[i])

@@ -42,6 +42,7 @@ class Work:
     seconds: Mapping[str, Floats]                                   # [gpus] of what computes
     transfers: Mapping[str, Transfers]                              # of what exchanges
     beside: Mapping[str, Floats] = field(default_factory=dict)      # [gpus] where it differs while an exchange holds SMs
+    sent: Mapping[str, Floats] = field(default_factory=dict)        # [gpus] of `seconds` what collectives take
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

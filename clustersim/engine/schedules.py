@@ -7,15 +7,16 @@ passes beside the routed experts runs `after` the combine, or `hidden` behind th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clustersim.engine.program import COMMUNICATE, COMPUTE, Op
 from clustersim.pick import did_you_mean
 from clustersim.types import InputError
 
-__all__ = ["chunked", "in_order", "two_batch"]
+__all__ = ["chunked", "in_order", "staggered", "two_batch"]
 
 SHARED = ("after", "hidden")
+STAGES, BEHIND = 5, 2       # of a layer, and how many the second half is behind
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -29,6 +30,8 @@ class Schedule:
     batches: int = 1                    # of which each passes the whole model
     chunks: int = 1                     # of a batch, in dispatch, experts and combine alone
     shared: str = "after"
+    kernels: bool = False               # what kernels of an exchange compute is an operation of its own
+    enters: bool = False                # what stands before scores, states or scans is an operation of its own
 
     @property
     def cuts(self) -> int:
@@ -63,9 +66,85 @@ def chunked(moe: Sequence[bool], *, chunks: int = 4, shared: str = "after") -> S
     return _schedule(moe, 1, chunks, shared)
 
 
-def _schedule(moe: Sequence[bool], batches: int, chunks: int, shared: str) -> Schedule:
+def staggered(moe: Sequence[bool], *, shared: str = "hidden") -> Schedule:
+    """Two halves of the batch, one of them two stages behind: a dispatch has the other's way into attention beside it (and shared
+    experts), a combine the other's attention itself.
+
+    Stages of a layer: into attention (`enter`); attention and router; dispatch, with shared experts; experts and combine; what is
+    left. A half waits for its exchange where the stage after it begins, and meanwhile nobody computes. As SGLang and DeepSeek
+    decode (sgl-project/sglang, srt/batch_overlap/operations_strategy.py, `tbo_delta_stages=2`).
+    """
+    _check_shared(shared)
+    ops: list[Op] = []
+    last: dict[tuple[int, int, str], int] = {}
+
+    def add(stream: int, part: str, layer: int, batch: int, *after: str) -> None:
+        places = {last[layer, batch, one] for one in after}
+        if stream == COMMUNICATE:           # sent off in its turn: not before what stands before it is computed
+            places.add(max(i for i, op in enumerate(ops) if op.stream == COMPUTE))
+        last[layer, batch, part] = len(ops)
+        ops.append(Op(stream=stream, part=part, layer=layer, batch=batch, after=tuple(sorted(places))))
+
+    def stage(layer: int, number: int, batch: int) -> None:
+        exchanged = moe[layer]
+        if number == 0:
+            add(COMPUTE, "enter", layer, batch)
+        elif number == 1:
+            add(COMPUTE, "attention", layer, batch)
+        elif number == 2 and exchanged:
+            add(COMMUNICATE, "dispatch", layer, batch, "attention")
+            if shared == "hidden":
+                add(COMPUTE, "shared", layer, batch)
+        elif number == 3 and exchanged:
+            add(COMPUTE, "expert", layer, batch, "dispatch")
+            add(COMMUNICATE, "combine", layer, batch, "expert")
+        elif number == 4:
+            add(COMPUTE, "other", layer, batch, *(["combine"] if exchanged else []))
+
+    stages = [(layer, number) for layer in range(len(moe)) for number in range(STAGES)]
+    for at in range(len(stages) + BEHIND):
+        for batch, place in enumerate((at, at - BEHIND)):
+            if 0 <= place < len(stages):
+                stage(*stages[place], batch)
+    return Schedule(ops=tuple(ops), batches=2, shared=shared, enters=True)
+
+
+def with_kernels(schedule: Schedule) -> Schedule:
+    """The schedule with what an exchange's kernels keep all SMs busy for, as computing of its own: `send` and `back` beside the
+    exchange from its beginning on, `take` and `home` when its last byte has come, before what waits for it."""
+    beside, behind = {"dispatch": "send", "combine": "back"}, {"dispatch": "take", "combine": "home"}
+    sends: dict[int, list[int]] = {}                    # place of what an exchange follows -> exchanges
+    for i, op in enumerate(schedule.ops):
+        if op.stream == COMMUNICATE:
+            sends.setdefault(max(op.after), []).append(i)
+    ops: list[Op] = []
+    place: dict[int, int] = {}
+
+    def put(op: Op, after: Sequence[int]) -> None:
+        ops.append(replace(op, after=tuple(sorted(after))))
+
+    for i, op in enumerate(schedule.ops):
+        after = [place[one] for one in op.after]
+        if op.stream == COMPUTE:
+            for one in op.after:
+                if schedule.ops[one].stream == COMMUNICATE:
+                    taken = schedule.ops[one]
+                    put(replace(taken, stream=COMPUTE, part=behind[taken.part]), [place[one]])
+        place[i] = len(ops)
+        put(op, after)
+        for one in sends.get(i, ()):
+            sent = schedule.ops[one]
+            put(replace(sent, stream=COMPUTE, part=beside[sent.part]), [place[other] for other in sent.after])
+    return replace(schedule, ops=tuple(ops), kernels=True)
+
+
+def _check_shared(shared: str) -> None:
     if shared not in SHARED:
         raise InputError(f"schedule.shared={shared}: must be after or hidden{did_you_mean(str(shared), SHARED)}")
+
+
+def _schedule(moe: Sequence[bool], batches: int, chunks: int, shared: str) -> Schedule:
+    _check_shared(shared)
     ops: list[Op] = []
     left: list[tuple[int, ...]] = [()] * batches                # places of what a layer leaves for after its combine
 

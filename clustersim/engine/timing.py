@@ -60,6 +60,12 @@ class SharedSeconds(Protocol):
     def __call__(self, tokens: Ints, *, tensor: int = 1) -> Floats: ...
 
 
+class EntrySeconds(Protocol):
+    """Seconds of a mixer's products on the way in, with what rotates their outcome; part, width, tokens and the rest as above."""
+
+    def __call__(self, part: Part, hidden: int, tokens: Ints, *, phase: str = "prefill", tensor: int = 1) -> Floats: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """Seconds of what GPUs compute, float [gpus] each."""
@@ -69,6 +75,7 @@ class Timing:
     shared: SharedSeconds
     residual: Callable[[int, Ints], Floats]         # width, tokens [gpus]: sum and norm before a mixer, an FFN or a router
     matrix: Callable[[int, int, Ints], Floats]      # columns, inner dimension, rows [gpus]: a GEMM in BF16 (router, unembedding)
+    entry: EntrySeconds                             # of `part_seconds` what stands before scores, states or scans
 
 
 def none(model: Model, gpu: GpuSpec) -> Timing:
@@ -79,6 +86,7 @@ def none(model: Model, gpu: GpuSpec) -> Timing:
         shared=lambda tokens, **options: np.zeros(len(tokens)),
         residual=lambda hidden, tokens: np.zeros(len(tokens)),
         matrix=lambda n, k, rows: np.zeros(len(rows)),
+        entry=lambda part, hidden, tokens, **options: np.zeros(len(tokens)),
     )
 
 
@@ -105,6 +113,9 @@ def roofline(model: Model, gpu: GpuSpec) -> Timing:
         shared=lambda tokens, tensor=1: compute.shared_seconds(model, gpu, tokens, tensor),
         residual=lambda hidden, tokens: np.zeros(len(tokens)),          # never leaves the chip
         matrix=lambda n, k, rows: compute.matrix_seconds(n, k, rows, 2.0, model, gpu),
+        entry=lambda part, hidden, tokens, phase="prefill", tensor=1: compute.entry_seconds(
+            split(part, tensor), hidden, model, gpu, tokens, decode=phase == "decode"
+        ),
     )
 
 
@@ -160,6 +171,9 @@ def kernels(
         part_seconds=part_seconds, experts=experts, shared=shared,
         residual=lambda hidden, tokens: blocks.residual_kernel_seconds(hidden, tokens, made),
         matrix=lambda n, k, rows: blocks.matrix_kernel_seconds(n, k, rows, made),
+        entry=lambda part, hidden, tokens, phase="prefill", tensor=1: blocks.entry_kernels_seconds(
+            split(part, tensor), hidden, made, plain, tokens, decode=phase == "decode"
+        ),
     )  # fmt: skip
 
 

@@ -103,19 +103,37 @@ def distinct_copies(routing: Routing, placement: Placement, cluster: Gpus) -> tu
     Raises:
         InputError: a token asks for an expert without a slot.
     """
+    to_gpu, to_node = channel_copies(routing, placement, cluster, 1)
+    return to_gpu[:, 0], to_node
+
+
+def channel_copies(routing: Routing, placement: Placement, cluster: Gpus, channels: int) -> tuple[Ints, Ints]:
+    """Tokens of each GPU and channel wanted on each GPU [gpus, channels, gpus], and of each GPU on each node [gpus, nodes].
+
+    A channel has a run of its GPU's tokens, as many as any other.
+
+    Raises:
+        InputError: a token asks for an expert without a slot.
+    """
     global _counted
     from clustersim.exchange import copies_kernel as kernel
 
-    if _counted is not None and _counted.of(routing, placement, cluster):
+    if _counted is not None and _counted.of(routing, placement, cluster, channels):
         return _counted.to_gpu.copy(), _counted.to_node.copy()
     ids, table = _places(routing, placement, cluster)
     n, nodes = cluster.n_gpus, cluster.n_nodes
-    to_gpu, to_node = np.zeros((n, n), np.int64), np.zeros((n, nodes), np.int64)
+    row = routing.source
+    if channels > 1:
+        mine = np.maximum(1, np.bincount(row, minlength=n))
+        row = row * channels + routing.index * channels // mine[row]
+    by_gpu, by_node = np.zeros((n * channels, n), np.int64), np.zeros((n * channels, nodes), np.int64)
     known = kernel.count_distinct(
-        ids, routing.source, routing.index, table, np.ascontiguousarray(cluster.node_of), np.full(n, -1), np.full(nodes, -1),
-        to_gpu, to_node,
+        ids, row, routing.index, table, np.ascontiguousarray(cluster.node_of), np.full(n, -1), np.full(nodes, -1),
+        by_gpu, by_node,
     )
     _known(known, routing, placement, cluster)
+    to_gpu: Ints = by_gpu.reshape(n, channels, n)
+    to_node: Ints = by_node.reshape(n, channels, nodes).sum(axis=1)
     _counted = _Counted.by(routing, placement, cluster, to_gpu.copy(), to_node.copy())
     return to_gpu, to_node
 
@@ -127,7 +145,7 @@ class _Counted:
     given: tuple[ref[Ints], ...]        # they are not kept alive for it
     replica: str
     node_of: Ints
-    to_gpu: Ints
+    to_gpu: Ints                        # [gpus, channels, gpus]
     to_node: Ints
 
     @classmethod
@@ -135,9 +153,10 @@ class _Counted:
         given = tuple(map(ref, _arrays(routing, placement)))
         return cls(given, placement.replica, cluster.node_of, to_gpu, to_node)
 
-    def of(self, routing: Routing, placement: Placement, cluster: Gpus) -> bool:
+    def of(self, routing: Routing, placement: Placement, cluster: Gpus, channels: int) -> bool:
         same = all(known() is one for known, one in zip(self.given, _arrays(routing, placement), strict=True))
-        return same and self.replica == placement.replica and np.array_equal(self.node_of, cluster.node_of)
+        same = same and self.replica == placement.replica and self.to_gpu.shape[1] == channels
+        return same and np.array_equal(self.node_of, cluster.node_of)
 
 
 _counted: _Counted | None = None

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from clustersim.exchange.copies import Gpus, TokenBytes, choice_copies, count_copies, destinations, distinct
+from clustersim.exchange.copies import Gpus, TokenBytes, channel_copies, choice_copies
 from clustersim.exchange.hierarchical import copy_bytes_of, forwarders_of, transfers_of
 from clustersim.exchange.payloads import loaded
+from clustersim.exchange.warps import Busy, copying
 from clustersim.kernels import Kernel, launched, load_kernel, slowness
 from clustersim.lanes import lanes_from
-from clustersim.types import InputError, Ints, Lanes, Placement, Routing, Transfers, independent
+from clustersim.types import Floats, InputError, Ints, Lanes, Placement, Routing, Transfers, independent
 
 SENDING, FORWARDING = 0, 1      # lanes of the normal kernels: the even and the odd SMs
 ISSUING, PUTTING = 0, 1          # lanes of the low-latency kernels: RDMA messages; what a combine stores over NVLink
@@ -43,7 +44,7 @@ def deepep_normal(
         raise InputError(f"exchange.sms={sms}: a channel has two SMs, so it must be even and at least 2")
     constants, model = load_kernel(kernel), loaded(model, dispatch_payload, combine_payload)
     copy_bytes = copy_bytes_of(phase, model, None)
-    by_channel, to_node = _copies(routing, placement, cluster, sms // 2)
+    by_channel, to_node = channel_copies(routing, placement, cluster, sms // 2)
     away = to_node.copy()
     away[np.arange(cluster.n_gpus), cluster.node_of] = 0
     to_gpu, tokens = by_channel.sum(axis=1), np.bincount(routing.source, minlength=cluster.n_gpus)
@@ -51,42 +52,35 @@ def deepep_normal(
     phases = 1 if phase == "dispatch" else 2        # a combine first sends, then reduces
     start = phases * launched(constants, cluster.gpu) + (constants["notify"] if notify and phase == "dispatch" else 0.0)
     token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
+    busy = None
+    if cluster.n_nodes == 1:
+        busy = copying(phase, token, model.hidden, by_channel, tokens, cluster, constants)
+        start += busy.after
     return replace(
         plain, release=np.full(plain.n, start),
-        lanes=_copying(phase, plain, by_channel, to_node, tokens, cluster, copy_bytes, constants),
+        lanes=_copying(phase, plain, by_channel, to_node, tokens, cluster, copy_bytes, constants, busy),
         messages=np.ceil(plain.nbytes / (copy_bytes * chunk_tokens)),
         logical_bytes=float((to_node if cluster.n_nodes > 1 else to_gpu).sum() * token),
     )  # fmt: skip
 
 
-def _copies(routing: Routing, placement: Placement, cluster: Gpus, channels: int) -> tuple[Ints, Ints]:
-    """Tokens of each GPU and channel wanted on each GPU [gpus, channels, gpus], and of each GPU on each node [gpus, nodes].
-
-    A channel has a run of its GPU's tokens, as many as any other.
-    """
-    n, gpus = cluster.n_gpus, destinations(routing, placement, cluster)
-    mine = np.bincount(routing.source, minlength=n)
-    channel = routing.index * channels // np.maximum(1, mine[routing.source])
-    counts = count_copies(routing.source * channels + channel, distinct(gpus), n * channels, n)
-    nodes = distinct(np.append(cluster.node_of, -1)[gpus])
-    return counts.reshape(n, channels, n), count_copies(routing.source, nodes, n, cluster.n_nodes)
-
-
 def _copying(
-    phase: str, t: Transfers, by_channel: Ints, to_node: Ints, tokens: Ints, cluster: Gpus, copy_bytes: float, kernel: Kernel
+    phase: str, t: Transfers, by_channel: Ints, to_node: Ints, tokens: Ints, cluster: Gpus, copy_bytes: float, kernel: Kernel,
+    busy: Busy | None,
 ) -> Lanes:
     """What transfers take of the SMs.
 
-    Inside an SM the warps are shared out among the GPUs (or nodes) at the other end, so an exchange lasts as long as its
-    largest share; loads are that share times their number. A lane is taken by one kind of hop only, the first that its SMs
-    see: what they do for the other hop, and copies that never leave a GPU, come on top, as coupled hops pass at one pace.
+    On one node what `warps` makes of it. On several the warps of an SM are shared out among the GPUs (or nodes) at the other
+    end, so an exchange lasts as long as its largest share; loads are that share times their number. A lane is taken by one
+    kind of hop only, the first that its SMs see: what they do for the other hop, and copies that never leave a GPU, come on
+    top, as coupled hops pass at one pace.
     """
     n, channels = cluster.n_gpus, by_channel.shape[1]
-    if cluster.n_nodes == 1:
-        extra = _rounds(n, copy_bytes, kernel) * channels * n
-        sent, taken = extra * by_channel.max(axis=(1, 2)), extra * by_channel.max(axis=(0, 1))
-        loads = (sent, taken) if phase == "dispatch" else (taken, sent)
-        users = (t.src, t.dst)
+    loads: tuple[Floats, Floats]
+    if busy is not None:
+        rate = channels * kernel["sm_rate"] / copy_bytes        # copies per second, in which a lane's capacity is counted
+        loads = (busy.sending * rate, busy.summing * rate)
+        users = (t.src, t.dst if phase == "combine" else np.full(t.n, -1))
     else:
         nodes, each = cluster.n_nodes, cluster.gpus_per_node
         grid = by_channel.reshape(nodes, each, channels, nodes, each)       # [node, local of source, channel, node, local]
@@ -108,19 +102,6 @@ def _copying(
         weight = np.divide(load * copy_bytes, moved, out=np.zeros(n), where=moved > 0)
         uses.append((kind, gpu, np.append(weight, 0.0)[gpu]))
     return lanes_from(*uses, n_gpus=n)
-
-
-def _rounds(n_gpus: int, copy_bytes: float, kernel: Kernel) -> float:
-    """How much longer an SM is busy with a copy among `n_gpus` of one node than among 8.
-
-    Its 24 warps are shared out among the GPUs. Each share copies `chunk` tokens, a warp one at a time, then raises a flag over
-    NVLink, which takes as long however few rounds there were.
-    """
-    chunk, warps, flag = kernel["nvlink_chunk"], kernel["warps"], kernel["flag"]
-    each = copy_bytes / kernel["sm_rate"]                   # seconds of an SM per copy among 8
-    rounds = np.ceil(chunk * np.array([8, n_gpus]) / warps)
-    one = max(0.0, (8 * chunk * each - flag) / rounds[0])   # seconds of a warp per copy
-    return float((rounds[1] * one + flag) / (n_gpus * chunk * each))
 
 
 def deepep_low_latency(

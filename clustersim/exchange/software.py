@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from clustersim.cluster import Cluster
 from clustersim.exchange.collective import clock_of
 from clustersim.kernels import Kernel, load_kernel
 from clustersim.lanes import equip
-from clustersim.types import InputError
+from clustersim.types import Floats, InputError, Transfers
+
+
+class SmSeconds(Protocol):
+    """Seconds [gpus] of all SMs of a GPU for sending off, and for taking in, what is exchanged; `added`: sums of what came."""
+
+    def __call__(self, transfers: Transfers, *, added: bool) -> tuple[Floats, Floats]: ...
 
 
 def equipped(name: str, options: Mapping[str, Any], cluster: Cluster) -> Cluster:
@@ -72,6 +80,34 @@ def wait_beside(name: str, options: Mapping[str, Any]) -> float:
     return float(kernel["beside"]) if "beside" in kernel.constants else 0.0
 
 
+def sm_seconds(name: str, cluster: Cluster) -> SmSeconds | None:
+    """How long the kernels of an exchange that are called when they are needed (low latency) keep all SMs of a GPU busy; None for
+    exchanges whose kernels stay for as long as they last, or have none.
+
+    Sending off: from the launch until its last message is issued or stored, as `deepep_low_latency` prices it. Taking in: a
+    pass over what has come, copied to its place (dispatch) or added up (combine).
+    """
+    if name not in CALLED:
+        return None
+    rate = load_kernel(DEFAULT_KERNEL[name])["copy_share"] * cluster.gpu.memory_bandwidth
+    nvlink = min((link.capacity for link in cluster.links if link.kind == "nvlink_up"), default=np.inf)
+
+    def seconds(transfers: Transfers, *, added: bool) -> tuple[Floats, Floats]:
+        n, lanes = cluster.n_gpus, transfers.lanes
+        assert lanes is not None
+        rows = np.repeat(np.arange(transfers.n), np.diff(lanes.start))
+        busy = np.bincount(lanes.lanes, transfers.nbytes[rows] * lanes.weights, minlength=len(cluster.links) - cluster.n_wires)
+        issued = (busy / cluster.capacity[cluster.n_wires :]).reshape(-1, n).sum(axis=0)
+        stored = transfers.nbytes * (np.diff(lanes.start) == 0) / nvlink                # no lane prices it: the port does
+        sent = issued + np.bincount(transfers.src, stored, n)
+        np.maximum.at(begun := np.zeros(n), transfers.src, transfers.release)
+        came: Floats = np.bincount(transfers.dst, transfers.nbytes, n).astype(np.float64)
+        off: Floats = begun + sent
+        return off, came * (1.0 if added else 2.0) / rate
+
+    return seconds
+
+
 def _normal(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:
     sms = options.get("sms", 24)
     if cluster.gpu.sms is not None and sms > cluster.gpu.sms:
@@ -112,6 +148,7 @@ def _told(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> int:
     return int(SMS.get(kernel.name, 24) if given is None else given)
 
 
+CALLED = ("deepep_low_latency", "deepep_low_latency_rdma")      # whose kernels are called twice, and not in between
 EQUIPMENT: dict[str, Callable[[Kernel, Cluster, Mapping[str, Any]], Cluster]] = {
     "deepep_normal": _normal, "deepep_low_latency": _low_latency, "deepep_low_latency_rdma": _low_latency,
     "trtllm_one_sided": _one_sided, "nccl_alltoall": _nccl, "hybrid_ep": _two_ways, "deepep_v2": _two_ways,

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.network.changes import Changes, earliest_end
-from clustersim.types import Floats, Routes, Transfers
+from clustersim.types import Floats, Ints, Routes, Transfers
 
 MOST = 4096             # with more different releases than this, flows are sorted by them
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Narrow:
+    """Routes in fewer bytes: taken in the order of releases, every line of memory that is read holds little that is wanted."""
+
+    width: int                                  # hops of every route; 0 where they differ
+    start: NDArray[np.int32]                    # [transfers + 1]; empty where they do not
+    links: NDArray[np.int32]
+    weights: Floats                             # empty where all are 1
+
+
+def narrow(routes: Routes) -> Narrow:
+    """The same ways."""
+    n, hops = routes.latency.size, routes.links.size
+    width = hops // n if n and hops % n == 0 else 0
+    if width and (np.diff(routes.start) != width).any():
+        width = 0
+    return Narrow(
+        width=width,
+        start=np.zeros(0, np.int32) if width else routes.start.astype(np.int32),
+        links=routes.links.astype(np.int32),
+        weights=np.zeros(0) if (routes.weights == 1).all() else routes.weights,
+    )
+
+
 def busiest_link_end(
     capacity: Floats, routes: Routes, nbytes: Floats, release: Floats, hop_latency: Floats | None = None,
-    changes: Changes | None = None, load: Floats | None = None,
+    changes: Changes | None = None, load: Floats | None = None, slim: Narrow | None = None,
 ) -> tuple[float, int]:  # fmt: skip
     """The latest time at which some link has, at best, carried its bytes; and that link.
 
@@ -29,6 +56,7 @@ def busiest_link_end(
         hop_latency: seconds [links] where latency passes hop by hop; None where all of it passes at the end.
         changes: capacities to come; of a link that has some, what it can carry is the integral over them.
         load: bytes that each link carries [links], where that is known already.
+        slim: `narrow(routes)`, where that is known already.
 
     Returns:
         Seconds and a link id; (0, -1) without flows.
@@ -40,7 +68,7 @@ def busiest_link_end(
         load = np.divide(load, capacity, out=np.zeros(capacity.size), where=load > 0)
         ends = np.where(load > 0, release[0] + load, -np.inf)
     else:
-        ends = _ends_of_staggered(capacity, routes, nbytes, release)
+        ends = _ends_of_staggered(capacity, narrow(routes) if slim is None else slim, nbytes, release)
     if changes is not None:
         flow = np.repeat(np.arange(nbytes.size), np.diff(routes.start))
         for link in np.unique(changes.link):
@@ -53,42 +81,45 @@ def busiest_link_end(
     return float(ends[busiest]), busiest
 
 
-def _ends_of_staggered(capacity: Floats, routes: Routes, nbytes: Floats, release: Floats) -> Floats:
+def _ends_of_staggered(capacity: Floats, ways: Narrow, nbytes: Floats, release: Floats) -> Floats:
     """When each link could be through without latency, [links]; -inf where nothing crosses."""
     from clustersim.network import loads
 
     ends: Floats = np.full(capacity.size, -np.inf)
     per_byte = np.divide(1.0, capacity, out=np.full(capacity.size, np.inf), where=capacity > 0)
-    begin = np.concatenate(([0], np.flatnonzero(release[1:] != release[:-1]) + 1))      # flows of one source may stand together
-    if 4 * begin.size > release.size:
-        table, place = np.empty(4 * MOST, np.uint64), np.empty(4 * MOST, np.int32)
-        distinct, number = np.empty(MOST, np.uint64), np.empty(release.size, np.int32)
-        n = loads.number_values(release.view(np.uint64), table, place, distinct, number)
-        if n:
-            _work_off_by_rank(routes, nbytes, per_byte, number, distinct[:n].view(np.float64), ends)
+    way = (ways.width, ways.start, ways.links, ways.weights, nbytes, per_byte)
+    new = release[1:] != release[:-1]                       # flows of one source may stand together
+    if 4 * (1 + np.count_nonzero(new)) > release.size:
+        order, behind, releases = _sorted(release)
+        if releases.size:
+            left, same, rank = np.zeros(capacity.size), np.zeros(capacity.size), np.full(capacity.size, -1, np.int32)
+            loads.work_off_backwards(behind, order, releases, *way, left, same, rank, ends)
             return ends
+    begin = np.concatenate(([0], np.flatnonzero(new) + 1))
     end = np.append(begin[1:], nbytes.size)
-    order = np.argsort(release[begin], kind="stable")
-    loads.work_off(begin[order], end[order], release, routes.start, routes.links, routes.weights, nbytes, per_byte, ends)
+    order, _, _ = _sorted(release[begin])
+    loads.work_off(begin[order], end[order], release, *way, ends)
     return ends
 
 
-def _work_off_by_rank(
-    routes: Routes, nbytes: Floats, per_byte: Floats, number: NDArray[np.int32], releases: Floats, ends: Floats
-) -> None:
-    """With few different releases: sort by link rather than by release, as a link then has its flows side by side."""
+def _sorted(values: Floats) -> tuple[NDArray[np.integer[Any]], Ints, Floats]:
+    """The order that sorts values, those that are equal as they stand; where in it each of the distinct values ends; those.
+
+    Where more than MOST are distinct, the order alone.
+    """
     from clustersim.network import loads
 
-    order = np.argsort(releases)
-    rank = np.empty(releases.size, np.int32)
-    rank[order] = np.arange(releases.size)
-    first = np.zeros(ends.size + 1, np.int64)
-    loads.count_flows(routes.links, first)
-    ranks, seconds = np.empty(routes.links.size, np.int32), np.empty(routes.links.size)
-    loads.sort_by_link(
-        routes.start, routes.links, routes.weights, nbytes, per_byte, number, rank, first[:-1].copy(), ranks, seconds
-    )
-    loads.work_off_by_rank(first, ranks, seconds, releases[order], np.empty(releases.size), ends)
+    table, place = np.empty(4 * MOST, np.uint64), np.empty(4 * MOST, np.int32)
+    distinct, number = np.empty(MOST, np.uint64), np.empty(values.size, np.int32)
+    n = loads.number_values(values.view(np.uint64), table, place, distinct, number)
+    if not n:
+        return np.argsort(values, kind="stable"), np.zeros(0, np.int64), np.zeros(0)
+    rising = np.argsort(found := distinct[:n].view(np.float64))
+    rank = np.empty(n, np.int32)
+    rank[rising] = np.arange(n)
+    behind, order = np.zeros(n + 1, np.int64), np.empty(values.size, np.int32)
+    loads.group_by(rank[number], behind, order)
+    return order, behind, found[rising]
 
 
 def latest_end(capacity: Floats, routes: Routes, load: Floats, release: Floats) -> float:
@@ -118,7 +149,7 @@ def _least_latency(routes: Routes, hop_latency: Floats | None, n_links: int) -> 
         loads.least_whole(routes.start, routes.links, routes.latency, least)
         return least
     before: Floats = np.full(n_links, np.inf)
-    loads.least_by_hop(routes.start, routes.links, routes.latency, hop_latency, before, least)
+    loads.least_by_hop(routes.start, routes.links, routes.weights, routes.latency, hop_latency, before, least)
     return before + least
 
 

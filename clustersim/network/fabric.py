@@ -16,14 +16,13 @@ import numpy as np
 import simpy
 
 from clustersim.cluster import Cluster
-from clustersim.lanes import routes_of
 from clustersim.network import coarse, packets, sharing
 from clustersim.network.bounds import busiest_link_end, chained, link_bytes
 from clustersim.network.changes import Changes, read_changes
+from clustersim.network.known_routes import KnownRoutes, Laid
+from clustersim.network.pruning import never_full_between_any, without
 from clustersim.network.sharing import check_resolution
 from clustersim.types import Floats, Ints, Routes, Transfers
-
-FEW, FEW_KEPT = 20_000, 64      # routes of so many transfers are small enough to be kept, of so many exchanges
 
 
 class Solver(Protocol):
@@ -55,6 +54,7 @@ class Exchange:
 
     transfers: Transfers
     routes: Routes                  # latency counted from the first transfer of a chain
+    laid: Laid                      # the same ways
     fabric: Fluid | Bound
     entered: Floats                 # [gpus]
     arrived: list[Notice]           # [gpus] last inbound byte is in
@@ -73,7 +73,8 @@ class Exchange:
 
     def enter(self, me: int) -> simpy.Event:
         """GPU `me` is ready. The event fires when its last inbound byte has arrived."""
-        assert self.entered[me] != self.entered[me], f"GPU {me} enters an exchange twice"      # NaN until then
+        before = self.entered.item(me)
+        assert before != before, f"GPU {me} enters an exchange twice"       # NaN until then
         self.entered[me] = self.fabric.env.now
         self.n_entered += 1
         self.fabric.arrive(self, me)
@@ -96,15 +97,20 @@ class Exchange:
         rows = np.concatenate([rows[first[me] : first[me + 1]] for me in gpus])
         return np.sort(rows) if len(gpus) > 1 else rows
 
-    def bound(self) -> tuple[float, int]:
-        """When the busiest link could have been through at the earliest, given who entered when; and that link."""
+    def bound(self, released: Floats | None = None) -> tuple[float, int]:
+        """When the busiest link could have been through at the earliest, given who entered when; and that link.
+
+        Args:
+            released: `released()`, where that is known.
+        """
         if self.known_bound is not None:
             return self.known_bound
-        released = self.released()
+        released = self.released() if released is None else released
         _, earliest = chained(self.transfers, self.routes.latency, released)
         found = busiest_link_end(
-            self.fabric.capacity, self.routes, self.transfers.nbytes, earliest, self.fabric.hop_latency, self.fabric.changes
-        )
+            self.fabric.capacity, self.routes, self.transfers.nbytes, earliest, self.fabric.hop_latency, self.fabric.changes,
+            slim=self.laid.narrow,
+        )  # fmt: skip
         if self.n_entered == self.entered.size:         # nothing about it will change
             self.known_bound = found
         return found
@@ -126,27 +132,22 @@ class Exchange:
         return link_bytes(self.routes, self.transfers.nbytes, self.fabric.capacity.size)
 
 
-def _chained_routes(cluster: Cluster, transfers: Transfers) -> Routes:
-    routes = routes_of(cluster, transfers)
-    if not (transfers.after.size and routes.latency.any()):
-        return routes
-    latency, _ = chained(transfers, routes.latency, transfers.release)
-    return Routes(start=routes.start, links=routes.links, weights=routes.weights, latency=latency)
-
-
-def _open(
-    fabric: Fluid | Bound, transfers: Transfers, cluster: Cluster, routes: Routes, arrived: list[Notice], done: list[Notice]
-) -> Exchange:
-    n = cluster.n_gpus
+def _open(fabric: Fluid | Bound, transfers: Transfers, arrived: list[Notice], done: list[Notice]) -> Exchange:
+    n, laid = fabric.cluster.n_gpus, fabric.known.of(transfers)
+    routes = laid.routes
+    if transfers.after.size and routes.latency.any():
+        latency, _ = chained(transfers, routes.latency, transfers.release)
+        routes = Routes(start=routes.start, links=routes.links, weights=routes.weights, latency=latency)
     return Exchange(
         transfers=transfers,
         routes=routes,
+        laid=laid,
         fabric=fabric,
         entered=np.full(n, np.nan),
         arrived=arrived,
         done=done,
-        start=np.full(transfers.n, np.nan),
-        finish=np.full(transfers.n, np.nan),
+        start=(unknown := np.broadcast_to(np.nan, transfers.n)),        # not written to
+        finish=unknown,
     )
 
 
@@ -158,25 +159,20 @@ class Bound:
 
     def __init__(self, env: simpy.Environment, cluster: Cluster, changes: Changes | None = None) -> None:
         self.env, self.cluster, self.capacity, self.solves, self.changes = env, cluster, cluster.capacity, 0, changes
-        self._routed: dict[int, tuple[Transfers, Routes]] = {}      # small ones, by identity: layers of a trace repeat
+        self.known, self._n_gpus = KnownRoutes(cluster), cluster.n_gpus
 
     def exchange(self, transfers: Transfers) -> Exchange:
-        known, routes = self._routed.get(id(transfers), (None, None))
-        if known is not transfers or routes is None:
-            routes = _chained_routes(self.cluster, transfers)
-            if transfers.n <= FEW and len(self._routed) < FEW_KEPT:
-                self._routed[id(transfers)] = transfers, routes
         leave = [Notice(self.env)] * self.cluster.n_gpus        # one event for all
-        return _open(self, transfers, self.cluster, routes, leave, leave)
+        return _open(self, transfers, leave, leave)
 
     def arrive(self, exchange: Exchange, me: int) -> None:
-        if exchange.n_entered < exchange.entered.size:
+        if exchange.n_entered < self._n_gpus:
             return
-        end = max(exchange.bound()[0], float(self.env.now))
+        exchange.start = exchange.released()
+        end = max(exchange.bound(exchange.start)[0], float(self.env.now))
         if exchange.transfers.least is not None:
             end = max(end, float((exchange.entered + exchange.transfers.least).max()))
-        exchange.start = exchange.released()
-        exchange.finish[:] = end
+        exchange.finish = np.full(exchange.transfers.n, end)
         self.solves += 1
         exchange.arrived[me].succeed_after(end - self.env.now)
 
@@ -195,9 +191,10 @@ class Fluid:
         changes: Changes | None = None,
     ) -> None:
         self.env, self.cluster, self.capacity, self.solves = env, cluster, cluster.capacity, 0
-        self.resolution, self.changes = resolution, changes
+        self.resolution, self.changes, self.known = resolution, changes, KnownRoutes(cluster)
         self._solver = solver
         self._state: Any = sharing.empty(self.capacity, changes) if state is None else state
+        self._idle = never_full_between_any(cluster) if solver in (sharing, coarse) and changes is None else None
         self._exchanges: list[Exchange] = []            # those in the solver, in the order of their counters
         self._of = np.zeros(0, np.int64)                # [flows] place in that list of each flow of the solver
         self._row = np.zeros(0, np.int64)               # [flows] its row in that exchange
@@ -206,7 +203,9 @@ class Fluid:
 
     def exchange(self, transfers: Transfers) -> Exchange:
         arrived, done = ([Notice(self.env) for _ in range(self.cluster.n_gpus)] for _ in range(2))
-        return _open(self, transfers, self.cluster, _chained_routes(self.cluster, transfers), arrived, done)
+        opened = _open(self, transfers, arrived, done)
+        opened.start, opened.finish = (np.full(transfers.n, np.nan) for _ in range(2))
+        return opened
 
     def arrive(self, exchange: Exchange, me: int) -> None:
         if not self._arrivals:
@@ -224,7 +223,8 @@ class Fluid:
     def _wake(self, _: simpy.Event) -> None:
         heapq.heappop(self._pending)
         if not (self._pending and self._pending[0] <= self.env.now):    # else another look follows at this instant
-            self._admit()
+            if self._arrivals:
+                self._admit()
             following = self._run_ahead()
             if following < (self._pending[0] if self._pending else np.inf):
                 self._fire(Notice(self.env), following)
@@ -288,8 +288,9 @@ class Fluid:
         self._exchanges = [self._exchanges[i] for i in stay] + [exchange]
         for i, other in enumerate(self._exchanges):
             other.base = 2 * n * i
+        ways = exchange.routes if self._idle is None else without(exchange.routes, self._idle)
         self._state = self._solver.extend(
-            self._state, exchange.routes, transfers, inbox=exchange.base + transfers.dst,
+            self._state, ways, transfers, inbox=exchange.base + transfers.dst,
             outbox=exchange.base + n + transfers.src, n_counters=exchange.base + 2 * n,
         )  # fmt: skip
         ends = transfers.dst, transfers.src
@@ -350,8 +351,8 @@ def packet(
     For small cases, and to check the fluid network, which it approaches as chunks shrink; fifo shows head-of-line blocking.
 
     Raises:
-        InputError: a chunk that is not above 0, another queue; once it plays: too many packets, a route that is spread.
+        InputError: a chunk that is not above 0, another queue; once it plays: too many packets.
     """
-    fabric = Fluid(env, cluster, packets, packets.empty(cluster.capacity, cluster.latency, chunk, queue))
+    fabric = Fluid(env, cluster, packets, packets.empty(cluster.capacity, cluster.latency, chunk, queue, cluster.n_wires))
     fabric.hop_latency = cluster.latency
     return fabric

@@ -11,7 +11,7 @@ After an event only the links whose level it can move are looked at again, lowes
 of theirs that has become tighter, and takes those that are faster than its own level. Where no link has anything left to
 hand over or to take, the rates are the max-min rates, which are unique.
 
-All of it is one file because numba's cache on disk looks only at the file of the function that is called.
+Numbers that are compiled in stand in this file: see `jit.njit`.
 Import this module late: importing numba takes half a second and the first compilation some seconds.
 """
 
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.jit import inlined, lean
+from clustersim.network.heaps import sift
 from clustersim.types import Floats, Ints
 
 Records = NDArray[Any]
@@ -260,25 +261,6 @@ def _pop_link(links, order, tally):
         order[at].item = item
         links[item].order_at = at
     return link
-
-
-@lean
-def _sift_order(order, n, at):
-    """Restore the heap of links below place `at`; used while filling, when no link knows its place."""
-    key = order[at].key
-    item = order[at].item
-    while True:
-        child = 2 * at + 1
-        if child >= n:
-            break
-        if child + 1 < n and order[child + 1].key < order[child].key:
-            child += 1
-        if order[child].key >= key:
-            break
-        order[at] = order[child]
-        at = child
-    order[at].key = key
-    order[at].item = item
 
 
 # ---- who limits whom -----------------------------------------------------------------------------------------------------
@@ -839,18 +821,18 @@ def _fill(s, t):
         links[link].level = s.ends[link] = np.inf
         links[link].own_size = links[link].stale = 0
     for at in range(n // 2 - 1, -1, -1):
-        _sift_order(order, n, at)
+        sift(order, n, at, False)
     while n > 0:
         link = order[0].item
         tally[LINK_VISITS] += 1
         level = max(0.0, links[link].room / links[link].weight)
         if links[link].unfilled > 0 and level > order[0].key * (1 + 1e-15):
             order[0].key = level                    # others have filled meanwhile, which leaves it more
-            _sift_order(order, n, 0)
+            sift(order, n, 0, False)
             continue
         n -= 1
         order[0] = order[n]
-        _sift_order(order, n, 0)
+        sift(order, n, 0, False)
         if links[link].unfilled == 0:
             continue
         _freeze(s, link, level, t)

@@ -16,18 +16,24 @@ def add_up(start, links, weights, nbytes, load):
 
 
 @lean
-def work_off(begin, end, release, start, links, weights, nbytes, per_byte, ends):
+def work_off(begin, end, release, width, start, links, weights, nbytes, per_byte, ends):
     """When each link is through with its flows, taken in order of their release; `ends` starts at -inf.
 
     Args:
-        per_byte: seconds [links].
         begin, end: flows begin[i] to end[i] - 1 have the same release; these runs stand in rising order of it.
+        width, start, links, weights: as in `bounds.Narrow`.
+        per_byte: seconds [links].
     """
     for i in range(begin.size):
+        at = release[begin[i]]
         for f in range(begin[i], end[i]):
-            for h in range(start[f], start[f + 1]):
+            h = width * f if width > 0 else start[f]
+            last = h + width if width > 0 else start[f + 1]
+            while h < last:
                 link = links[h]
-                ends[link] = max(ends[link], release[f]) + nbytes[f] * weights[h] * per_byte[link]
+                much = nbytes[f] * weights[h] if weights.size > 0 else nbytes[f]
+                ends[link] = max(ends[link], at) + much * per_byte[link]
+                h += 1
 
 
 @lean
@@ -59,50 +65,33 @@ def number_values(values, table, place, distinct, number):
 
 
 @lean
-def count_flows(links, after):
-    """Where the flows of each link begin if they are sorted by link, after [links + 1], which starts at 0."""
-    for h in range(links.size):
-        after[links[h] + 1] += 1
-    for link in range(1, after.size):
-        after[link] += after[link - 1]
-
-
-@lean
-def sort_by_link(start, links, weights, nbytes, per_byte, number, place, at, ranks, seconds):
-    """Sort the flows of every link into ranks and seconds [hops]: the rank of their release, and how long they take there.
+def work_off_backwards(behind, order, release, width, start, links, weights, nbytes, per_byte, left, same, rank, ends):
+    """As `work_off`, latest release first: from each release on, a link has to do what is released then and later.
 
     Args:
-        number: [flows] of their release; place: the rank of each number.
-        at: [links] where the flows of each link go; moved.
+        behind: [releases] where in `order` the flows of each release end; `release` is rising.
+        left, same, rank: [links] scratch that starts at 0, 0, -1: seconds of what is released after `rank`, and at it.
     """
-    for f in range(nbytes.size):
-        rank = place[number[f]]
-        for h in range(start[f], start[f + 1]):
-            link = links[h]
-            ranks[at[link]] = rank
-            seconds[at[link]] = nbytes[f] * weights[h] * per_byte[link]
-            at[link] += 1
-
-
-@lean
-def work_off_by_rank(first, ranks, seconds, release, sums, ends):
-    """As `work_off`, of flows sorted by link; `release` is that of each rank, rising, and `sums` [ranks] is scratch."""
+    for r in range(release.size - 1, -1, -1):
+        for i in range(behind[r - 1] if r > 0 else 0, behind[r]):
+            f = order[i]
+            h = width * f if width > 0 else start[f]
+            last = h + width if width > 0 else start[f + 1]
+            while h < last:
+                link = links[h]
+                much = nbytes[f] * weights[h] if weights.size > 0 else nbytes[f]
+                if rank[link] == r:
+                    same[link] += much * per_byte[link]
+                else:
+                    left[link] += same[link]
+                    if rank[link] >= 0:
+                        ends[link] = max(ends[link], release[rank[link]] + left[link])
+                    same[link] = much * per_byte[link]
+                    rank[link] = r
+                h += 1
     for link in range(ends.size):
-        if first[link] == first[link + 1]:
-            continue
-        low = high = ranks[first[link]]
-        for i in range(first[link], first[link + 1]):
-            low = min(low, ranks[i])
-            high = max(high, ranks[i])
-        for rank in range(low, high + 1):
-            sums[rank] = 0.0
-        for i in range(first[link], first[link + 1]):
-            sums[ranks[i]] += seconds[i]
-        left = 0.0
-        for rank in range(high, low - 1, -1):       # from this release on the link has that much to do
-            if sums[rank] > 0.0:
-                left += sums[rank]
-                ends[link] = max(ends[link], release[rank] + left)
+        if rank[link] >= 0:
+            ends[link] = max(ends[link], release[rank[link]] + (left[link] + same[link]))
 
 
 @lean
@@ -126,14 +115,21 @@ def least_whole(start, links, latency, least):
 
 
 @lean
-def least_by_hop(start, links, latency, of_link, before, onward):
-    """The least that a flow over each link has had of its latency before it, and has from it on; both start at inf."""
+def least_by_hop(start, links, weights, latency, of_link, before, onward):
+    """The least that a flow over each link has had of its latency before it, and has from it on; both start at inf.
+
+    That of a link that a share of its bytes takes passes at the end: see `packets.extend`.
+    """
     for f in range(latency.size):
-        left = 0.0
-        for h in range(start[f + 1] - 1, start[f] - 1, -1):
-            left += of_link[links[h]]
-            onward[links[h]] = min(onward[links[h]], left)
-            before[links[h]] = min(before[links[h]], latency[f] - left)
+        own = 0.0
+        for h in range(start[f], start[f + 1]):
+            own += of_link[links[h]] * weights[h]
+        gone = 0.0
+        for h in range(start[f], start[f + 1]):
+            onward[links[h]] = min(onward[links[h]], own - gone)
+            before[links[h]] = min(before[links[h]], latency[f] - own + gone)
+            if weights[h] == 1.0:
+                gone += of_link[links[h]]
 
 
 @lean

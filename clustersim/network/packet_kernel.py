@@ -1,7 +1,8 @@
 """The inner loop of the packet network: store and forward, packet by packet, over flat arrays. No SimPy here, no rates.
 
-A flow is cut into packets that walk its links in order. Packets of a flow never overtake each other and differ only in
-the last one's size, so a queue is a count, and memory does not grow with the number of packets.
+A flow is cut into packets that walk its links in order; of each a packet takes its bytes x the weight of the hop. Packets of a
+flow never overtake each other and differ only in the last one's size, so a queue is a count, and memory does not grow with
+the number of packets.
 
 `round_robin`: every flow has a queue of its own before each of its links, and may have only so many packets (credits)
 beyond a link that have not left the next queue yet. A link gives each flow that has a packet and a credit one turn per
@@ -9,7 +10,7 @@ round (Hahne, IEEE JSAC 9(7), 1991: with enough credits the rates are max-min fa
 `fifo`: every link has one queue of so many places for all flows; its first packet leaves when the next queue has a place,
 and those behind wait with it. Free places are given to what feeds the queue, in turn.
 
-All of it is one file because numba's cache on disk looks only at the file of the function that is called.
+Numbers that are compiled in stand in this file: see `jit.njit`.
 Import this module late: importing numba takes half a second and the first compilation some seconds.
 """
 
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.jit import inlined, lean
+from clustersim.network.heaps import sift
 from clustersim.types import Ints
 
 Records = NDArray[Any]
@@ -40,8 +42,8 @@ LINK = np.dtype(
         ("latency", "f8"),          # seconds from a packet's last byte to its arrival, and of a credit on its way back
         ("free_at", "f8"),          # when the packet on it, or the last one, has left
         ("busy", "f8"),             # seconds of sending so far
-        ("carried", "f8"),          # bytes so far
-        ("asked", "f8"),            # bytes of all flows that were ever to cross it
+        ("carried", "f8"),          # bytes x weight so far
+        ("asked", "f8"),            # the same of all flows that were ever to cross it
         ("serving", "i8"),          # the hop whose packet is on it; -1 idle
         ("round", "i8"),            # who waits for a turn: those that have had none in this round, then those that have
         ("now_head", "i8"), ("now_tail", "i8"), ("later_head", "i8"), ("later_tail", "i8"),
@@ -61,7 +63,7 @@ FLOW = np.dtype(
         ("behind", "f8"),           # the fraction of what it follows that had landed when last looked
         ("start", "f8"),            # when its first packet began to move
         ("drain", "f8"),            # when its last byte left its last link
-        ("latency", "f8"),          # of that link
+        ("latency", "f8"),          # from then on
         ("packets", "i8"),
         ("allowed", "i8"),          # those that may leave the source
         ("landed", "i8"),
@@ -75,6 +77,8 @@ FLOW = np.dtype(
 HOP = np.dtype(
     [
         ("link", "i8"), ("flow", "i8"),
+        ("weight", "f8"),           # what a byte of a packet takes of the link
+        ("latency", "f8"),          # of the link; 0 where a share of every packet takes it: see packets.extend
         ("queued", "i8"),           # packets that wait for this link, those on it apart; fifo: at the source only
         ("credit", "i8"),           # packets that it may still send beyond this link
         ("window", "i8"),           # its credits when nothing is on the way
@@ -84,7 +88,7 @@ HOP = np.dtype(
     ]
 )  # fmt: skip
 MESSAGE = np.dtype([("time", "f8"), ("hop", "i8")])     # a packet that arrives over a link; -1 - hop: a credit that comes back
-EVENT = np.dtype([("key", "f8"), ("who", "i8")])        # link: a packet has left; L + link: pipe; 2 L + flow: its source is in
+EVENT = np.dtype([("key", "f8"), ("item", "i8")])        # link: a packet has left; L + link: pipe; 2 L + flow: its source is in
 COUNTER = np.dtype([("last", "f8"), ("waiting", "i8")])         # latest finish so far; flows not yet through
 
 
@@ -114,35 +118,19 @@ def _push(heap, tally, key, who):
     tally[N_HEAP] = at + 1
     while at > 0:
         parent = (at - 1) >> 1
-        if heap[parent].key < key or (heap[parent].key == key and heap[parent].who < who):
+        if heap[parent].key < key or (heap[parent].key == key and heap[parent].item < who):
             break
         heap[at] = heap[parent]
         at = parent
     heap[at].key = key
-    heap[at].who = who
+    heap[at].item = who
 
 
 @inlined
 def _drop_first(heap, tally):
     tally[N_HEAP] -= 1
-    n = tally[N_HEAP]
-    key = heap[n].key
-    who = heap[n].who
-    at = 0
-    while True:
-        child = 2 * at + 1
-        if child >= n:
-            break
-        if child + 1 < n:
-            right = child + 1
-            if heap[right].key < heap[child].key or (heap[right].key == heap[child].key and heap[right].who < heap[child].who):
-                child = right
-        if key < heap[child].key or (key == heap[child].key and who < heap[child].who):
-            break
-        heap[at] = heap[child]
-        at = child
-    heap[at].key = key
-    heap[at].who = who
+    heap[0] = heap[tally[N_HEAP]]
+    sift(heap, tally[N_HEAP], 0, True)
 
 
 @lean
@@ -311,7 +299,7 @@ def _send(links, flows, hops, heap, tally, chunk, link, h, t):
     if h == flows[f].hop_start and hops[h].sent == 0:
         flows[f].start = begin
     hops[h].sent += 1
-    size = chunk if hops[h].sent < flows[f].packets else flows[f].tail
+    size = (chunk if hops[h].sent < flows[f].packets else flows[f].tail) * hops[h].weight
     seconds = size / links[link].capacity
     links[link].serving = h
     links[link].free_at = begin + seconds
@@ -375,13 +363,12 @@ def _leave(links, flows, hops, pipes, heap, pending, counters, ended, tally, lin
         links[link].free += 1
     elif h > flows[f].hop_start:
         credited = h - 1
-        back = hops[credited].link
-        if links[back].latency > 0.0:
-            _into_pipe(links, pipes, heap, tally, back, t + links[back].latency, -1 - credited)
+        if hops[credited].latency > 0.0:
+            _into_pipe(links, pipes, heap, tally, hops[credited].link, t + hops[credited].latency, -1 - credited)
             credited = -1
     arrived = h
-    if links[link].latency > 0.0:
-        _into_pipe(links, pipes, heap, tally, link, t + links[link].latency, h)
+    if hops[h].latency > 0.0:
+        _into_pipe(links, pipes, heap, tally, link, t + hops[h].latency, h)
         arrived = -1
     return arrived, credited
 
@@ -439,7 +426,7 @@ def run(s, until):
             return t
         horizon = t + SAME * abs(t)
         while tally[N_HEAP] > 0 and heap[0].key <= horizon:
-            who = heap[0].who
+            who = heap[0].item
             _drop_first(heap, tally)
             arrived, credited = -1, -1
             if who < links.size:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clustersim.cluster import Cluster
+from clustersim.lanes import routes_of
 from clustersim.network.sharing import inverse
 from clustersim.pick import did_you_mean
 from clustersim.types import Floats, InputError, Ints, Routes, Transfers
@@ -26,13 +27,16 @@ QUEUES = ("round_robin", "fifo")
 MOST_HOPS = 10**9       # packets times links of one run: minutes
 
 
-def empty(capacity: Floats, latency: Floats, chunk: str | float = CHUNK, queue: str = "round_robin") -> State:
+def empty(
+    capacity: Floats, latency: Floats, chunk: str | float = CHUNK, queue: str = "round_robin", n_wires: int | None = None
+) -> State:
     """A state without flows.
 
     Args:
         capacity, latency: bytes/s and seconds [links].
         chunk: bytes of a packet, as text (`64KiB`) or as a number.
         queue: "round_robin", a queue per flow and link, or "fifo", one per link.
+        n_wires: how many of the links are wires, the others are lanes; None: all.
 
     Raises:
         InputError: a chunk that is not above 0, or another queue.
@@ -46,7 +50,9 @@ def empty(capacity: Floats, latency: Floats, chunk: str | float = CHUNK, queue: 
     links["capacity"], links["latency"] = capacity, latency
     for name in ("serving", "now_head", "now_tail", "later_head", "later_tail"):
         links[name] = -1
-    links["places"] = CREDITS + np.ceil(2 * latency.max(initial=0.0) * capacity / size)
+    fastest = capacity.copy()
+    fastest[n if n_wires is None else n_wires :] = capacity[:n_wires].max(initial=0.0)      # bytes/s that may come to a lane
+    links["places"] = CREDITS + np.ceil(2 * latency.max(initial=0.0) * fastest / size)
     links["place_start"] = np.cumsum(links["places"]) - links["places"]
     links["free"] = links["places"]
     tally = np.zeros(kernel.N_TALLY, np.int64)
@@ -78,21 +84,19 @@ def extend(
     """The state with more flows, none of them released; they stand behind the old ones.
 
     Args:
-        routes: of the new flows: the links of a row are walked in order. A link's latency passes after it.
+        routes: of the new flows: the links of a row are walked in order, and a packet of b bytes takes b x weight of each. Lanes
+            (weights of any size) stand behind the wires. Where a row is spread over parallel links (weights below 1), the
+            shares of a packet cross them one after the other, and the latency of such a link, times the share, passes at
+            the end; that of others after the link.
         inbox, outbox: int [transfers], the counters that count down when a flow's last packet has landed, and has left its
             first link.
         n_counters: their number, the old ones included.
 
     Raises:
-        InputError: a route that is spread over parallel links, or more packets than can be played.
+        InputError: more packets than can be played.
     """
     from clustersim.network import packet_kernel as kernel
 
-    if (spread := np.flatnonzero(routes.weights != 1)).size:
-        raise InputError(
-            f"network=packet: a route puts {routes.weights[spread[0]]:g} of its bytes on link {routes.links[spread[0]]}; "
-            "packets walk one way, so they need routes of weight 1 (topology.routing.name=ecmp or shortest, not spray)"
-        )
     n_hops = np.diff(routes.start)
     packets = packets_of(transfers.nbytes, state.chunk)
     planned = float(state.tally[kernel.HOPS_PLANNED]) + float(packets @ n_hops)
@@ -104,18 +108,23 @@ def extend(
     flows["start"], flows["drain"] = np.nan, np.inf
     flows["inbox"], flows["outbox"] = inbox, outbox
     last = routes.start[1:] - 1
-    flows["latency"] = state.links["latency"][routes.links[last]]
+    whole = routes.weights == 1
     hops = np.zeros(routes.links.size, kernel.HOP)
-    hops["link"], hops["next"] = routes.links, -1
-    hops["window"] = _credits(state)[routes.links]
+    hops["link"], hops["next"], hops["weight"] = routes.links, -1, routes.weights
+    hops["latency"] = np.where(whole, state.links["latency"][routes.links], 0.0)
+    hops["window"] = np.where(whole, _credits(state)[routes.links], CREDITS)
     hops["window"][last] = kernel.UNLIMITED
+    flows["latency"] = hops["latency"][last]
+    shares = np.where(whole, 0.0, routes.weights * state.links["latency"][routes.links])
+    if shares.any():
+        flows["latency"] += np.bincount(np.repeat(np.arange(transfers.n), n_hops), shares, transfers.n)
     hops["credit"] = hops["window"]
     counters = np.zeros(n_counters, kernel.COUNTER)
     counters["last"] = -np.inf
     counters["waiting"] = np.bincount(np.concatenate((inbox, outbox)), minlength=n_counters)
     counters[: state.counters.size] = state.counters
     links, tally = state.links.copy(), state.tally.copy()
-    links["asked"] += np.bincount(routes.links, np.repeat(transfers.nbytes, n_hops), links.size)
+    links["asked"] += np.bincount(routes.links, np.repeat(transfers.nbytes, n_hops) * routes.weights, links.size)
     tally[kernel.HOPS_PLANNED] = planned
     return _assemble(
         state._replace(links=links, tally=tally),
@@ -158,7 +167,7 @@ def packet_hops(cluster: Cluster, exchanges: Iterable[Transfers], chunk: str | f
     """How many packets these exchanges send over links, all links counted: what a run of them costs."""
     size, total = chunk_bytes(chunk), 0.0
     for transfers in exchanges:
-        hops = np.diff(cluster.routes(transfers.src, transfers.dst).start)
+        hops = np.diff(routes_of(cluster, transfers).start)
         total += float(packets_of(transfers.nbytes, size) @ hops)
     return total
 
@@ -265,15 +274,15 @@ def _events(state: State, links: Records, pipes: Records, flow_now: Ints, n_flow
 
     n = links.size
     due = state.heap[: state.tally[kernel.N_HEAP]].copy()
-    of_flow = due["who"] >= 2 * n
-    due["who"][of_flow] = 2 * n + flow_now[due["who"][of_flow] - 2 * n]
-    due = due[(due["who"] < n) | of_flow]
+    of_flow = due["item"] >= 2 * n
+    due["item"][of_flow] = 2 * n + flow_now[due["item"][of_flow] - 2 * n]
+    due = due[(due["item"] < n) | of_flow]
     used = np.flatnonzero(links["in_pipe"])
     coming = np.zeros(used.size, kernel.EVENT)
-    coming["key"], coming["who"] = pipes["time"][links["pipe_start"][used]], n + used
+    coming["key"], coming["item"] = pipes["time"][links["pipe_start"][used]], n + used
     due = np.concatenate((due, coming))
     heap = np.zeros(2 * n + n_flows, kernel.EVENT)
-    heap[: due.size] = due[np.lexsort((due["who"], due["key"]))]        # what is sorted is a heap
+    heap[: due.size] = due[np.lexsort((due["item"], due["key"]))]        # what is sorted is a heap
     tally[kernel.N_HEAP] = due.size
     return heap
 

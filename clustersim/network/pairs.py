@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from clustersim.cluster import Cluster
 from clustersim.network import packets, sharing
 from clustersim.network.bounds import busiest_link_end, latest_end, link_bytes
-from clustersim.types import InputError, TransferResult, independent
+from clustersim.types import Floats, InputError, TransferResult, independent
 from clustersim.ways import in_one_block
 
 
@@ -31,10 +31,10 @@ def transfer(
     from clustersim.network import loads
 
     n = cluster.n_gpus
-    sizes = np.ascontiguousarray(nbytes, np.float64)
+    sizes = np.ascontiguousarray(_numbers("nbytes", nbytes))
     if sizes.shape != (n, n):
         raise InputError(f"nbytes: the shape is {sizes.shape}; the cluster has {n} GPUs, so it must be ({n}, {n})")
-    starts = np.asarray(release, np.float64)
+    starts = _numbers("release", release)
     if starts.shape not in ((), (n,)):
         raise InputError(f"release: the shape is {starts.shape}; it must be one number or ({n},)")
     starts = np.broadcast_to(starts, n).copy()
@@ -79,3 +79,13 @@ def transfer(
         bound=bound,
         upper_bound=latest_end(cluster.capacity, routes, carried, begin),
     )
+
+
+def _numbers(name: str, values: ArrayLike) -> Floats:
+    """An array of floats; raises InputError where it cannot be one."""
+    try:
+        if not np.iscomplexobj(values):
+            return np.asarray(values, np.float64)
+    except (TypeError, ValueError):         # text; rows of different lengths
+        pass
+    raise InputError(f"{name}: must be an array of numbers, all rows of one length")

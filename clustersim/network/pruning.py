@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.types import Floats, Ints, Routes
+from clustersim.cluster import Cluster
+from clustersim.types import Floats, InputError, Ints, Routes
 
+MOST_GPUS = 256         # sprayed over 32 spines, the routes of their pairs have 4 million links
 ENOUGH = 1 + 1e-12      # of what ports bring at most: a link that fills up just when all of its ports do limits nobody
 
 
@@ -34,11 +36,44 @@ def never_full(capacity: Floats, routes: Routes) -> NDArray[np.bool_]:
     return idle
 
 
-def pruned(capacity: Floats, routes: Routes) -> Routes:
-    """The routes without the links that are never full; rates and times are the same without them."""
+def never_full_between_any(cluster: Cluster) -> NDArray[np.bool_] | None:
+    """Wires that cannot limit a flow whatever GPUs send to each other, and by whatever exchanges at once, bool [links].
+
+    None where that is not worth finding out (very many pairs) or cannot be: a routing policy of the user's may not see each pair
+    by itself, and a machine may have pairs without a way.
+    """
     from clustersim.network import loads
 
-    idle = never_full(capacity, routes)
+    n, policy = cluster.n_gpus, getattr(cluster.policy, "func", cluster.policy)
+    if n > MOST_GPUS or not policy.__module__.startswith("clustersim."):
+        return None
+    src, dst = np.divmod(np.arange(n * n), n)
+    apart = src != dst
+    inside = apart & (src // cluster.gpus_per_node == dst // cluster.gpus_per_node) & cluster.wires.network.reaches(src, dst)
+    try:
+        every = [cluster.routes(src[apart], dst[apart])]
+        if inside.any():
+            every.append(cluster.routes(src[inside], dst[inside], np.ones(int(inside.sum()), bool)))
+    except InputError:
+        return None
+    start = np.concatenate(([0], np.cumsum(np.concatenate([np.diff(routes.start) for routes in every])))).astype(np.int64)
+    links, weights, latency = (np.concatenate([getattr(r, name) for r in every]) for name in ("links", "weights", "latency"))
+    if loads.names_twice(start, links):                     # more of it goes there than one of its weights says
+        return None
+    crossed = np.zeros(cluster.capacity.size, bool)
+    crossed[links] = True                                   # nothing is known of the others, and lanes are among these
+    return crossed & never_full(cluster.capacity, Routes(start=start, links=links, weights=weights, latency=latency))
+
+
+def pruned(capacity: Floats, routes: Routes) -> Routes:
+    """The routes without the links that are never full; rates and times are the same without them."""
+    return without(routes, never_full(capacity, routes))
+
+
+def without(routes: Routes, idle: NDArray[np.bool_]) -> Routes:
+    """The routes without the links that are `idle`, bool [links]; the same latency."""
+    from clustersim.network import loads
+
     if not idle[routes.links].any():
         return routes
     start, links, weights = np.empty_like(routes.start), np.empty_like(routes.links), np.empty_like(routes.weights)

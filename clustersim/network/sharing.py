@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +13,16 @@ from clustersim.types import Floats, InputError, Ints, Routes, Transfers, indepe
 if TYPE_CHECKING:
     from clustersim.network.kernel import Records, State
 
+_NOBODY = np.zeros(0, np.int64)
 GROWTH = 2.5            # x resolution: soon after the start a step is this share of the time gone by
+
+
+@cache
+def _kernel() -> Any:
+    """The inner loops, imported late: by what is called at every event this is asked, which costs less than an import again."""
+    from clustersim.network import kernel
+
+    return kernel
 
 
 def inverse(members: Ints, length: Ints, n: int) -> tuple[Ints, Ints]:
@@ -198,15 +208,13 @@ def _descendants(after: Ints, n_after: Ints) -> Ints:
 
 def enter(state: State, flows: Ints, at: Floats) -> None:
     """The sources of `flows` are in: they may move from time `at` [flows] on, once what they follow lets them."""
-    from clustersim.network import kernel
-
+    kernel = _kernel()
     kernel.release(state, flows, at)
 
 
 def run(state: State, until: float) -> float:
     """Play events up to `until` or until a counter reaches zero; the time of the next event. See kernel.run."""
-    from clustersim.network import kernel
-
+    kernel = _kernel()
     following = float(kernel.run(state, until))
     fault = int(state.tally[kernel.FAULT])
     assert fault != kernel.FAULT_OVERLOAD, "what is booked on a link is not what its flows have"
@@ -216,9 +224,11 @@ def run(state: State, until: float) -> float:
 
 def take_ended(state: State) -> Ints:
     """The counters that have reached zero since the last call."""
-    from clustersim.network import kernel
-
-    ended = state.ended[: state.tally[kernel.N_DONE]].copy()
+    kernel = _kernel()
+    n = state.tally[kernel.N_DONE]
+    if not n:
+        return _NOBODY
+    ended = state.ended[:n].copy()
     state.tally[kernel.N_DONE] = 0
     return ended
 

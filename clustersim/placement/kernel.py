@@ -3,7 +3,6 @@
 A move exchanges the GPUs of two slots, or gives a slot to another expert. Only the tokens of the experts in question are
 looked at again; they are found through a list per expert. What a move changed is written down, so that it can be taken back.
 
-All of it is one file because numba's cache on disk looks only at the file of the function that is called.
 Import this module late: importing numba takes half a second and the first compilation some seconds.
 """
 

@@ -12,8 +12,7 @@ from typing import Any
 import polars as pl
 
 from clustersim.pick import did_you_mean
-from clustersim.places import group_folder
-from clustersim.results.manifests import Manifest, newest_manifest, read_manifest
+from clustersim.results.manifests import Manifest, newest_manifest, question_of, read_manifest
 from clustersim.types import InputError
 
 TABLES = ("layers", "gpus", "links", "experts", "pairs", "stages", "tasks", "memory")
@@ -53,7 +52,7 @@ class SweepData:
 
     folder: Path
     study: str
-    about: str  # the study's own line; empty when it is none of ours
+    about: str  # the study's own line; empty where it tells none
     jobs: Sequence[Job]
     swept: Sequence[str]  # the keys in which jobs differ
     failed: Sequence[tuple[str, str]]  # what was asked, and why it failed
@@ -156,17 +155,10 @@ def _sweep(folder: Path, manifest: Manifest | None) -> SweepData:
     others = sum(_json(path).get("state") == "done" for path in set(found).difference(own))
     study = folder.name if len({job.folder.parent for job in jobs}) <= 1 else str(folder)
     return SweepData(
-        folder=folder, study=study, about=_question(folder.name), jobs=jobs,
+        folder=folder, study=study, jobs=jobs,
+        about=question_of([f"experiment={folder.name}"]) if manifest is None else manifest.question,
         swept=_swept(jobs), failed=failed, unreadable=unreadable, left=left, others=others,
     )  # fmt: skip
-
-
-def _question(study: str) -> str:
-    """What a study of ours asks, in its own words: the comment after the line that runs it; empty when it is none of ours."""
-    path = group_folder("experiment") / f"{study}.yaml"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    told = [line.lstrip("# ") for line in lines if line.startswith("#") and not line.startswith(("# @package", "# clustersim "))]
-    return told[0] if told else ""
 
 
 def _job(folder: Path) -> Job:

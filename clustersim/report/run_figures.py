@@ -25,7 +25,7 @@ from clustersim.report.reading import RunData
 from clustersim.report.shapes import Box, Dots, Figure, Label, Line, Picture, Shape
 from clustersim.report.wording import nbytes, percent, seconds, times
 
-PARTS = ("attention_s", "dispatch_s", "expert_s", "combine_s", "other_s")  # of a GPU's layer, in order of time
+PARTS = ("attention_s", "dispatch_s", "expert_s", "combine_s", "other_s", "tensor_s")  # of a GPU's layer
 
 
 def figures_of_run(run: RunData) -> list[Figure]:
@@ -127,7 +127,7 @@ def _finish_times(run: RunData, late: NDArray[np.float64]) -> Figure:
 
 def finish_times(gpus: pl.DataFrame) -> NDArray[np.float64]:
     """When each GPU ends each layer, seconds from the start, float [layers, gpus]: its parts, summed up."""
-    took = gpus.sort("layer", "gpu").select(pl.sum_horizontal(*PARTS)).to_series()
+    took = gpus.sort("layer", "gpu").select(pl.sum_horizontal(*(name for name in PARTS if name in gpus.columns))).to_series()
     n = int(gpus["gpu"].n_unique())
     return np.cumsum(_floats(took).reshape(-1, n), axis=0)
 

@@ -9,8 +9,9 @@ from statistics import median
 from clustersim.report.axes import SMALL, WIDE, Frame, legend, nice_ticks, plain, seconds_unit, x_ticks, y_grid
 from clustersim.report.reading import Job, SweepData, value_of
 from clustersim.report.shapes import Box, Dots, Figure, Label, Line, Picture, Shape
-from clustersim.report.sweep_findings import Effect, as_number, cost, effects, front, named, ranked, same_work
+from clustersim.report.sweep_findings import Effect, as_number, cost, effects, front, measure, named, ranked
 from clustersim.report.wording import percent, seconds, times
+from clustersim.results.comparing import same_work
 
 BARS = 30  # jobs that are drawn one by one
 KEYS = 8  # keys that have a figure of their own
@@ -27,8 +28,8 @@ def figures_of_sweep(sweep: SweepData) -> list[Figure]:
         figures.append(_trade(sweep, timed))
     found = effects(sweep) if len(timed) > 1 else []
     if len(found) > 1:
-        figures.append(_strengths(found))
-    return figures + [_effect(effect, number) for number, effect in enumerate(found[:KEYS])]
+        figures.append(_strengths(found, measure(timed)))
+    return figures + [_effect(effect, number, measure(timed)) for number, effect in enumerate(found[:KEYS])]
 
 
 def _bars(sweep: SweepData, timed: Sequence[Job]) -> Figure:
@@ -63,9 +64,9 @@ def _bars(sweep: SweepData, timed: Sequence[Job]) -> Figure:
         shapes.append(Label(frame.right, bottom + 32, f"step, {name}", "end", SMALL))
         return Picture(width=width, height=bottom + 38, shapes=shapes, says="The time of every job, computing and communication")
 
-    caption = "From the fastest to the slowest; computing is the mean over the GPUs."
-    if not same_work(timed):
-        caption += " The jobs do not do the same work: the order is by time per token."
+    caption = "From the best to the worst; computing is the mean over the GPUs."
+    if not same_work([job.summary for job in timed]):
+        caption += " The jobs do not do the same work: the order is by GPU time per token."
     return Figure(name="jobs", title="The jobs", caption=caption, draw=draw)
 
 
@@ -138,7 +139,7 @@ def _trade(sweep: SweepData, timed: Sequence[Job]) -> Figure:
     )  # fmt: skip
 
 
-def _strengths(found: Sequence[Effect]) -> Figure:
+def _strengths(found: Sequence[Effect], what: str) -> Figure:
     def draw(width: float) -> Picture:
         high = max(1.02, max(effect.largest for effect in found))
         room = min(width * 0.45, max(len(effect.key) for effect in found) * (SMALL + 0.5) * WIDE + 12)
@@ -158,14 +159,15 @@ def _strengths(found: Sequence[Effect]) -> Figure:
         return Picture(width=width, height=bottom + 6, shapes=shapes, says="By how much each swept key changes the time")
 
     caption = (
-        "By how much the time grows from a key's best value to its worst, all other keys equal: the median and (pale) the most."
+        f"By how much the {what} grows from a key's best value to its worst, all other keys equal: the median and (pale) "
+        "the most."
     )
     if any(not effect.matched for effect in found):
         caption += " Of keys that never change alone: between the means of their values."
     return Figure(name="keys", title="Which key matters", caption=caption, draw=draw)
 
 
-def _effect(effect: Effect, number: int) -> Figure:
+def _effect(effect: Effect, number: int, what: str) -> Figure:
     numeric = all(as_number(value) is not None for value in effect.values if value != "null")
     relative = [_relative(group) for group in effect.groups]
     middle = [_median([group[i] for group in relative]) for i in range(len(effect.values))]
@@ -179,7 +181,7 @@ def _effect(effect: Effect, number: int) -> Figure:
     best = effect.values[min(range(len(middle)), key=lambda i: middle[i] or math.inf)]
     return Figure(
         name=f"key_{number}", title=effect.key, draw=draw,
-        caption=f"Time over the best of each group; the bold line is the median. {how}. Best: {best}.",
+        caption=f"{what[0].upper()}{what[1:]} over the best of each group; the bold line is the median. {how}. Best: {best}.",
     )  # fmt: skip
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from clustersim.report.findings import Findings
 from clustersim.report.reading import Job, SweepData, value_of
 from clustersim.report.wording import number, percent, seconds, times
+from clustersim.results.comparing import gpu_seconds, same_work
 
 FEW_DROPS = 0.01  # share of the choices that a capacity may drop before a reader has to think about it
 
@@ -28,21 +30,13 @@ class Effect:
 
 
 def cost(job: Job) -> float:
-    """Seconds per token: of the same work the step, of different work what makes it comparable. Infinite where no time passed."""
-    step, tokens = job.summary.get("step_s"), job.summary.get("tokens")
-    if not step or not tokens or not math.isfinite(step):
-        return math.inf
-    return float(step) / float(tokens)
+    """What jobs are ranked by."""
+    return gpu_seconds(job.summary)
 
 
 def ranked(jobs: Sequence[Job]) -> list[Job]:
     """Jobs from the best to the worst; those without a time last."""
     return sorted(jobs, key=cost)
-
-
-def same_work(jobs: Sequence[Job]) -> bool:
-    """Whether all jobs move the same number of tokens through the same model, so that steps can be compared as they are."""
-    return len({(job.summary.get("tokens"), job.summary.get("model")) for job in jobs}) <= 1
 
 
 def front(jobs: Sequence[Job]) -> list[Job]:
@@ -139,24 +133,46 @@ def _headline(sweep: SweepData, timed: Sequence[Job]) -> str:
         )
     gain = cost(worst) / cost(best)
     if gain < 1.005:
-        return f"It makes no difference: all {len(timed):,} jobs take {seconds(best.summary['step_s'])}"
+        every = seconds(best.summary["step_s"])
+        what = f"take {every}" if same_work([job.summary for job in timed]) else "make as many tokens per GPU-second"
+        return f"It makes no difference: all {len(timed):,} jobs {what}"
     name = named(best, sweep.swept) if len(sweep.swept) <= 3 else best.folder.name
     name = name if len(name) <= 90 else best.folder.name
+    if not same_work([job.summary for job in timed]):
+        return f"Best: {name}, {times(gain)} the tokens per GPU-second of the worst"
     return f"Fastest: {name}, {times(gain)} faster than the slowest"
+
+
+def measure(jobs: Sequence[Job]) -> str:
+    """What `cost` is called."""
+    return "time" if same_work([job.summary for job in jobs]) else "GPU time per token"
+
+
+def _speed(row: Mapping[str, Any]) -> str:
+    """Tokens per second, and of one GPU."""
+    return f"{number(row['tokens_per_s'])} tokens per second, {number(row['tokens_per_s'] / row['gpus'])} per GPU"
+
+
+def _ends(timed: Sequence[Job]) -> tuple[str, str]:
+    """What the first and the last job are called: a shorter step is no merit where it is of less work, or of more GPUs."""
+    return ("fastest", "slowest") if same_work([job.summary for job in timed]) else ("best", "worst")
 
 
 def _best(sweep: SweepData, timed: Sequence[Job]) -> str:
     best = timed[0]
     row = best.summary
-    text = f"The fastest job ({named(best, sweep.swept)}) takes " if len(timed) > 1 else "It takes "
-    text += f"{seconds(row['step_s'])} a step, {number(row['tokens_per_s'])} tokens per second"
+    first, last = _ends(timed)
+    text = f"The {first} job ({named(best, sweep.swept)}) takes " if len(timed) > 1 else "It takes "
+    text += f"{seconds(row['step_s'])} a step, {_speed(row)}"
     if row.get("drop_rate"):
         text += f", and drops {percent(row['drop_rate'], 2)} of the choices"
     if len(timed) > 1:
-        text += f"; the slowest ({named(timed[-1], sweep.swept)}) takes {seconds(timed[-1].summary['step_s'])}"
+        other = timed[-1].summary
+        text += f"; the {last} ({named(timed[-1], sweep.swept)}) takes {seconds(other['step_s'])}"
+        text += f" and makes {_speed(other)}" if measure(timed) != "time" else ""
     ties = sum(cost(job) <= cost(best) * 1.001 for job in timed) - 1
     return text + (
-        f". {ties} other jobs are as fast to 0.1 %." if ties > 1 else ". One other job is as fast to 0.1 %." if ties else "."
+        f". {ties} other jobs are as good to 0.1 %." if ties > 1 else ". One other job is as good to 0.1 %." if ties else "."
     )
 
 
@@ -164,9 +180,9 @@ def _keys(sweep: SweepData) -> list[str]:
     found = effects(sweep)
     if len(sweep.jobs) < 2 or not found:
         return []
-    first = found[0]
+    first, what = found[0], measure(sweep.jobs)
     how = "by itself" if first.matched else "on average, as no two jobs differ in it alone"
-    told = [f"What matters most is {first.key}: from its best value to its worst the time grows {times(first.typical)} {how}."]
+    told = [f"What matters most is {first.key}: from its best value to its worst the {what} grows {times(first.typical)} {how}."]
     weak = [effect.key for effect in found if effect.matched and effect.largest < 1.01]
     if weak:
         told.append(f"{' and '.join(weak) if len(weak) < 3 else f'{len(weak)} keys'} change it by less than 1 %.")
@@ -249,10 +265,11 @@ def _tiles(sweep: SweepData, timed: Sequence[Job]) -> tuple[tuple[str, str, str]
     tiles = [("jobs", number(len(sweep.jobs)), f"{len(sweep.failed)} failed" if sweep.failed else "none failed")]
     if timed:
         row, slow = timed[0].summary, timed[-1].summary
+        first, last = _ends(timed)
         tiles += [
-            ("fastest step", seconds(row["step_s"]), "of the best job"),
-            ("slowest step", seconds(slow["step_s"]), f"{times(cost(timed[-1]) / cost(timed[0]))} the best"),
-            ("tokens/s", number(row["tokens_per_s"]), "of the best job"),
+            (f"{first} step", seconds(row["step_s"]), "of the best job"),
+            (f"{last} step", seconds(slow["step_s"]), f"{times(cost(timed[-1]) / cost(timed[0]))} the best"),
+            ("tokens/s", number(row["tokens_per_s"]), f"{number(row['tokens_per_s'] / row['gpus'])} per GPU, of the best job"),
             ("dropped", percent(row.get("drop_rate"), 2) if row.get("drop_rate") else "none", "by the best job"),
         ]  # fmt: skip
     tiles.append(("keys swept", number(len(sweep.swept)), ", ".join(sweep.swept[:2]) + (", …" if len(sweep.swept) > 2 else "")))

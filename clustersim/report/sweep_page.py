@@ -18,7 +18,8 @@ SHOWN = 12  # values of a key that the list of differences shows
 # heading, summary column, how it is shown; of costs only those that some job has
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("step", "step_s", seconds), ("computes", "compute_s", seconds), ("exposed", "exposed_comm_s", seconds),
-    ("bubble", "bubble_s", seconds), ("tokens/s", "tokens_per_s", number),
+    ("bubble", "bubble_s", seconds), ("tokens/s", "tokens_per_s", number), ("per GPU", "tokens_per_s_per_gpu", number),
+    ("$ a million tokens", "dollars_per_million_tokens", lambda value: number(value, 3)),
     ("model TFLOP/s", "model_flops_per_s_per_gpu", lambda value: number(value / 1e12, 1) if known(value) else NONE),
     ("load", "imbalance", lambda value: number(value, 2)), ("T/bound", "over_bound", lambda value: number(value, 3)),
 )  # fmt: skip
@@ -65,7 +66,10 @@ def _comparison(sweep: SweepData) -> str:
     jobs = ranked(sweep.jobs)
     costs = [column for column in _COSTS if any(known(job.summary.get(column[1])) and job.summary[column[1]] for job in jobs)]
     trained = [known(job.summary.get("bubble_s")) for job in jobs]
-    left_out = ("over_bound",) if all(trained) else () if any(trained) else _TRAINED
+    left_out: tuple[str, ...] = ("over_bound",) if all(trained) else () if any(trained) else _TRAINED
+    left_out += ("tokens_per_s_per_gpu",) if len({job.summary.get("gpus") for job in jobs}) == 1 else ()
+    paid = any(known(job.summary.get("dollars_per_million_tokens")) for job in jobs)
+    left_out += () if paid else ("dollars_per_million_tokens",)
     columns = [column for column in _COLUMNS if column[1] not in left_out]
     best = cost(jobs[0])
     unbeaten = {job.folder for job in front(jobs)} if any(name == "dropped" for name, _, _ in costs) else set()

@@ -15,6 +15,7 @@ from clustersim.report.wording import nbytes, percent, seconds
 SHARES = (                      # of a device's step: colour, name, columns of the stages; from below in the bars
     ("compute", "computes", ("computed_s",)), ("dispatch", "sent in tensor, context groups", ("sent_s",)),
     ("combine", "exchanges for experts", ("exchanged_s",)), ("wait", "waits for other GPUs", ("waited_s",)),
+    ("faint", "waits for the host", ("launched_s",)),
     ("gradients", "gradients, weights", ("reduce_s", "gather_s")), ("optimiser", "optimiser", ("optimiser_s",)),
     ("bubble", "bubble", ("bubble_s",)),
 )  # fmt: skip

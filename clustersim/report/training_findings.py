@@ -18,10 +18,12 @@ def findings_of_training(run: RunData) -> Findings:
     compute, bubble, sent = (float(row[key] or 0.0) / step for key in ("compute_s", "bubble_s", "exposed_comm_s"))
     if compute >= 0.5:
         headline = f"Computing limits this training step: {percent(compute, 0)} of {seconds(step)}"
-    elif bubble >= max(compute, sent):
+    elif bubble >= max(compute, sent, float(row["launch_s"] or 0.0) / step):
         headline = f"The pipeline's bubble limits this training step: {percent(bubble, 0)} of {seconds(step)}"
-    elif sent >= compute:
+    elif sent >= max(compute, float(row["launch_s"] or 0.0) / step):
         headline = f"Communication limits this training step: {percent(sent, 0)} of {seconds(step)}"
+    elif float(row["launch_s"] or 0.0) / step >= max(compute, bubble, sent):
+        headline = f"The host that launches kernels limits this training step: {seconds(row['launch_s'])} of {seconds(step)}"
     else:
         headline = f"Computing is only {percent(compute, 0)} of this training step of {seconds(step)}"
     return Findings(headline=headline, sentences=tuple(_sentences(run, step)), tiles=_tiles(run))
@@ -47,6 +49,7 @@ def _sentences(run: RunData, step: float) -> list[str]:
 _SENT = {
     "tensor_comm_s": "Tensor and context groups send for", "exchange_comm_s": "Exchanges for experts that nothing hides take",
     "gradient_comm_s": "Gradients and weights of data parallel groups take",
+    "launch_s": "For the host to launch kernels GPUs wait",
 }  # fmt: skip
 
 

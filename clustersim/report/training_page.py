@@ -13,7 +13,7 @@ from clustersim.report.shapes import Figure
 from clustersim.report.training_findings import findings_of_training
 from clustersim.report.wording import number, percent, seconds
 
-TIMES = ("computed_s", "sent_s", "exchanged_s", "waited_s")
+TIMES = ("computed_s", "sent_s", "exchanged_s", "waited_s", "launched_s")
 SIZES = ("tensor", "context", "pipeline", "virtual", "expert", "expert_tensor", "zero")
 
 
@@ -52,7 +52,7 @@ def _passes(run: RunData) -> str:
         where = str(one["stage"]) if one["stage_back"] is None else f"{one['stage']} and {one['stage_back']}"
         spent: list[html.Cell] = [(seconds(one[key]), float(one[key])) for key in ("took", *TIMES)]
         rows.append([one["kind"], where, (number(one["len"]), float(one["len"])), *spent])
-    headings = ("pass", "stage", "times", "takes", "computes", "sent", "exchanged", "waits")
+    headings = ("pass", "stage", "times", "takes", "computes", "sent", "exchanged", "waits", "host")
     body = html.card("", "F forward, B backward, I and W its halves; F+B two that overlap. Means.", html.table(headings, rows))
     return f"<details><summary>All passes as a table</summary>{body}</details>"
 

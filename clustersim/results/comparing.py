@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,21 @@ def _ratio(value: float) -> str:
     return f"{value:.3f}"
 
 
+def gpu_seconds(row: Mapping[str, Any]) -> float:
+    """GPU-seconds per token, by which runs are ranked: those of the same work on as many GPUs as their steps are.
+
+    Infinite where no time passed, or none is known.
+    """
+    step, rate = row.get("step_s"), row.get("tokens_per_s")
+    timed = step and rate and math.isfinite(step) and math.isfinite(rate)
+    return float(row["gpus"]) / float(rate) if rate and timed else math.inf
+
+
+def same_work(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all runs took as many tokens through the same model on as many GPUs, so that steps can be compared as they are."""
+    return len({(row.get("tokens"), row.get("model"), row.get("gpus")) for row in rows}) <= 1
+
+
 SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {      # column of the summary, or sum over layers -> name, how it is written
     "step_s": ("step", format_seconds),
     "compute_s": ("compute of a GPU", format_seconds),
@@ -49,6 +65,7 @@ SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {      # column of the summ
     "tokens_per_s": ("tokens/s", _count),
     "tokens_per_s_per_gpu": ("tokens/s per GPU", _count),
     "model_flops_per_s_per_gpu": ("model FLOP/s per GPU", _teraflops),
+    "dollars_per_million_tokens": ("dollars, 1e6 tokens", _ratio),
     "gpu_hours_per_trillion_tokens": ("GPU-hours, 1e12 tokens", _count),
     "memory_bytes": ("memory, fullest GPU", format_bytes),
     "drop_rate": ("dropped choices", _percent),

@@ -99,4 +99,6 @@ def counted_layer(in_slot: Ints, placement: Placement, *, n_experts: int, n_gpus
 
 
 def _by_expert(ids: Ints, n_experts: int) -> Ints:
-    return np.bincount(ids.ravel() + 1, minlength=n_experts + 1)[1:]
+    if ids.min(initial=0) < 0:
+        ids = ids[ids >= 0]
+    return np.bincount(ids.ravel(), minlength=n_experts)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clustersim.places import option_files
 from clustersim.types import InputError
 from clustersim.writing import replacing
 
@@ -32,6 +33,7 @@ class Manifest:
 
     file: Path
     asked: tuple[str, ...]              # its overrides
+    question: str                       # what its study asks; empty where it is no study, or asks nothing
     jobs: tuple[Planned, ...]           # in its order
     changed: int                        # when that last happened, in ns
 
@@ -47,10 +49,22 @@ def manifest_file(study: Path, asked: Sequence[str], shard: str | None) -> Path:
     return study / f"sweep-{name}{'' if shard is None else '-' + shard.replace('/', 'of')}.json"
 
 
-def write_manifest(file: Path, asked: Sequence[str], jobs: Sequence[Planned]) -> None:
+def question_of(overrides: Sequence[str]) -> str:
+    """What the study that these overrides ask for is to find out: the comment after the line that runs it; empty without."""
+    asked = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
+    own = Path(asked["config_dir"]) if "config_dir" in asked else None
+    path = option_files("experiment", own).get(asked.get("experiment", ""))
+    lines = path.read_text(encoding="utf-8").splitlines() if path is not None else []
+    told = [line.lstrip("# ") for line in lines if line.startswith("#") and not line.startswith(("# @package", "# clustersim "))]
+    return told[0] if told else ""
+
+
+def write_manifest(file: Path, asked: Sequence[str], question: str, jobs: Sequence[Planned]) -> None:
     """Write the file anew, at once."""
     lines = ",\n".join(json.dumps(_told(job), ensure_ascii=False) for job in jobs)
-    text = f'{{"overrides": {json.dumps(list(asked), ensure_ascii=False)},\n"jobs": [\n{lines}\n]}}\n'
+    head = {"overrides": list(asked), "question": question}
+    told = ",\n".join(f'"{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in head.items())
+    text = f'{{{told},\n"jobs": [\n{lines}\n]}}\n'
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -72,7 +86,7 @@ def read_manifest(file: Path) -> Manifest:
         if len(other.jobs) == len(jobs):
             jobs = [mine if mine.run_id or mine.reason else theirs for mine, theirs in zip(jobs, other.jobs, strict=True)]
     changed = max(one.changed for one in (first, *others))
-    return Manifest(file=file, asked=first.asked, jobs=tuple(jobs), changed=changed)
+    return Manifest(file=file, asked=first.asked, question=first.question, jobs=tuple(jobs), changed=changed)
 
 
 def _shards(file: Path) -> list[Path]:
@@ -88,7 +102,8 @@ def read_one(file: Path) -> Manifest:
         jobs = tuple(
             Planned(overrides=tuple(job["overrides"]), run_id=job.get("run_id"), reason=job.get("reason")) for job in told["jobs"]
         )
-        return Manifest(file=file, asked=tuple(told["overrides"]), jobs=jobs, changed=changed)
+        asked, question = tuple(told["overrides"]), str(told.get("question", ""))
+        return Manifest(file=file, asked=asked, question=question, jobs=jobs, changed=changed)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: tells of no sweep ({type(error).__name__}: {str(error).splitlines()[0]})") from error
 

@@ -98,7 +98,8 @@ def layers_table(played: Played, gpus: pl.DataFrame, cluster: Cluster, counts: S
     compute = pl.col("attention_s") + pl.col("expert_s") + pl.col("other_s")
     times = {
         "dispatch_s": pl.col("dispatch_s"), "compute_s": compute, "combine_s": pl.col("combine_s"), "wait_s": pl.col("wait_s"),
-        "exposed_comm_s": pl.col("dispatch_s") + pl.col("combine_s") + pl.col("idle_s"),
+        "tensor_s": pl.col("tensor_s"),
+        "exposed_comm_s": pl.col("dispatch_s") + pl.col("combine_s") + pl.col("tensor_s") + pl.col("idle_s"),
     }  # fmt: skip
     means = [expression.mean().alias(name) for name, expression in times.items()]
     largest = [expression.max().alias(name.removesuffix("_s") + "_max_s") for name, expression in times.items()]
@@ -220,8 +221,9 @@ def summary_row(
     return {
         "step_s": step_s,
         "compute_s": compute,
-        "exposed_comm_s": step_s - compute,
+        "exposed_comm_s": max(0.0, step_s - compute),      # where nothing is exchanged they differ by rounding
         "wait_s": float(gpus["wait_s"].sum()) / n_gpus / n_steps,
+        "tensor_s": float(gpus["tensor_s"].sum()) / n_gpus / n_steps,
         "tokens": n_tokens,
         "tokens_per_s": (n_tokens if made is None else made) / step_s if step_s else None,
         "tokens_per_s_per_gpu": (n_tokens if made is None else made) / step_s / n_gpus if step_s else None,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from clustersim.results import training_screen
+from clustersim.results.comparing import gpu_seconds, same_work
+from clustersim.results.facts import cost_line, summary_page
 from clustersim.results.footprint import memory_line
 from clustersim.units import format_bytes, format_seconds
 
@@ -38,12 +40,8 @@ def layer_table(layers: pl.DataFrame) -> Table:
 
 def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame | None = None) -> RenderableType:
     """The run in a dozen lines; `memory` is that table, where it is at hand."""
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    table.add_column(style="bold")
-    table.add_column()
     step = row["step_s"]
     share = f"{100 * row['exposed_comm_s'] / step:.0f} % of the step" if step else "no time passed"
-    gap = f"T/bound {_number(row['over_bound'], 3)} (1 = as fast as the busiest link allows)"
     capacity = "dropless"
     if row["capacity_factor"] is not None:
         capacity = f"factor {row['capacity_factor']:g} ({row['capacity_rule']}, {row['drop']})"
@@ -51,54 +49,51 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
         "run": f"{row['model']} on {row['gpus']} GPUs of {row['topology']}, trace {row['trace']}, "
         f"{row['tokens_per_gpu']:,} tokens per GPU",
         "choices": f"placement {row['placement']} ({row['slots']} slots, {row['replica']}), exchange {row['exchange']}, "
-        f"network {row['network']}, capacity {capacity}",
+        f"network {row['network']}, capacity {capacity}" if row["moe_layers"] else "",
         "step": f"{format_seconds(step)}: {_number(row['tokens_per_s'], 0)} tokens/s, "
         f"{_number(row['tokens_per_s_per_gpu'], 0)} per GPU",
-        "user": f"{format_seconds(row['time_per_output_token_s'] or 0.0)} per token: "
+        "user": "" if row["time_per_output_token_s"] is None else f"{format_seconds(row['time_per_output_token_s'])} per token: "
         f"{_number(row['tokens_per_s_per_user'], 1)} tokens/s for each sequence in flight",
-        "seeds": _seeds(row),
+        "seeds": "" if row["replicates"] == 1 else _seeds(row),
         "compute": f"{format_seconds(row['compute_s'])} per GPU",
         "exposed communication": f"{format_seconds(row['exposed_comm_s'])} per GPU, {share}",
         "of it waiting for others": f"{format_seconds(row['wait_s'])} per GPU",
+        "of it tensor groups": f"{format_seconds(row['tensor_s'])} per GPU" if row["tensor_s"] else "",
+        **(_of_experts(row) if row["moe_layers"] else {}),
+        "cost": cost_line(row),
+        "memory of a GPU": "" if memory is None else memory_line(row, memory),
+        "steps": f"{row['steps']} played; times and bytes are means over them" if row["steps"] > 1 else "",
+        **(_of_moves(row) if row.get("rebalances") else {}),
+    }  # fmt: skip
+    return summary_page(lines, notes)
+
+
+def _of_experts(row: Mapping[str, Any]) -> dict[str, str]:
+    """The lines that a model without routed experts has nothing for."""
+    gap = f"T/bound {_number(row['over_bound'], 3)} (1 = as fast as the busiest link allows)"
+    return {
         "bottleneck": f"{row['bottleneck'] or 'none'}, busy {format_seconds(row['bottleneck_busy_s'])} of the step; {gap}",
         "on the wires": f"NVLink {format_bytes(row['nvlink_bytes'])}, NIC {format_bytes(row['nic_bytes'])}",
-        "memory of a GPU": "" if memory is None else memory_line(row, memory),
         "expert load of a GPU": f"max/mean {_number(row['imbalance'], 2)}, mean over the layers",
         "dropped": f"{_percent(row['drop_rate'])} of the choices, {_percent(row['fully_dropped'])} of the tokens wholly, "
-        f"{_percent(row['gate_mass_lost'])} of the gate weights; saves {format_seconds(row['seconds_saved_by_dropping'])}",
-        "rerouted": f"{_percent(row['rerouted_rate'])} of the choices, to the next expert with room",
+        f"{_percent(row['gate_mass_lost'])} of the gate weights; saves {format_seconds(row['seconds_saved_by_dropping'])}"
+        if row["drop_rate"] else "nothing",
+        "rerouted": f"{_percent(row['rerouted_rate'])} of the choices, to the next expert with room"
+        if row["rerouted_rate"] else "",
         "padding": f"{_percent(row['padding_share'])} of the rows that experts compute; "
-        f"{format_bytes(row['padding_sent_bytes'])} sent",
+        f"{format_bytes(row['padding_sent_bytes'])} sent" if row["padding_share"] else "",
+    }  # fmt: skip
+
+
+def _of_moves(row: Mapping[str, Any]) -> dict[str, str]:
+    """What experts on the move cost and bring."""
+    even = row["break_even_steps"]
+    return {
+        "placements moved": f"{row['rebalances']} times, {row['moved_experts']:,} experts, "
+        f"{format_bytes(row['migration_bytes'])}; steps wait {format_seconds(row['migration_s'])} each",
+        "moving gains": f"{_percent(row['net_gain'])} of the time, {_percent(row['gross_gain'])} in steps that no move disturbs; "
+        + ("no break-even" if even is None else f"a move pays after {even:,.1f} steps"),
     }
-    if not row["drop_rate"]:
-        lines["dropped"] = "nothing"
-    if memory is None:
-        del lines["memory of a GPU"]
-    if not row["moe_layers"]:
-        for name in ("choices", "bottleneck", "on the wires", "expert load of a GPU", "dropped"):
-            del lines[name]
-    if row["replicates"] == 1:
-        del lines["seeds"]
-    if row["time_per_output_token_s"] is None:
-        del lines["user"]
-    for name, share in (("rerouted", "rerouted_rate"), ("padding", "padding_share")):
-        if not row[share]:
-            del lines[name]
-    if row["steps"] > 1:
-        lines["steps"] = f"{row['steps']} played; times and bytes are means over them"
-    if row.get("rebalances"):
-        even = row["break_even_steps"]
-        lines["placements moved"] = (
-            f"{row['rebalances']} times, {row['moved_experts']:,} experts, {format_bytes(row['migration_bytes'])}; "
-            f"steps wait {format_seconds(row['migration_s'])} each"
-        )
-        lines["moving gains"] = (
-            f"{_percent(row['net_gain'])} of the time, {_percent(row['gross_gain'])} in steps that no move disturbs; "
-            + ("no break-even" if even is None else f"a move pays after {even:,.1f} steps")
-        )
-    for name, text in lines.items():
-        table.add_row(name, text)
-    return Group(Text(), table, *(Text(f" note: {note}", style="dim") for note in notes))
 
 
 def _seeds(row: Mapping[str, Any]) -> str:
@@ -109,29 +104,34 @@ def _seeds(row: Mapping[str, Any]) -> str:
 
 
 def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table:
-    """One line per job of a sweep: the keys that differ, and what came of them; the fastest is 1.00."""
+    """One line per job of a sweep: the keys that differ, and what came of them; the best is 1.00, by GPU time per token."""
     keys, swept = _swept(jobs)
-    if all(row.get("bubble_s") is not None for _, row in jobs):
-        return training_screen.comparison(keys, swept, [row for _, row in jobs])
-    best = min(row["step_s"] for _, row in jobs)
+    rows = [row for _, row in jobs]
+    if all(row.get("bubble_s") is not None for row in rows):
+        return training_screen.comparison(keys, swept, rows)
+    best, per_gpu = min(map(gpu_seconds, rows)), len({row["gpus"] for row in rows}) > 1
     table = Table(
         box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
-        caption=_caption(swept, [row for _, row in jobs]),
+        caption=_caption(swept, rows),
     )  # fmt: skip
     for heading in swept:
         table.add_column(heading, justify="right", overflow="fold")
-    more = _about_placements(swept, [row for _, row in jobs])
-    for heading in ("step", "exposed", "dropped", "tokens/s") if not more else ("step", *more):
+    more = _about_placements(swept, rows)
+    rate = "tokens/s/GPU" if per_gpu else "tokens/s"
+    paid = all(row.get("dollars_per_million_tokens") is not None for row in rows)
+    for heading in (*(("step", "exposed", "dropped", rate) if not more else ("step", *more)), *["$/M tokens"] * paid):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("bottleneck", no_wrap=True)
     table.add_column("to best", justify="right", no_wrap=True)
-    for job, (_, row) in zip(keys, jobs, strict=True):
-        fastest = row["step_s"] == best
-        usual = (format_seconds(row["exposed_comm_s"]), _percent(row["drop_rate"]), _number(row["tokens_per_s"], 0))
+    for job, row in zip(keys, rows, strict=True):
+        own = gpu_seconds(row)
+        speed = _number(row["tokens_per_s_per_gpu" if per_gpu else "tokens_per_s"], 0)
+        usual = (format_seconds(row["exposed_comm_s"]), _percent(row["drop_rate"]), speed)
         table.add_row(
             *(job.get(key, "") for key in swept), format_seconds(row["step_s"]),
-            *([show(row) for show in more.values()] or usual), row["bottleneck"] or "none",
-            f"{row['step_s'] / best:.2f}" if best else "", style="bold" if fastest else None,
+            *([show(row) for show in more.values()] or usual), *[_number(row.get("dollars_per_million_tokens"), 3)] * paid,
+            row["bottleneck"] or "none",
+            f"{own / best:.2f}" if own < math.inf else "", style="bold" if own == best else None,
         )  # fmt: skip
     return table
 
@@ -165,7 +165,8 @@ def _caption(swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
         return "gain: step time saved against the first placements kept, without the moves; net: with them; pays after: steps"
     if headings:
         return "balanced: mean / busiest GPU's load (vLLM); gap: busiest GPU over the least there can be; nodes: per token"
-    return "exposed: communication a GPU waits for"
+    same = "" if same_work(rows) else "; to best: GPU time per token"
+    return f"exposed: communication a GPU waits for{same}"
 
 
 def trade(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table | None:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 
+from clustersim.results.comparing import gpu_seconds
+from clustersim.results.facts import cost_line, summary_page
 from clustersim.results.footprint import memory_line
 from clustersim.units import format_bytes, format_seconds
 
@@ -18,13 +19,13 @@ def device_table(stages: pl.DataFrame) -> Table:
     """One line per pipeline device; alike neighbours are one line."""
     table = Table(
         box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
-        caption="sent: by tensor and context groups; exchanged: for experts, exposed; after: gradients, optimiser",
+        caption="sent: by tensor, context groups; exchanged: for experts; waits: also for the host; after: gradients, optimiser",
     )  # fmt: skip
     for heading in ("device", "layers", "computes", "sent", "exchanged", "waits", "bubble", "after"):
         table.add_column(heading, justify="right", no_wrap=True)
     lines: list[tuple[list[int], tuple[str, ...]]] = []
     for row in stages.iter_rows(named=True):
-        times = [row["computed_s"], row["sent_s"], row["exchanged_s"], row["waited_s"], row["bubble_s"]]
+        times = [row["computed_s"], row["sent_s"], row["exchanged_s"], row["waited_s"] + row["launched_s"], row["bubble_s"]]
         after = row["reduce_s"] + row["optimiser_s"] + row["gather_s"]
         shown = (str(row["layers"]), *(format_seconds(value) for value in (*times, after)))
         if lines and lines[-1][1] == shown:
@@ -37,17 +38,17 @@ def device_table(stages: pl.DataFrame) -> Table:
 
 
 def comparison(keys: Sequence[Mapping[str, str]], swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One line per training step of a sweep; `to best` is by time per token, since steps may be of different sizes.
+    """One line per training step of a sweep; `to best` is by GPU time per token, since steps may be of different sizes.
 
     Args:
         keys: the overrides of every job, by key.
         swept: those in which jobs differ.
     """
-    costs = [row["step_s"] / row["tokens"] for row in rows]
+    costs = [gpu_seconds(row) for row in rows]
     best = min(costs)
     table = Table(
         box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
-        caption="exposed: communication that nothing hides; TFLOP/s: of the model, per GPU; to best: time per token",
+        caption="exposed: communication that nothing hides; TFLOP/s: of the model, per GPU; to best: GPU time per token",
     )  # fmt: skip
     for heading in swept:
         table.add_column(heading, justify="right", overflow="fold")
@@ -66,9 +67,6 @@ def comparison(keys: Sequence[Mapping[str, str]], swept: Sequence[str], rows: Se
 
 def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame | None = None) -> RenderableType:
     """The step in a dozen lines; `memory` is that table, where it is at hand."""
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    table.add_column(style="bold")
-    table.add_column()
     step = row["step_s"]
 
     def share(key: str) -> str:
@@ -79,7 +77,7 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
         for name in ("tensor", "context", "pipeline", "virtual", "expert", "zero")
         if row[f"parallel.{name}"] not in ((None, 0) if name == "zero" else (None, 1))
     )  # fmt: skip
-    lines = {
+    return summary_page({
         "run": f"{row['model']} on {row['gpus']:,} GPUs of {row['topology']}",
         "split": f"{split or 'data parallel alone'}, {row['parallel.order']}",
         "step": f"{format_seconds(step)}: {row['tokens']:,} tokens in {row['micro_batches']} micro-batches",
@@ -92,11 +90,8 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
         "waits for others": share("wait_s"),
         "pipeline bubble": share("bubble_s"),
         "gradients and weights": share("gradient_comm_s"),
+        "cost": cost_line(row),
         "memory of a GPU": "" if memory is None else memory_line(row, memory),
         "expert load of a GPU": "" if row["imbalance"] is None else f"max/mean {row['imbalance']:.2f}, mean over the layers",
         "dropped": f"{100 * row['drop_rate']:.2f} % of the choices" if row["drop_rate"] else "",
-    }
-    for name, text in lines.items():
-        if text:
-            table.add_row(name, text)
-    return Group(Text(), table, *(Text(f" note: {note}", style="dim") for note in notes))
+    }, notes)  # fmt: skip

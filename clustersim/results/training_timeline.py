@@ -111,7 +111,7 @@ def _slices(tasks: pl.DataFrame, stages: pl.DataFrame) -> Sequence[Slice]:
     for row in tasks.iter_rows(named=True):
         waited = row["begin_s"] > free[row["device"]]
         free[row["device"]] = row["end_s"]
-        spent = {name: row[f"{name}_s"] * 1e6 for name in ("computed", "sent", "exchanged", "waited")}
+        spent = {name: row[f"{name}_s"] * 1e6 for name in ("computed", "sent", "exchanged", "waited", "launched")}
         both = ((row["stage"], row["batch"]), (row["stage_back"], row["batch_back"]))
         for i, (kind, (stage, batch)) in enumerate(zip(row["kind"].split("+"), both, strict=False)):
             told = {"what": KINDS[kind], "stage": stage, "micro-batch": batch}

@@ -15,7 +15,7 @@ import polars as pl
 from clustersim.composition import composed, shown
 from clustersim.config import sweep, what_is_run, whole
 from clustersim.results.documents import plain
-from clustersim.results.manifests import Planned, manifest_file, read_one, write_manifest
+from clustersim.results.manifests import Planned, manifest_file, question_of, read_one, write_manifest
 from clustersim.sweeps import pool
 from clustersim.sweeps.job import Outcome
 from clustersim.types import InputError
@@ -121,7 +121,7 @@ def listing(
 
     What a killed sweep had written stays until its job has ended again. Where nothing can be written nothing is.
     """
-    asked = what_is_run(overrides)
+    asked, question = what_is_run(overrides), question_of(overrides)
     planned = [Planned(overrides=tuple(what_is_run(job))) for job in jobs]
     file: Path | None = None
     last = -math.inf
@@ -131,7 +131,7 @@ def listing(
         if file is not None:
             last = time.monotonic()
             with suppress(OSError):
-                write_manifest(file, asked, planned)
+                write_manifest(file, asked, question, planned)
 
     def note(number: int, outcome: Outcome) -> None:
         nonlocal file, planned

@@ -14,6 +14,7 @@ import numpy as np
 
 from clustersim.cluster import Cluster
 from clustersim.engine.collectives import Wires
+from clustersim.engine.launches import Launches
 from clustersim.engine.machines import Machine
 from clustersim.engine.passes import Passes
 from clustersim.engine.pipelines import Task
@@ -22,7 +23,7 @@ from clustersim.model import Model
 from clustersim.parallel import Parallel
 from clustersim.sending import Traffic
 from clustersim.training import programs
-from clustersim.training.layers import Batch, Own, own_passes, routed_passes, unembedding
+from clustersim.training.layers import Batch, Own, own_passes, routed_passes, routed_sends, unembedding
 from clustersim.types import Transfers
 
 
@@ -32,9 +33,10 @@ class Block:
 
     seconds: float          # until the last GPU is through
     computed_s: float
-    sent_s: float           # collectives of tensor and context groups
+    sent_s: float           # collectives of tensor, context and expert-tensor groups
     exchanged_s: float      # exchanges that nothing hides: the GPU's own bytes on their way
     waited_s: float         # for other GPUs: in exchanges, and for the last to be through
+    launched_s: float = 0.0 # for the host, which has not launched the next kernel
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -56,6 +58,8 @@ class Stages:
     hand_over: Transfers                            # what two overlapping tasks leave to other stages
     wait_s: float                                   # before an exchange begins beside another micro-batch
     recompute: bool                                 # activations are made once more on the way back
+    partitioned: bool                               # overlapping tasks never have the SMs of exchanges; else while none runs
+    launches: Callable[[int], tuple[Launches, Launches]] | None     # of a layer and of its routed experts; None: no host counts
 
 
 class Blocks:
@@ -66,7 +70,7 @@ class Blocks:
         self._played: dict[Any, Block] = {}
         self._own: dict[tuple[int, bool], Own] = {}
         self._traffic: dict[tuple[int, int], Traffic] = {}
-        self._experts: dict[tuple[int, int, bool], Passes] = {}
+        self._experts: dict[tuple[int, int, bool], Own] = {}
         self.solves = self.events = 0
 
     @property
@@ -111,6 +115,7 @@ class Blocks:
             )
         if not ops:                                         # a stage with nothing but the embedding
             return Block(seconds=0.0, computed_s=0.0, sent_s=0.0, exchanged_s=0.0, waited_s=0.0)
+        host = sum(self._launched(op.layer, op.part) for op in ops if op.stream == COMPUTE)
         routing = {programs.FORWARD: ahead or back, programs.BACKWARD: back or ahead}
 
         def work_of(layer: int, batch: int) -> Work:
@@ -120,26 +125,36 @@ class Blocks:
 
         ran = play_program(s.cluster, s.network, ops, work_of)
         self.solves, self.events = self.solves + ran.solves, self.events + ran.events
-        return self._summed(ops, ran, beside=len(tasks) > 1)
+        return self._summed(ops, ran, lambda op: getattr(routing[op.batch], "batch", 0) % s.routings, host, beside=len(tasks) > 1)
 
-    def _summed(self, ops: Sequence[Op], ran: Ran, *, beside: bool) -> Block:
+    def _summed(self, ops: Sequence[Op], ran: Ran, routing_of: Callable[[Op], int], host: float, *, beside: bool) -> Block:
         computing = [i for i, op in enumerate(ops) if op.stream == COMPUTE]
         busy = (ran.end[computing] - ran.start[computing]).sum(axis=0)
-        sent = sum((self._sent(ops[i], beside) for i in computing), np.zeros(busy.size))
+        sent = sum((self._sent(ops[i], routing_of(ops[i]), beside) for i in computing), np.zeros(busy.size))
         stood = exposed(ops, ran)
         standing, waited = stood.sum(axis=0), np.zeros(busy.size)
         for i, account in ran.exchanges.items():
             waited += np.minimum(account.wait_s, stood[i])
         last = ran.step_s - busy - standing                 # until the last GPU is through
         last = np.where(np.abs(last) < 1e-12 * ran.step_s, 0.0, last)       # of the last itself only rounding is left
+        late = max(0.0, host - ran.step_s)
         return Block(
-            seconds=ran.step_s, computed_s=float((busy - sent).mean()), sent_s=float(sent.mean()),
-            exchanged_s=float((standing - waited).mean()), waited_s=float((waited + last).mean()),
+            seconds=ran.step_s + late, computed_s=float((busy - sent).mean()), sent_s=float(sent.mean()),
+            exchanged_s=float((standing - waited).mean()), waited_s=float((waited + last).mean()), launched_s=late,
         )  # fmt: skip
 
-    def _sent(self, op: Op, beside: bool) -> Any:
-        if not op.part.startswith("own_") or op.layer == programs.HEAD:
+    def _launched(self, layer: int, part: str) -> float:
+        """Seconds that the host needs for an operation of the compute stream."""
+        if self._stages.launches is None:
             return 0.0
+        own, experts = self._stages.launches(layer)
+        return float(_of(experts if part.startswith("experts_") else own, part[-1]))
+
+    def _sent(self, op: Op, routing: int, beside: bool) -> Any:
+        if op.layer == programs.HEAD:
+            return 0.0
+        if op.part.startswith("experts_"):
+            return _of(self._experts[self._stages.alike(op.layer), routing, beside].sent, op.part[-1])
         return _of(self._own_of(op.layer, beside).sent, op.part[-1])
 
     def _weights(self, task: Task) -> Block:
@@ -153,13 +168,27 @@ class Blocks:
             if layer != programs.HEAD:
                 sent = sent + self._own_of(layer, False).sent.weight_s
         total = float(computed.max())
+        host = sum(self._launched(layer, "own_w") + self._launched(layer, "experts_w") for layer in layers)
+        late = max(0.0, host - total)
         return Block(
-            seconds=total, computed_s=float((computed - sent).mean()), sent_s=float(sent.mean()), exchanged_s=0.0,
-            waited_s=float((total - computed).mean()),
+            seconds=total + late, computed_s=float((computed - sent).mean()), sent_s=float(sent.mean()), exchanged_s=0.0,
+            waited_s=float((total - computed).mean()), launched_s=late,
         )
 
     def _work(self, layer: int, routing: int, *, beside: bool) -> Work:
-        """What there is to do in a layer, both ways."""
+        """What there is to do in a layer, both ways; `beside` another pass, computing has fewer SMs."""
+        if not beside or layer == programs.HANDOVER:
+            return self._alone(layer, routing, beside=False)
+        work = self._alone(layer, routing, beside=True)
+        if not self._stages.partitioned:
+            work = replace(work, seconds=self._alone(layer, routing, beside=False).seconds, beside=work.seconds)
+        if self._stages.wait_s:
+            later = {part: replace(one, release=one.release + self._stages.wait_s) for part, one in work.transfers.items()}
+            work = replace(work, transfers=later)
+        return work
+
+    def _alone(self, layer: int, routing: int, *, beside: bool) -> Work:
+        """The same with all SMs, or with those that an exchange leaves throughout."""
         s = self._stages
         machine = s.beside if beside else s.machine
         if layer == programs.HANDOVER:
@@ -175,12 +204,15 @@ class Blocks:
             self._traffic[same, routing] = s.traffic(same, routing)
         sent = self._traffic[same, routing]
         if (same, routing, beside) not in self._experts:
-            self._experts[same, routing, beside] = routed_passes(s.model, sent.rows, sent.gpu_of, s.cluster.n_gpus, machine)
+            one, n = (s.model, sent.rows, sent.gpu_of), s.cluster.n_gpus
+            self._experts[same, routing, beside] = Own(
+                computed=routed_passes(*one, n, machine, s.parallel.expert_tensor),
+                sent=routed_sends(*one, n, s.parallel, s.wires),
+            )
         there, home = sent.dispatch, sent.combine
-        if beside and s.wait_s:
-            there, home = (replace(one, release=one.release + s.wait_s) for one in (there, home))
         transfers = {"dispatch": there, "combine": home, "back_dispatch": there, "back_combine": home}
-        return Work(seconds=seconds | _named("experts", self._experts[same, routing, beside]), transfers=transfers)
+        experts = self._experts[same, routing, beside]
+        return Work(seconds=seconds | _named("experts", experts.computed + experts.sent), transfers=transfers)
 
     def _own_of(self, layer: int, beside: bool) -> Own:
         s, same = self._stages, self._stages.alike(layer)
@@ -195,7 +227,7 @@ def _named(name: str, passes: Passes) -> dict[str, Any]:
     return {f"{name}_f": passes.forward_s, f"{name}_i": passes.input_s, f"{name}_w": passes.weight_s}
 
 
-def _of(passes: Passes, which: str) -> Any:
+def _of(passes: Passes | Launches, which: str) -> Any:
     return {"f": passes.forward_s, "i": passes.input_s, "w": passes.weight_s}[which]
 
 

@@ -10,12 +10,15 @@ from clustersim.cluster import Cluster
 from clustersim.composition import shown
 from clustersim.config import Run
 from clustersim.engine.activations import RECOMPUTE
+from clustersim.engine.launches import GRAPHS
+from clustersim.engine.machines import SCALINGS
 from clustersim.engine.memory import OPTIMISERS
 from clustersim.engine.pipelines import Pipeline
 from clustersim.engine.stages import ordered
 from clustersim.model import Model
 from clustersim.parallel import Parallel
 from clustersim.pick import did_you_mean
+from clustersim.training.folding import check_split
 from clustersim.types import InputError
 
 
@@ -25,7 +28,7 @@ def check_words(run: Run) -> None:
     Raises:
         InputError: another word, or one that a training step cannot follow.
     """
-    for key, known in (("recompute", RECOMPUTE), ("optimiser", OPTIMISERS)):
+    for key, known in (("recompute", RECOMPUTE), ("optimiser", OPTIMISERS), ("cuda_graphs", GRAPHS), ("scaling", SCALINGS)):
         _one_of(f"workload.{key}", run.config["workload"][key], known)
     decide = run.config["decide"]["name"]
     if run.model.n_moe_layers and decide == "periodic":
@@ -57,16 +60,19 @@ def pipeline_of(run: Run, parallel: Parallel, micro_batches: int) -> Pipeline:
 
 def check_experts(model: Model, parallel: Parallel, per_node: int) -> None:
     """InputError where experts cannot be spread like that."""
-    if parallel.expert_tensor > 1:
-        raise InputError(f"parallel.expert_tensor={parallel.expert_tensor}: experts are not split in training so far; use 1")
+    check_split(model, parallel.expert_tensor)
     if parallel.expert > model.n_experts:
         raise InputError(
             f"parallel.expert={parallel.expert}: more than the {model.n_experts} experts of a layer; "
             f"nearest that works: {model.n_experts}"
         )
-    if parallel.expert > per_node and parallel.expert % per_node:
-        near = round(parallel.expert / per_node) * per_node
-        raise InputError(f"parallel.expert={parallel.expert}: must be whole nodes of {per_node} GPUs; nearest that is: {near}")
+    group = parallel.expert * parallel.expert_tensor
+    if group > per_node and group % per_node:
+        near, by = max(1, round(group / per_node)) * per_node, parallel.expert_tensor
+        said, times = (f"; nearest that is: {near // by}", f" x expert_tensor {by}") if near % by == 0 else ("", "")
+        raise InputError(
+            f"parallel.expert={parallel.expert}{times if by > 1 else ''}: must be whole nodes of {per_node} GPUs{said}"
+        )
 
 
 def check_beside(run: Run, pipeline: Pipeline, cluster: Cluster, held: int) -> bool:

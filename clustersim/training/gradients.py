@@ -50,17 +50,23 @@ def held(model: Model, stages: Iterable[int], layers: Sequence[range], parallel:
 
 
 def update(
-    held: Held, parallel: Parallel, wires: Wires, machine: Machine, *, gradient_bytes: float
+    held: Held, parallel: Parallel, wires: Wires, machine: Machine, *, gradient_bytes: float, twin: int | None = None
 ) -> Update:
     """Gradients are scattered and weights gathered from `zero` 1 on; before, gradients are reduced to all.
 
     Groups are over data and context, and over expert data; Adam keeps weights and moments in FP32.
+
+    Args:
+        twin: how many pipeline devices away the one is that holds the same stages (DualPipe); None: nobody does.
     """
     replicas = parallel.data * parallel.context
     ranks = parallel.groups("data")[0] if parallel.context == 1 else np.arange(replicas) * parallel.tensor
-    both = ((held.dense, ranks), (held.experts, parallel.groups("expert_data")[0]))
+    groups = [ranks, parallel.groups("expert_data")[0]]
+    if twin is not None:
+        groups = [np.concatenate((group, group + abs(twin) * parallel.stage_gpus)) for group in groups]
+    both = ((held.dense, groups[0]), (held.experts, groups[1]))
     passes = 1 if parallel.zero else 2
-    owned = held.dense / (replicas if parallel.zero else 1) + held.experts / (parallel.expert_data if parallel.zero else 1)
+    owned = sum(weights / (group.size if parallel.zero else 1) for weights, group in both)
     return Update(
         reduce_s=sum(ring_s(weights * gradient_bytes, group, wires, passes) for weights, group in both),
         gather_s=sum(ring_s(weights * WEIGHT, group, wires) for weights, group in both) if parallel.zero else 0.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -15,6 +15,7 @@ from clustersim.matrices import seen
 from clustersim.model import Model
 from clustersim.parallel import Parallel
 from clustersim.parts import Attention, Latent, Moe, Part
+from clustersim.training.folding import gathered_s, shared_rows
 from clustersim.types import Ints
 
 
@@ -66,11 +67,23 @@ def own_passes(
 
 
 def _tensor_sends(one: Passes, nbytes: float, parallel: Parallel, wires: Wires) -> Passes:
-    """A gather before and a scatter behind a part (or, without sequence parallelism, one all-reduce that is both)."""
+    """A gather before and a scatter behind a part (or, without sequence parallelism, one all-reduce that is both).
+
+    With `tensor_overlap` a part's first product takes up pieces as they come and its last one sends them as they are made: each
+    is taken for half of the part; of a gather the own piece needs no waiting, of a scatter the last has nothing to hide behind.
+    """
     n = one.forward_s.size
     if parallel.tensor == 1:
         return Passes.none(n)
     ranks = parallel.groups("tensor")[0]
+    if parallel.tensor_overlap:
+        each, hidden = ring_s(nbytes, ranks, wires), (parallel.tensor - 1) / parallel.tensor / 2
+        ahead, back = (np.maximum(0.0, each - hidden * product) for product in (one.forward_s, one.input_s))
+        last = each / parallel.tensor           # the piece that the last product leaves
+        return Passes(
+            forward_s=ahead + np.maximum(last, ahead), input_s=back + np.maximum(last, back),
+            weight_s=np.maximum(0.0, each - one.weight_s),
+        )  # fmt: skip
     if parallel.sequence_parallel:
         each = ring_s(nbytes, ranks, wires)
         return Passes(
@@ -90,11 +103,19 @@ def _context_sends(part: Attention | Latent, batch: Batch, parallel: Parallel, w
     return Passes(forward_s=np.full(n_gpus, each), input_s=np.full(n_gpus, 2 * each), weight_s=np.zeros(n_gpus))
 
 
-def routed_passes(model: Model, rows: Ints, gpu_of: Ints, n_gpus: int, machine: Machine) -> Passes:
-    """The routed experts of a layer; rows int [slots]."""
+def routed_passes(model: Model, rows: Ints, gpu_of: Ints, n_gpus: int, machine: Machine, tensor: int = 1) -> Passes:
+    """The routed experts of a layer; rows int [slots], GPU of each, the first of `tensor` that share it."""
     moe = moe_of(model)
+    moe, (rows, gpu_of) = replace(moe, size=moe.size // tensor), shared_rows(rows, gpu_of, tensor)
     through: Values = np.bincount(gpu_of, rows, n_gpus)
     return expert_passes(moe, model.hidden, rows, gpu_of, n_gpus, machine, through)
+
+
+def routed_sends(model: Model, rows: Ints, gpu_of: Ints, n_gpus: int, parallel: Parallel, wires: Wires) -> Passes:
+    """What expert-tensor groups gather before the experts and scatter behind them, both ways."""
+    sent = gathered_s(rows, gpu_of, n_gpus, parallel.expert_tensor, model, wires)
+    both: Values = sent["gather"] + sent["scatter"]
+    return Passes(forward_s=both, input_s=both, weight_s=np.zeros(n_gpus))
 
 
 def unembedding(model: Model, batch: Batch, parallel: Parallel, machine: Machine, n_gpus: int) -> Passes:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from clustersim import network as networks
 from clustersim.architecture import describe
-from clustersim.assembling import assemble
+from clustersim.assembling import MEASURED_BATCH, assemble
 from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, flag, positive, whole
 from clustersim.engine import machines
 from clustersim.engine.activations import Keeping
 from clustersim.engine.blocks import PRECISIONS
 from clustersim.engine.collectives import Wires, send_s, wires_of
+from clustersim.engine.launches import NOTHING, Launches, expert_launches, head_launches, own_launches
 from clustersim.engine.machines import Machine
 from clustersim.engine.memory import Load, Memory, need
 from clustersim.engine.pipeline_play import Flow, play_pipeline
@@ -33,6 +35,7 @@ from clustersim.results.counting import LayerCounts
 from clustersim.sending import Traffic, same_layers, traffic
 from clustersim.training.blocks import Block, Blocks, Stages
 from clustersim.training.checks import check_beside, check_experts, check_words, first_built, pipeline_of, told_of_group
+from clustersim.training.folding import folded, leaders
 from clustersim.training.gradients import WEIGHT, Update, exposed_update, held, update
 from clustersim.training.layers import Batch
 from clustersim.types import Floats, InputError, Transfers, independent
@@ -104,8 +107,9 @@ def train(run: Run, progress: Progress = lambda fraction, what: None) -> Trained
     every = tuple(tuple(blocks.of(tasks) for tasks in device) for device in pipeline.tasks)
     updates = tuple(
         update(held(model, mine, layers, parallel), parallel, wires, stages.machine,
-               gradient_bytes=positive("workload.gradient_bytes", workload["gradient_bytes"]))
-        for mine in pipeline.held
+               gradient_bytes=positive("workload.gradient_bytes", workload["gradient_bytes"]),
+               twin=parallel.pipeline - 1 - 2 * device if order == "dualpipe" else None)
+        for device, mine in enumerate(pipeline.held)
     )  # fmt: skip
     rounds = micro_batches // (parallel.pipeline if order in ("interleaved", "combined") else 1)
     left = [
@@ -174,12 +178,15 @@ def _stages(
         return Stages(
             model=model, parallel=parallel, batch=batch, layers=layers, traffic=nobody, alike=alike.__getitem__, routings=1,
             cluster=cluster, network=pick(networks, name, **options), wires=wires, machine=machine, beside=machine,
-            hand_over=_hand_over(0.0, 1), wait_s=0.0, recompute=_recompute(run),
+            hand_over=_hand_over(0.0, 1), wait_s=0.0, recompute=_recompute(run), launches=_launches(run, parallel),
+            partitioned=False,
         ), counts  # fmt: skip
     try:
         parts = assemble(_group_run(run, parallel, batch, small.gpus_per_node))
     except InputError as error:
         raise told_of_group(error, run) from error
+    if parallel.expert_tensor > 1:
+        parts = replace(parts, exchange=folded(parts.exchange, parallel.expert_tensor))
     steps = [replace(parts, workload=one, placements=placed) for one, placed in zip(
         parts.stream.steps, parts.plan.placements, strict=True
     )]  # fmt: skip
@@ -203,22 +210,27 @@ def _stages(
     return Stages(
         model=model, parallel=parallel, batch=batch, layers=layers, traffic=sent, alike=same.__getitem__, routings=len(steps),
         cluster=parts.cluster, network=parts.network, wires=wires, machine=_machine(run, parts.cluster, 0),
-        beside=_machine(run, parts.cluster, kept), wait_s=wait_beside(*run.options("exchange")), recompute=_recompute(run),
+        beside=_machine(run, parts.cluster, kept), wait_s=_late(run, parts.run.tokens_per_gpu), recompute=_recompute(run),
+        launches=_launches(run, parallel), partitioned=run.config["workload"]["framework"] is None,
         hand_over=_hand_over(2 * _sender(parallel, batch, model, wires)(0, 1) if parallel.pipeline > 1 else 0.0, parallel.expert),
     ), counts  # fmt: skip
 
 
 def _group_run(run: Run, parallel: Parallel, batch: Batch, per_node: int) -> Run:
     """The run of one expert group: its GPUs alone, each with its share of a micro-batch."""
-    nodes, inside = max(1, parallel.expert // per_node), min(per_node, parallel.expert)
+    group, cut = parallel.expert * parallel.expert_tensor, parallel.expert_tensor
+    nodes, inside = max(1, group // per_node), min(per_node, group)
     tokens = batch.tokens // (parallel.tensor if parallel.sequence_parallel else 1)
-    config = dict(run.config)
+    config = {**run.config, "memory": "ignore"}                 # the step's own memory has been judged
     config["topology"] = {**config["topology"], "nodes": nodes, "gpus_per_node": inside}
     config["workload"] = {
         "phase": "prefill", "tokens_per_gpu": tokens, "encoder_inputs": 0,
         **{key: config["workload"][key] for key in ("steps", "deal", "domain_steps")},
     }  # fmt: skip
-    return replace(run, tokens_per_gpu=tokens, config=config)
+    if cut > 1:
+        slots = leaders(config["placement"]["slots"], parallel.expert, cut, run.model.n_experts)
+        config["placement"] = {**config["placement"], "slots": slots}
+    return replace(run, tokens_per_gpu=tokens, group_tokens=tokens, config=config)
 
 
 def _machine(run: Run, cluster: Cluster, sms: int) -> Machine:
@@ -230,8 +242,36 @@ def _machine(run: Run, cluster: Cluster, sms: int) -> Machine:
         return machines.roofline(gpu, gemm)
     if name == "kernels":
         return machines.kernels(gpu, gemm, options["tiles"], options["constants"], sms + options["sms_taken"],
-                                run.config["workload"]["framework"])
+                                run.config["workload"]["framework"], str(run.config["workload"]["scaling"]))
     raise InputError(f"compute={name}: training knows none, roofline and kernels")
+
+
+def _late(run: Run, tokens: int) -> float:
+    """Seconds by which an exchange begins late beside another micro-batch: as measured, less where the micro-batch is smaller.
+
+    Measured in DeepSeek's own framework; what Megatron-LM gains by its overlap leaves no room for it.
+    """
+    if run.config["workload"]["framework"] is not None:
+        return 0.0
+    return wait_beside(*run.options("exchange")) * min(1.0, tokens / MEASURED_BATCH)
+
+
+def _launches(run: Run, parallel: Parallel) -> Callable[[int], tuple[Launches, Launches]] | None:
+    """What the host launches for a layer (below 0: the unembedding), without its routed experts and for them."""
+    workload, model = run.config["workload"], run.model
+    if workload["framework"] is None or run.config["compute"]["name"] != "kernels":
+        return None
+    precision, graphs, exchange = PRECISIONS[model.gemm], str(workload["cuda_graphs"]), run.options("exchange")[0]
+    slots = model.n_experts / parallel.expert
+
+    @cache
+    def of(layer: int) -> tuple[Launches, Launches]:
+        if layer < 0:
+            return head_launches(graphs), NOTHING
+        own = own_launches(model.layers[layer], model.hidden, precision, exchange=exchange, graphs=graphs)
+        return own, expert_launches(slots, precision, graphs=graphs) if layer in model.moe_layers else NOTHING
+
+    return of
 
 
 def _layers(run: Run, parallel: Parallel) -> tuple[range, ...]:
@@ -252,7 +292,7 @@ def _layers(run: Run, parallel: Parallel) -> tuple[range, ...]:
 def _memory(run: Run, parallel: Parallel, batch: Batch, micro_batches: int, cluster: Cluster) -> Memory:
     """What a step needs on its fullest GPU; refused where it does not fit, unless `memory=ignore`."""
     workload = run.config["workload"]
-    narrow = PRECISIONS[run.model.gemm].activation_bytes
+    narrow = machines.precision_of(run.model.gemm, str(workload["scaling"])).activation_bytes
     load = Load(
         phase="training", micro_batch=batch.sequences, sequence=batch.sequence, micro_batches=micro_batches,
         order=str(run.config["parallel"]["order"]), keeping=Keeping(recompute=str(workload["recompute"]), linear=narrow),

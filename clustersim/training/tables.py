@@ -13,7 +13,7 @@ from clustersim.results.counting import LayerCounts
 from clustersim.results.tables import trade
 from clustersim.training.step import Trained
 
-SHARES = ("computed_s", "sent_s", "exchanged_s", "waited_s")        # of a task's seconds
+SHARES = ("computed_s", "sent_s", "exchanged_s", "waited_s", "launched_s")        # of a task's seconds
 
 
 def tasks_table(trained: Trained) -> pl.DataFrame:
@@ -63,6 +63,7 @@ def training_row(trained: Trained, architecture: Architecture) -> dict[str, Any]
     return {
         "step_s": step_s,
         "compute_s": mean["computed_s"] + mean["optimiser_s"],
+        "launch_s": mean["launched_s"],
         "exposed_comm_s": sum(mean[name] for name in ("sent_s", "exchanged_s", "waited_s", "reduce_s", "gather_s")),
         "wait_s": mean["waited_s"],
         "bubble_s": mean["bubble_s"],
@@ -90,7 +91,8 @@ def _dropped(counts: Sequence[LayerCounts], trained: Trained) -> dict[str, Any]:
     """What the routers of the layers that were played did; nothing where none has experts."""
     asked, kept = sum(int(c.asked.sum()) for c in counts), sum(int(c.kept.sum()) for c in counts)
     tokens = trained.group_gpus * trained.batch.tokens
-    means = [float(c.gpu_tokens.max() / c.gpu_tokens.mean()) for c in counts if c.gpu_tokens.any()]
+    firsts = [c.gpu_tokens[:: trained.parallel.expert_tensor] for c in counts]          # the GPUs that slots are counted on
+    means = [float(held.max() / held.mean()) for held in firsts if held.any()]
     return {
         "drop_rate": (asked - kept) / asked if asked else 0.0,
         "fully_dropped": sum(c.fully_dropped for c in counts) / (tokens * len(counts)) if counts else 0.0,

@@ -22,7 +22,7 @@ from clustersim.writing import replacing
 
 FREE: Mapping[str, tuple[str, ...]] = {     # exchange -> its constants, those first that a few rows can tell
     "nccl_alltoall": ("ports.nvlink_share", "nccl.base_simple", "nccl.sm_rate", "nccl.base_ll"),
-    "deepep_normal": ("ports.round", "ports.sm_rate", "ports.nvlink_share", "ports.nic_share"),
+    "deepep_normal": ("ports.round", "deepep_v1.wait", "ports.sm_rate", "ports.nvlink_share", "ports.nic_share"),
     "deepep_low_latency": (
         "ports.round", "ports.nvlink_share", "deepep_low_latency.combine_share", "ports.nic_share", "deepep_low_latency.message",
     ),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from clustersim.kernels import fitted_constants, load_kernel, trying
 from clustersim.types import Floats
 from clustersim.validation.fitting import Fit, least_squares
-from clustersim.validation.rows import Row
+from clustersim.validation.rows import FOLDER, Row, read_rows
 from clustersim.validation.scoring import conventions, score
 
 Progress = Callable[[float, str], None]
@@ -30,28 +30,34 @@ SETS: tuple[tuple[tuple[str, ...], tuple[str, ...], int], ...] = (      # consta
         ),
         ("V2",), EIGHTH,        # two of its rows pull against each other by 25 %, and its bar of the worst is 12 %
     ),
-    (("ports.sm_rate", "ports.nic_share"), ("V4",), SQUARES),
+    (("ports.sm_rate", "ports.nic_share", "deepep_v1.wait"), ("V4",), SQUARES),
     (("megatron.bf16_share", "megatron.fp8_share"), ("V11",), SQUARES),
 )  # fmt: skip
 FITTED_ON: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {     # group -> constants fitted again, whose rows do it
-    "V2": (("ports.round", "deepep_low_latency.message"), ("V1", "V4")),
-    "V4": (("ports.sm_rate", "ports.nic_share"), ("V2", "V3", "V5")),
+    "V2": (
+        (
+            "ports.round", "deepep_low_latency.launch", "deepep_low_latency.message", "deepep_low_latency.combine_share",
+        ),
+        ("V1", "V4", "H200"),
+    ),
+    "V4": (("ports.nic_share", "deepep_v1.wait"), ("V2", "V3", "V5")),
     "V6": (("ports.nvlink_share",), ("V7",)),
     "V7": (("ports.nvlink_share",), ("V6",)),
-    "V11": ((), ()),
+    "V11": (("megatron.bf16_share",), ("V12",)),         # its GEMMs are inside a layer, too
 }
-ALONE: Mapping[str, Mapping[str, tuple[str, float]]] = {     # constants that no other rows tell -> times what stands in for them
-    "V2": {
-        "deepep_low_latency.launch": ("nccl.base_simple", 1.0),                   # of NCCL's source: before its first bytes
-        "deepep_low_latency.combine_share": ("ports.nvlink_share", 1.0),
-    },
+ASIDE: Mapping[str, tuple[str, dict[str, str]]] = {     # teachers among the rows put aside -> whose bars they have, cases
+    "H200": ("V2", {"gpu": "h200_sxm", "exchange": "deepep_low_latency"}),
+}
+ALONE: Mapping[str, Mapping[str, tuple[tuple[str, float], ...]]] = {    # constants that no other rows tell -> a sum of others
     "V6": {
-        "trtllm_one_sided.handshake_dispatch": ("ports.round", 429 / 377),       # a load on GB200 against one on H100
-        "trtllm_one_sided.handshake_combine": ("ports.round", 2 * 429 / 377),     # two kernels: one prepares the buffer
+        # a load on GB200 against one on H100; before a dispatch a kernel clears the counters, in a combine one fills the buffer
+        "trtllm_one_sided.handshake_dispatch": (("ports.round", 463 / 377), ("gemm.memory_pass", 1.0)),
+        "trtllm_one_sided.handshake_combine": (("ports.round", 2 * 463 / 377),),
     },
-    "V7": {"nccl.sm_rate": ("ports.sm_rate", 1.0)},
-    "V11": {"megatron.bf16_share": ("", 1.0), "megatron.fp8_share": ("", 1.0)},      # the fastest GEMM that a search finds
-}  # fmt: skip
+    "V4": {"ports.sm_rate": (("nccl.sm_rate", 1.0),)},
+    "V7": {"nccl.sm_rate": (("ports.sm_rate", 1.0),)},
+    "V11": {"megatron.fp8_share": (("megatron.bf16_share", 1.0),)},      # of the fastest that a search finds, in either format
+}
 
 
 def refit(rows: list[Row], progress: Progress = lambda fraction, what: None) -> list[tuple[tuple[str, ...], Fit]]:
@@ -111,13 +117,21 @@ def _elsewhere(name: str, rows: list[Row]) -> tuple[dict[str, float], str]:
     if name not in FITTED_ON:
         return {}, "none of its rows set a constant"
     fitted, teachers = FITTED_ON[name]
-    values = dict(_fit(fitted, [row for row in rows if row.group in teachers and _large(row)]).values) if fitted else {}
-    for key, (other, times) in ALONE.get(name, {}).items():
-        values[key] = times * (values.get(other) or _value(other))
-    told = [f"{_leaves(fitted)} from {', '.join(teachers)}"] if fitted else []
-    for key, (other, times) in ALONE.get(name, {}).items():
-        told.append(f"{_leaves([key])} as " + ((other and (other if times == 1 else f"{times:.3g} {other}")) or f"{times:g}"))
+    values = dict(_fit(fitted, [row for teacher in teachers for row in _taught_by(teacher, rows)]).values)
+    told = [f"{_leaves(fitted)} from {', '.join(teachers)}"]
+    for key, terms in ALONE.get(name, {}).items():
+        values[key] = sum(times * (values.get(other) or _value(other)) for other, times in terms)
+        summed = " + ".join(other if times == 1 else f"{times:.3g} {other}" for other, times in terms)
+        told.append(f"{_leaves([key])} as {summed}")
     return values, "; ".join(told)
+
+
+def _taught_by(teacher: str, rows: list[Row]) -> list[Row]:
+    if teacher not in ASIDE:
+        return [row for row in rows if row.group == teacher and _large(row)]
+    group, case = ASIDE[teacher]
+    aside = read_rows(FOLDER / "data" / "aside.jsonl")
+    return [replace(row, group=group) for row in aside if all(row.case.get(key) == value for key, value in case.items())]
 
 
 def _fit(constants: Iterable[str], rows: list[Row], power: int = SQUARES) -> Fit:
@@ -133,9 +147,8 @@ def _fit(constants: Iterable[str], rows: list[Row], power: int = SQUARES) -> Fit
 
 
 def _value(key: str) -> float:
-    """A constant as it is; 1 for none."""
     kernel, _, leaf = key.rpartition(".")
-    return load_kernel(kernel)[leaf] if key else 1.0
+    return load_kernel(kernel)[leaf]
 
 
 def _leaves(keys: Iterable[str]) -> str:

@@ -15,11 +15,27 @@ from clustersim.places import PACKAGE
 from clustersim.types import InputError
 
 FOLDER = PACKAGE / "validation"
-UNITS = {                       # what a row's value is multiplied by: seconds, bytes/s, FLOP/s, or a plain number
-    "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "ms/layer": 1e-3, "s/token": 1.0,
-    "B/s": 1.0, "MB/s": 1e6, "GB/s": 1e9, "TB/s": 1e12,
-    "FLOP/s": 1.0, "GFLOPS": 1e9, "TFLOPS": 1e12, "TFLOP/s": 1e12, "PFLOPS": 1e15,
-    "tok/s": 1.0, "tok/s/GPU": 1.0, "tok/s/node": 1.0, "H800 h": 1.0, "GPU h": 1.0,
+_TIMES = {
+    "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "ms/layer": 1e-3, "s/token": 1.0,
+    "ms/token": 1e-3,
+}  # fmt: skip
+_BYTES = {"B/s": 1.0, "MB/s": 1e6, "GB/s": 1e9, "TB/s": 1e12, "Gb/s": 1e9 / 8}
+_FLOPS = {"FLOP/s": 1.0, "GFLOP/s": 1e9, "TFLOP/s": 1e12, "PFLOP/s": 1e15, "GFLOPS": 1e9, "TFLOPS": 1e12, "PFLOPS": 1e15}
+_TOKENS = {"tok/s": 1.0, "tokens/s": 1.0}
+_HOURS = {"H800 h": 1.0, "GPU h": 1.0, "GPU-hours": 1.0}
+
+
+def _each(rates: Mapping[str, float], *shares: str) -> dict[str, float]:
+    """Rates, and rates of one GPU or another share."""
+    return {f"{name}{share}": scale for share in ("", *shares) for name, scale in rates.items()}
+
+
+OF_METRIC = {                   # how a metric begins -> its units, and what a row's value is multiplied by: SI
+    "seconds": _TIMES, "bytes/s": _each(_BYTES, "/GPU"), "FLOP/s": _each(_FLOPS, "/GPU"), "model FLOP/s": _each(_FLOPS, "/GPU"),
+    "tokens/s": _each(_TOKENS, "/GPU", "/node", "/user"), "GPU-hours": _HOURS,
+}  # fmt: skip
+UNITS = {
+    **{unit: scale for units in OF_METRIC.values() for unit, scale in units.items()},
     "ratio": 1.0, "x": 1.0, "%": 0.01, "nodes": 1.0, "ranks": 1.0, "experts": 1.0, "tokens": 1.0, "exact": 1.0,
 }  # fmt: skip
 NEEDED = ("id", "value", "unit", "case")
@@ -70,6 +86,21 @@ def read_rows(path: Path) -> list[Row]:
             raise InputError(f"validate {path}: two rows have the id {row.id!r}")
         seen.add(row.id)
     return rows
+
+
+def unit_of_metric(row: Row) -> None:
+    """Check that the unit is one of the metric, and of the same share of the cluster where both name one.
+
+    Raises:
+        InputError: it is not.
+    """
+    metric, unit = str(row.case.get("metric")), row.unit
+    units = next((units for start, units in OF_METRIC.items() if metric.startswith(start)), None)
+    if units is not None and unit not in units:
+        raise InputError(f"unit {unit}: is none of the metric {metric!r} (known: {', '.join(units)})")
+    shares = [next((share for share in ("/GPU", "/node", "/user") if text.endswith(share)), "") for text in (metric, unit)]
+    if shares[1] and shares[0] != shares[1]:
+        raise InputError(f"unit {unit}: is of another share than the metric {metric!r}")
 
 
 def _parsed(path: Path, text: str) -> list[Any]:

@@ -12,7 +12,7 @@ from clustersim.pick import find
 from clustersim.types import InputError
 from clustersim.validation import kinds
 from clustersim.validation.notes import noting, typed
-from clustersim.validation.rows import FOLDER, Row
+from clustersim.validation.rows import FOLDER, Row, unit_of_metric
 
 Progress = Callable[[float, str], None]
 
@@ -78,6 +78,7 @@ def _scored(row: Row, case: Mapping[str, Any], bar: float | None) -> Scored:
         if what in kinds.NOT_YET:
             return replace(unable, reason=kinds.NOT_YET[what])
         typed(case)
+        unit_of_metric(row)
         with noting() as notes:
             simulated = find(kinds, what, "case.what")(case)
     except InputError as refusal:

@@ -10,18 +10,21 @@ import polars as pl
 
 from clustersim.cluster import Cluster
 from clustersim.config import Run, compose
+from clustersim.engine.gpu import PARTS
+from clustersim.outcome import Result
 from clustersim.pick import did_you_mean
 from clustersim.places import group_folder, options
-from clustersim.simulation import Result, simulate
+from clustersim.simulation import simulate
 from clustersim.types import InputError
 from clustersim.validation.machines import TOPOLOGIES, machine
 from clustersim.validation.notes import needed, note, only
 
 KEYS = (
     "model", "gpu", "gpus", "gpus_per_node", "nic", "phase", "schedule", "shared", "tokens_per_gpu", "batch", "context",
-    "context_spread", "sequence", "draft", "accepted", "dtype", "exchange", "sms", "load", "router", "slots", "network",
+    "context_spread", "sequence", "draft", "accepted", "drafter", "dtype", "exchange", "sms", "load", "router", "slots",
+    "network",
 )  # fmt: skip
-SIZES = ("tensor", "context_parallel", "pipeline", "expert", "expert_tensor")       # of parallel groups
+SIZES = ("tensor", "expert_tensor", "context_parallel", "pipeline", "expert")       # of parallel groups
 METRICS = (
     "seconds per step", "seconds per layer", "seconds per token", "tokens/s/GPU", "tokens/s/node", "tokens/s/user", "tokens/s",
 )  # fmt: skip
@@ -65,16 +68,17 @@ def _work(case: Mapping[str, Any]) -> list[str]:
     """What the GPUs are given."""
     phase = case["phase"]
     if phase == "prefill":
-        if unused := [key for key in ("batch", "context", "context_spread", "draft", "accepted") if case.get(key) is not None]:
+        others = ("batch", "context", "context_spread", "draft", "accepted", "drafter")
+        if unused := [key for key in others if case.get(key) is not None]:
             raise InputError(f"case.{unused[0]}: belongs to phase decode")
         tokens, sequence = needed(case, "tokens_per_gpu", "sequence")
         passes = -(-sequence // tokens)                 # of a prompt in pieces
         return [f"workload.tokens_per_gpu={tokens}", f"trace.sequence={sequence}", f"workload.steps={passes}"]
     if case.get("tokens_per_gpu") is not None:
-        raise InputError("case.tokens_per_gpu: belongs to phase prefill; decode has batch, the sequences of a GPU")
+        raise InputError("case.tokens_per_gpu: belongs to phase prefill; decode has batch, sequences of a GPU or its group")
     batch, context = needed(case, "batch", "context")
-    asked = ["workload=decode", f"workload.tokens_per_gpu={batch}", f"workload.context={context}"]
-    for key, default in (("context_spread", 0), ("draft", 0), ("accepted", 1)):
+    asked = ["workload=decode", f"workload.tokens_per_group={batch}", f"workload.context={context}"]
+    for key, default in (("context_spread", 0), ("draft", 0), ("accepted", 1), ("drafter", "null")):
         asked.append(f"workload.{key}={case.get(key, default)}")
     return asked
 
@@ -85,11 +89,17 @@ def _options(case: Mapping[str, Any], cluster: Cluster) -> list[str]:
     known = options(group_folder("model"))
     if model not in known:
         raise InputError(f"case.model={model}: no such model{did_you_mean(str(model), known)} (known: {', '.join(known)})")
-    asked = [f"model={model}", "memory=ignore"]
+    asked = [f"model={model}", "memory=ignore", *(f"parallel.{key}={case.get(key) or 1}" for key in ("tensor", "expert_tensor"))]
     plain = compose([*asked, *_machine(case, cluster)])
     asked += _numbers(case, plain)
     network = case.get("network") or ("fluid" if cluster.n_gpus <= EXACT else "bound")
     asked += [f"network={network}", *(["network.resolution=0.01"] if network == "fluid" else [])]
+    for key, fixed in (("context_parallel", 1), ("pipeline", 1), ("expert", cluster.n_gpus)):
+        if case.get(key) not in (None, fixed):
+            raise InputError(
+                f"case.{key}={case[key]}: serving shares attention (tensor), spreads experts over all {cluster.n_gpus} GPUs "
+                f"or shares them, too (expert_tensor), and splits nothing else; use {fixed}"
+            )
     if not plain.model.n_experts:
         return [*asked, "trace=balanced"]
     exchange = case.get("exchange") or ("deepep_low_latency" if case["phase"] == "decode" else "deepep_normal")
@@ -97,12 +107,9 @@ def _options(case: Mapping[str, Any], cluster: Cluster) -> list[str]:
     if case.get("sms") is not None:
         asked.append(f"exchange.sms={case['sms']}")
     asked += _load(case, plain)
-    asked += [f"schedule={case.get('schedule') or 'in_order'}", f"schedule.shared={case.get('shared') or 'after'}"]
-    for key in SIZES:
-        if case.get(key) not in (None, cluster.n_gpus if key == "expert" else 1):
-            raise InputError(
-                f"case.{key}={case[key]}: serving spreads experts over all {cluster.n_gpus} GPUs and splits nothing else"
-            )
+    schedule = case.get("schedule") or "in_order"
+    shared = case.get("shared") or ("hidden" if schedule == "staggered" else "after")
+    asked += [f"schedule={schedule}", f"schedule.shared={shared}"]
     return asked
 
 
@@ -121,11 +128,14 @@ def _numbers(case: Mapping[str, Any], run: Run) -> list[str]:
 
 
 def _load(case: Mapping[str, Any], run: Run) -> list[str]:
-    """Where the tokens go: balanced (even popularity), a preset of the sampler, or a recorded trace's folder."""
+    """Where the tokens go: evenly dealt, balanced (even popularity), a preset of the sampler, or a recorded trace's folder."""
     load = str(case.get("load") or "balanced")
-    router = case.get("router") or ("model" if run.model.router else "recorded")
+    router = case.get("router") or ("model" if run.model.router and load != "even" else "recorded")
     asked = [f"router={router}"]
-    asked += ["trace=file", f"trace.path={load}"] if Path(load).is_dir() else ["trace=sampled", f"trace.preset={load}"]
+    if load == "even":
+        asked.append("trace=balanced")
+    else:
+        asked += ["trace=file", f"trace.path={load}"] if Path(load).is_dir() else ["trace=sampled", f"trace.preset={load}"]
     slots = case.get("slots")
     if slots is not None:
         asked += [f"placement.slots={slots}", *(["placement=eplb"] if slots > run.model.n_experts else [])]
@@ -144,7 +154,7 @@ def _middle_layer_s(result: Result) -> float:
     """Seconds of a MoE layer that is neither the first nor the last one."""
     moe = result.run.model.moe_layers
     gpus = result.tables["gpus"].filter(pl.col("layer").is_in(moe[1:-1]))
-    whole = gpus.select(pl.sum_horizontal("attention_s", "dispatch_s", "expert_s", "combine_s", "other_s", "idle_s").sum()).item()
+    whole = gpus.select(pl.sum_horizontal(*PARTS).sum()).item()
     steps, n = gpus["step"].n_unique(), gpus["gpu"].n_unique()
     return float(whole) / steps / n / (len(moe) - 2)
 
@@ -152,7 +162,9 @@ def _middle_layer_s(result: Result) -> float:
 def _in(metric: str, result: Result, step_s: float, layers: int, cluster: Cluster) -> float:
     """The step in the metric of the case."""
     run = result.run
-    made = result.summary["tokens"] if run.decoding is None else run.decoding.sequences * run.decoding.accepted * cluster.n_gpus
+    made, groups = float(result.summary["tokens"]), cluster.n_gpus // run.group.tensor
+    if run.decoding is not None:
+        made = run.decoding.sequences * run.decoding.accepted * groups
     each = 1.0 if run.decoding is None else run.decoding.accepted
     if metric in ("seconds per token", "tokens/s/user") and run.decoding is None:
         raise InputError(f"case.metric={metric}: belongs to phase decode")

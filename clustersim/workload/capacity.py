@@ -165,6 +165,8 @@ def applied_weights(weights: Floats, asked: Ints, assigned: Ints, *, renormalise
     DeepSpeed's top-2 and top-k gates renormalise, Megatron-LM's and Tutel's do not. With top-1 routing nobody does: the
     weight would always be 1. A choice that went to another expert keeps the weight of the one that it asked for.
     """
+    if assigned is asked and not renormalise and asked.min(initial=0) >= 0:
+        return weights
     kept: Floats = np.where((asked >= 0) & (assigned >= 0), weights, 0.0)
     if not renormalise or asked.shape[1] == 1:
         return kept

@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from clustersim.jit import njit
+from clustersim.jit import lean, njit
+
+
+@lean
+def count_rows(slots, source, rows):
+    """rows[source, slot] += 1 for every choice of slots [tokens, top_k]; -1 is none."""
+    for t in range(slots.shape[0]):
+        row = rows[source[t]]
+        for j in range(slots.shape[1]):
+            if slots[t, j] >= 0:
+                row[slots[t, j]] += 1
 
 
 @njit

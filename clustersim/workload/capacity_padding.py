@@ -11,8 +11,11 @@ from clustersim.workload.capacity import Limited, Rule
 
 def rows_by_source(slots: Ints, source: Ints, n_gpus: int, n_slots: int) -> Ints:
     """Choices of each source GPU for each slot, int [gpus, slots], from the slots [tokens, top_k] of its tokens; -1 none."""
-    key = np.where(slots < 0, n_gpus * n_slots, source[:, None] * n_slots + slots)
-    return np.bincount(key.ravel(), minlength=n_gpus * n_slots + 1)[:-1].reshape(n_gpus, n_slots)
+    from clustersim.workload.capacity_kernel import count_rows
+
+    rows = np.zeros((n_gpus, n_slots), np.int64)
+    count_rows(np.ascontiguousarray(slots), np.ascontiguousarray(source), rows)
+    return rows
 
 
 def padding_rows(rule: Rule, limited: Limited, rows: Ints, tokens: Ints, expert_of: Ints) -> tuple[Ints | None, Ints]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -21,6 +21,8 @@ from clustersim.workload.scores import experts_alone
 
 BLIND = ("hash_table", "random", "round_robin")         # do not look at the scores
 RUN = 16_384            # tokens whose scores are in memory at a time, or those of one GPU if it has more
+SHORT_RUN = 1024        # the same for routers that take every token by itself and draw nothing: so few stay in the cache
+BY_TOKEN = ("top_k", "group_limited")
 BIAS: Mapping[str, Any] = {"rule": "none", "rate": 1e-3, "updates": 0, "tokens": 8192}
 
 ONE_BY_ONE = {          # routers that rank tokens against each other, and what they do where these come one by one
@@ -174,12 +176,10 @@ def rerouted(
         }
         return router.function(scores, **{key: make() for key, make in given.items() if key in router.wants})
 
+    runs = _any_gpu if router.name in BY_TOKEN else _by_gpu
+
     def choose(layer: int) -> Choices:
-        parts = [
-            route(layer, first, last, scores)
-            for first, last, scores in _by_gpu(partial(process, layer), begin, end)
-        ]
-        ids, weights = _joined(parts)
+        ids, weights = _joined((route(layer, *run) for run in runs(partial(process, layer), begin, end)), workload.source.size)
         scores = None if workload.scores is None else partial(experts_alone, process, layer, model.n_experts)
         return Choices(ids=ids, weights=weights, scores=scores)
 
@@ -250,17 +250,37 @@ def _by_gpu(
         gpu = until
 
 
-def _joined(parts: list[tuple[Ints, Floats]]) -> tuple[Ints, Floats]:
-    """Choices of all GPUs under each other, the narrower filled up with -1."""
-    width = max((ids.shape[1] for ids, _ in parts), default=0)
-    rows = sum(len(ids) for ids, _ in parts)
-    ids, weights = np.full((rows, max(width, 1)), -1, np.int64), np.zeros((rows, max(width, 1)))
+def _any_gpu(
+    scores: Callable[[int, int], Scores], begin: Ints, end: Ints
+) -> Iterator[tuple[int, int, Scores]]:
+    """The same in short runs, whosever tokens they are."""
+    for first in range(0, int(end[-1]) if end.size else 0, SHORT_RUN):
+        last = min(first + SHORT_RUN, int(end[-1]))
+        yield first, last, scores(first, last)
+
+
+def _joined(parts: Iterable[tuple[Ints, Floats]], n_tokens: int) -> tuple[Ints, Floats]:
+    """Choices of all tokens under each other, the narrower filled up with -1; parts are not kept."""
+    ids, weights = np.empty((n_tokens, 1), np.int64), np.empty((n_tokens, 1))
     at = 0
     for part, weight in parts:
-        ids[at : at + len(part), : part.shape[1]] = part
-        weights[at : at + len(part), : part.shape[1]] = weight
+        if part.shape[1] > ids.shape[1] or at == 0:
+            ids, weights = _widened(ids, at, part.shape[1], -1), _widened(weights, at, part.shape[1], 0.0)
+        rows = slice(at, at + len(part))
+        for out, given, nothing in ((ids, part, -1), (weights, weight, 0.0)):
+            out[rows, : part.shape[1]] = given
+            out[rows, part.shape[1] :] = nothing
         at += len(part)
+    assert at == n_tokens, "a token has no choices"
     return ids, weights
+
+
+def _widened(values: NDArray[Any], n: int, width: int, nothing: float) -> NDArray[Any]:
+    """The first n rows in an array of as many rows but more columns."""
+    wider = np.empty((len(values), max(width, 1)), values.dtype)
+    wider[:n, : values.shape[1]] = values[:n]
+    wider[:n, values.shape[1] :] = nothing
+    return wider
 
 
 def _notes(router: Router) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from clustersim.types import Float32s, Floats, Ints
 from clustersim.workload.sampler_process import Pieces, Process
 
+DECK_STREAM = 5077      # of the seed: the shuffles of `balanced`
 POOL = 2048             # sequences whose choices are counted one by one, where only counts are asked for
 ROOM = 1 << 20          # numbers set aside for the sequences of one GPU: what a GPU has does not depend on the others
 BEYOND = 1 << 40        # no pass has so many tokens: from here on they are the same whatever the pass has
@@ -26,6 +27,7 @@ class Batch:
     n_gpus: int
     tokens_per_gpu: int
     sequence: int                   # tokens
+    known: dict[tuple[int, int], Pieces] = field(init=False, repr=False, default_factory=dict)     # alike in all layers
 
     def choose(self, layer: int) -> tuple[Ints, Floats]:
         """Experts and gate weights of all tokens, both [tokens, top_k], largest weight first."""
@@ -72,6 +74,12 @@ class Batch:
 
     def pieces(self, first: int, last: int) -> Pieces:
         """Tokens first to last - 1 as pieces of sequences."""
+        found = self.known.get((first, last))
+        if found is None:
+            found = self.known[first, last] = self._pieces(first, last)
+        return found
+
+    def _pieces(self, first: int, last: int) -> Pieces:
         far = first >= BEYOND
         first, last = (first - BEYOND, last - BEYOND) if far else (first, last)
         of_gpu = self.sequence if far else self.tokens_per_gpu
@@ -87,13 +95,17 @@ class Batch:
         )
 
 
-def balanced(index: Ints, *, n_experts: int, top_k: int) -> tuple[Ints, Floats]:
-    """Choice j of the token at place t of its GPU's batch is expert (t · top_k + j) mod experts, all weights equal.
+def balanced(number: Ints, *, n_experts: int, top_k: int, seed: int, layer: int) -> tuple[Ints, Floats]:
+    """Experts dealt like cards: shuffled anew for every `n_experts` tokens, token t takes the next top_k, all weights equal.
 
-    Every expert gets the same number from a GPU whose tokens · top_k is a multiple of the experts.
+    Every expert gets the same number from tokens that stand together, where tokens · top_k is a multiple of the experts. A token
+    visits as many GPUs and nodes as one that takes its experts at random.
 
     Args:
-        index: int [tokens], place in the GPU's batch.
+        number: int [tokens], tokens counted over all GPUs.
     """
-    ids = (index[:, None] * top_k + np.arange(top_k)) % n_experts
+    deck, place = np.divmod(number, n_experts)
+    rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(layer, DECK_STREAM))))
+    decks = rng.permuted(np.tile(np.arange(n_experts), (int(deck.max(initial=0)) + 1, 1)), axis=1)
+    ids = decks[deck[:, None], (place[:, None] * top_k + np.arange(top_k)) % n_experts]
     return ids, np.full(ids.shape, 1.0 / top_k)

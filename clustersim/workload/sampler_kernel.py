@@ -1,8 +1,7 @@
 """Inner loops of the sampler: normal draws by counter, latent vectors, top-k, alias tables. No parameters are judged here.
 
 Every number is a hash of a key and a counter, so any sequence of any layer can be made alone: no state, and nothing
-depends on blocks or workers. All of it is one file because numba's cache on disk looks only at the file of the function
-that is called. Import this module late: importing numba takes half a second.
+depends on blocks or workers. Import this module late: importing numba takes half a second.
 """
 
 from __future__ import annotations

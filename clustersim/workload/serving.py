@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from clustersim.pick import did_you_mean
 from clustersim.types import InputError, Ints, Workload
 
 LENGTHS_STREAM = 7_000_001      # of the random numbers of lengths, apart from every layer's and the deal's
@@ -24,6 +25,12 @@ class Decoding:
     rank_spread: float
     draft: int
     accepted: float
+    drafter: str | None = None
+
+    @property
+    def drafting(self) -> int:
+        """Layers that make drafts, after those of the model."""
+        return self.draft if self.drafter == "mtp" else 0
 
     @property
     def per_sequence(self) -> int:
@@ -53,7 +60,10 @@ def decoding_from(config: Mapping[str, Any]) -> Decoding | None:
             f"workload.accepted={given['accepted']}: no more tokens can be kept than are verified; "
             f"workload.draft={given['draft']} allows {1 + given['draft']}"
         )
-    return Decoding(sequences=config["tokens_per_gpu"], **given)
+    drafter = config["drafter"]
+    if drafter not in (None, "mtp"):
+        raise InputError(f"workload.drafter={drafter}: must be mtp or null{did_you_mean(str(drafter), ('mtp',))}")
+    return Decoding(sequences=config["tokens_per_gpu"], drafter=drafter, **given)
 
 
 def with_lengths(steps: tuple[Workload, ...], decoding: Decoding, n_gpus: int, seed: int) -> tuple[Workload, ...]:

@@ -99,8 +99,8 @@ def from_sampler(
     )
 
 
-def from_balanced(model: Model, n_gpus: int, tokens_per_gpu: int, *, sequence: int = 128) -> Workload:
-    """Tokens of `balanced`: every expert gets as much as any other, the same in every layer.
+def from_balanced(model: Model, n_gpus: int, tokens_per_gpu: int, seed: int = 0, *, sequence: int = 128) -> Workload:
+    """Tokens of `balanced`, numbered GPU after GPU: every expert gets as much as any other.
 
     Raises:
         InputError: less than one token per GPU or per sequence.
@@ -108,7 +108,8 @@ def from_balanced(model: Model, n_gpus: int, tokens_per_gpu: int, *, sequence: i
     source, index, context = uniform_blocks(n_gpus, tokens_per_gpu, sequence)
 
     def choose(layer: int) -> Choices:
-        ids, weights = balanced(index, n_experts=model.n_experts, top_k=model.top_k)
+        numbers = np.arange(source.size)
+        ids, weights = balanced(numbers, n_experts=model.n_experts, top_k=model.top_k, seed=seed, layer=layer)
         return Choices(ids=ids, weights=weights)
 
     return Workload(source=source, index=index, context=context, choose=choose)

@@ -138,6 +138,28 @@ def rerouted_stream(stream: Stream, reroute: Callable[[int, Workload], Workload]
     return Stream(steps=tuple(made[:n]), past=tuple(made[n:]), notes=notes)
 
 
+def shared_out(stream: Stream, tensor: int, per_sequence: int = 1) -> Stream:
+    """The stream with the tokens of each group of `tensor` GPUs shared out among them, in runs as even as whole sequences go.
+
+    What a group attends to is what its GPUs hold together. `per_sequence`: tokens that decoding passes side by side.
+
+    Raises:
+        InputError: only counts are known, no tokens to share out.
+    """
+    if tensor == 1:
+        return stream
+
+    def shared(step: Workload) -> Workload:
+        if step.count is not None:
+            raise InputError(f"parallel.tensor={tensor}: shares out tokens, and there are counts alone; use trace.counts=false")
+        each = np.bincount(step.source)[step.source] // per_sequence            # sequences of the token's group
+        rank = step.index // per_sequence * tensor // each
+        begins = -(-rank * each // tensor) * per_sequence                       # the first token of the rank
+        return replace(step, source=step.source * tensor + rank, index=step.index - begins)
+
+    return replace(stream, steps=tuple(map(shared, stream.steps)), past=tuple(map(shared, stream.past)))
+
+
 def _lasts(steps: int, domain_steps: int | None) -> list[int]:
     """How many steps each domain lasts.
 

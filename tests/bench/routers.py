@@ -40,6 +40,7 @@ def cases() -> Iterator[tuple[str, float]]:
     yield "group_limited top-8 of 4 of 8 groups, bias, on activated scores", speed(
         TOKENS, lambda: routers.group_limited(sigmoid, k=8, score="none", bias=bias))
     yield "the same, sigmoid included", speed(TOKENS, lambda: routers.group_limited(scores, k=8, bias=bias))
+    yield "the same without a bias", speed(TOKENS, lambda: routers.group_limited(scores, k=8))
     yield "top_k, softmax after", speed(TOKENS, lambda: routers.top_k(scores, k=8))
     yield "top_k, softmax before", speed(TOKENS, lambda: routers.top_k(scores, k=8, softmax="before"))
     few = scores[:FEW]

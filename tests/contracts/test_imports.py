@@ -19,8 +19,8 @@ GROUND = (
 )  # fmt: skip
 ROOMS = (
     *GROUND, "workload", "importers", "placement", "exchange", "network", "engine", "results", "report", "composition", "config",
-    "identity", "deciding", "inputs", "fitting", "assembling", "sending", "playing", "training", "causes", "simulation",
-    "disaggregation", "sweeps", "validation", "commands", "cli",
+    "identity", "deciding", "inputs", "fitting", "assembling", "sending", "playing", "training", "causes", "outcome",
+    "attribution", "forward_pass", "simulation", "disaggregation", "sweeps", "validation", "commands", "cli",
 )  # fmt: skip
 HEAVY = {
     "numba", "polars", "hydra", "numpy", "simpy", "networkx", "scipy", "pyarrow", "omegaconf", "rich", "torch", "yaml",

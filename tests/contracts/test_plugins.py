@@ -18,7 +18,9 @@ from tests import placed
 MODEL = SimpleNamespace(top_k=4, hidden=50, dispatch_token_bytes=100.0, combine_token_bytes=200.0)
 CLUSTER = SimpleNamespace(
     n_gpus=12, n_nodes=3, gpus_per_node=4, node_of=np.arange(12) // 4, local_of=np.arange(12) % 4,
-    gpu=SimpleNamespace(name="some GPU", sms=132, memory_bandwidth=3e12, memory_latency=377e-9, fp4_flops=None),
+    gpu=SimpleNamespace(
+        name="some GPU", sms=132, memory_bandwidth=3e12, memory_latency=377e-9, l2_bandwidth=None, fp4_flops=None
+    ),
 )
 RACK = SimpleNamespace(
     **{**vars(CLUSTER), "n_nodes": 1, "gpus_per_node": 12, "node_of": np.zeros(12, int), "local_of": np.arange(12)}

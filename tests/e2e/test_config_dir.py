@@ -120,3 +120,20 @@ def test_one_folder_at_a_time_and_from_python_too(capsys):
     assert simulate(["config_dir=my", "topology=lab", *SMALL]).summary["topology"] == "lab"
     with pytest.raises(InputError, match="there is no such topology"):
         simulate(["topology=lab", *SMALL])
+
+
+def test_the_report_of_a_study_of_ones_own_begins_with_its_question(own, capsys):
+    assert main(["--config-dir", "my", "+experiment=two_seeds", "+preset=small", "workers=0"]) == 0
+    assert main(["report", "results/two_seeds"]) == 0
+    assert "what two seeds do" in (own.parent / "results/two_seeds/report.html").read_text(encoding="utf-8")
+
+
+def test_a_machine_of_ones_own_is_inspected_by_name(own, capsys):
+    assert main(["inspect", "--config-dir", "my", "lab"]) == 0
+    by_name = capsys.readouterr().out
+    assert main(["inspect", "my/topology/lab.yaml"]) == 0
+    assert capsys.readouterr().out == by_name
+    assert "8 GPUs" in by_name
+    assert main(["inspect", "--config-dir", "my", "h100_sxm"]) == 0, "ours are found as before"
+    assert main(["inspect", "--config-dir", "nowhere", "lab"]) == 2
+    assert capsys.readouterr().err == "clustersim: --config-dir nowhere: there is no such folder\n"

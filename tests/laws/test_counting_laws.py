@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustersim import exchange
-from clustersim.exchange.copies import count_copies, destinations, distinct
+from clustersim.exchange.copies import channel_copies, count_copies, destinations, distinct
 from clustersim.placement import replicas
 from clustersim.types import Placement, Routing
 from tests.placed import place
@@ -60,6 +60,22 @@ def test_a_token_visits_at_most_as_many_nodes_as_gpus_and_gpus_as_it_has_choices
     assert (per_gpu <= min(r.asked.shape[1], c.n_gpus)).all()
     assert (per_node >= 1).all()
     assert (per_node <= per_gpu).all()
+
+
+@relaxed
+@given(seed=seeds, shape=shapes, spare=st.integers(0, 8), channels=st.integers(1, 5))
+def test_the_channels_of_a_gpu_share_its_copies_by_runs_of_tokens(seed, shape, spare, channels):
+    rng, c = np.random.default_rng(seed), cluster(*shape)
+    r, p = routing(rng, c.n_gpus), placed(rng, c.n_gpus, spare, "token_hash")
+    gpus = destinations(r, p, c)
+    channel = r.index * channels // np.bincount(r.source, minlength=c.n_gpus)[r.source]
+    expected = count_copies(r.source * channels + channel, distinct(gpus), c.n_gpus * channels, c.n_gpus)
+    nodes = count_copies(r.source, distinct(np.append(c.node_of, -1)[gpus]), c.n_gpus, c.n_nodes)
+    for _ in ("dispatch", "combine"):
+        by_channel, to_node = channel_copies(r, p, c, channels)
+        assert (by_channel == expected.reshape(c.n_gpus, channels, c.n_gpus)).all()
+        assert (to_node == nodes).all()
+    assert (channel_copies(r, p, c, 1)[0][:, 0] == by_channel.sum(axis=1)).all(), "what was counted last had other channels"
 
 
 @relaxed

@@ -8,7 +8,7 @@ import pytest
 
 from clustersim import flow_times, load_cluster, transfer
 from clustersim.network import packets
-from tests.packet_systems import ends, played, small_system, steady_rates
+from tests.packet_systems import ends, played, small_system, steady_rates, weighted
 from tests.reference import max_min_rates
 
 NVLINK, NIC = 450e9, 50e9
@@ -43,6 +43,26 @@ def test_the_last_packet_is_what_is_left_over():
     np.testing.assert_allclose(packets.finish(state), [3.5])
     assert packets.solves(state) == 6
     np.testing.assert_allclose(state.links["carried"], [25, 25])
+
+
+@pytest.mark.parametrize("queue", packets.QUEUES)
+@pytest.mark.parametrize(("rate", "weight"), [(7.0, 1.0), (7.0, 0.01), (7.0, 2.5), (1000.0, 3.0)])
+def test_a_lane_takes_the_weight_times_the_bytes_of_every_packet(rate, weight, queue):
+    """m packets of p bytes over a wire of 100 B/s with 3 s of latency, then a lane: a link of rate / weight B/s."""
+    m, p = 50, 10.0
+    state = played([100, rate], [[0, 1]], [m * p], weights=[[1, weight]], chunk=p, latency=[3, 0], queue=queue, n_wires=1)
+    expected = p / 100 + 3 + p * weight / rate + (m - 1) * p * max(1 / 100, weight / rate)
+    np.testing.assert_allclose(packets.finish(state), [expected], rtol=1e-9)
+    np.testing.assert_allclose(state.links["carried"], [m * p, m * p * weight], rtol=1e-9)
+
+
+@pytest.mark.parametrize("queue", packets.QUEUES)
+def test_a_packet_spread_over_parallel_links_takes_their_mean_latency_and_the_time_of_one(queue):
+    """1000 bytes, half over each of two links of 50 B/s with 2 and 4 s of latency, then over one of 200 B/s with 1 s: 10 + 10 s,
+    and 5 s. Latency of shares passes at the end: 1 + 2 / 2 + 4 / 2."""
+    weights = [[0.5, 0.5, 1]]
+    end = ends([50, 50, 200], [[0, 1, 2]], [1000], weights=weights, chunk=1000, latency=[2, 4, 1], queue=queue)
+    np.testing.assert_allclose(end, [25 + 4], rtol=1e-12)
 
 
 # ---- several flows in the long run
@@ -92,13 +112,56 @@ def test_rates_of_60_random_systems_settle_at_max_min():
         np.testing.assert_allclose(rates, np.array(fair, float), atol=few_packets, err_msg=f"seed {seed}")
 
 
+def test_a_lane_is_shared_in_turns_and_so_by_flows_and_not_by_what_they_take_of_it():
+    """Three flows over a lane of 12 /s that take 1, 2 and 3 of it per byte: a packet each in turn, so 2 B/s each. Where a port
+    lets the third have 1 B/s only, the others have (12 - 3) / 3 each. That is what max-min fairness says, too."""
+    rates = steady_rates([12], [[0]] * 3, rounds=50, chunk=1.0, weights=[[1], [2], [3]])
+    np.testing.assert_allclose(rates, 2, atol=6 * 3 / 150)
+    rates = steady_rates([12, 1], [[0], [0], [0, 1]], rounds=50, chunk=1.0, weights=[[1], [2], [3, 1]])
+    np.testing.assert_allclose(rates, [3, 3, 1], atol=3 / 150)
+
+
+def test_rates_of_60_random_systems_with_weights_settle_at_max_min():
+    """On lanes, packets take times that differ by up to 12; four credits are enough on all of these, too. One packet more of
+    another flow costs as many of the own as its weight is larger."""
+    rounds = 300
+    for seed in range(60):
+        rng = random.Random(seed)
+        system = weighted(rng, small_system(rng))
+        capacity, routes, weights = system["capacity"], system["routes"], system["weights"]
+        uses = [dict(zip(route, map(Fraction, row), strict=True)) for route, row in zip(routes, weights, strict=True)]
+        fair = max_min_rates([Fraction(c) for c in capacity], uses, [None] * len(routes))
+        rates = steady_rates(capacity, routes, rounds=rounds, chunk=1.0, weights=weights)
+        heaviest = np.zeros(len(capacity))
+        np.maximum.at(heaviest, np.concatenate(routes), np.concatenate(weights))
+        ratio = np.array([max(heaviest[route] / row) for route, row in zip(routes, weights, strict=True)])
+        few_packets = 6.0 * ratio / (rounds * len(routes) / min(capacity))
+        assert (np.abs(rates - np.array(fair, float)) <= few_packets).all(), seed
+
+
 # ---- agreement with the fluid network as packets shrink
 
 
-def round_time(capacity, routes):
+def round_time(capacity, routes, weights=None):
     """The longest route's seconds per byte of packet if on each of its links every flow sends one: rounds end to end."""
-    flows_on = np.bincount([link for route in routes for link in route], minlength=len(capacity))
-    return max(sum(flows_on[link] / capacity[link] for link in route) for route in routes)
+    each = None if weights is None else [weight for row in weights for weight in row]
+    taken = np.bincount([link for route in routes for link in route], each, minlength=len(capacity))
+    return max(sum(taken[link] / capacity[link] for link in route) for route in routes)
+
+
+def test_finish_times_with_weights_approach_the_fluid_ones_too():
+    """Within 2 (CREDITS + 1) rounds along the way, where a round takes each flow's packet times its weight."""
+    gaps = []
+    for seed in range(60):
+        rng = random.Random(seed)
+        system = weighted(rng, small_system(rng))
+        fluid = flow_times(**system)
+        gaps.append([np.abs(ends(**system, chunk=chunk) - fluid).max() for chunk in (1024.0, 128.0, 16.0)])
+        one_round = round_time(system["capacity"], system["routes"], system["weights"])
+        for gap, chunk in zip(gaps[-1], (1024.0, 128.0, 16.0), strict=True):
+            assert gap <= 2 * (packets.CREDITS + 1) * one_round * chunk, (seed, chunk)
+    at_1024, at_128, at_16 = np.sum(gaps, axis=0)
+    assert at_16 < at_128 / 3 < at_1024 / 9
 
 
 def test_finish_times_approach_the_fluid_ones_in_proportion_to_the_packet():

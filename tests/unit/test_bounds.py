@@ -7,16 +7,16 @@ from clustersim.network import bounds
 from clustersim.types import Routes
 
 
-def system(rng, n_flows, n_links, n_releases, *, by_source):
-    """Flows of one to four links, released at few or many times, in the order of their releases or in none."""
-    hops = rng.integers(1, 5, n_flows)
+def system(rng, n_flows, n_links, n_releases, *, by_source, alike=False):
+    """Flows of one to four links, or (`alike`) all of two with weight 1, released in order or in none."""
+    hops = np.full(n_flows, 2) if alike else rng.integers(1, 5, n_flows)
     links = np.concatenate([rng.choice(n_links, k, replace=False) for k in hops])
+    weights = np.ones(links.size) if alike else rng.choice([1.0, 0.5], links.size)
     release = rng.choice(rng.exponential(1.0, n_releases), n_flows)
     return (
         rng.uniform(1, 10, n_links),
         Routes(
-            start=np.concatenate(([0], np.cumsum(hops))), links=links, weights=rng.choice([1.0, 0.5], links.size),
-            latency=np.zeros(n_flows),
+            start=np.concatenate(([0], np.cumsum(hops))), links=links, weights=weights, latency=np.zeros(n_flows),
         ),
         rng.uniform(0.1, 1, n_flows),
         np.sort(release)[::-1].copy() if by_source else release,
@@ -34,11 +34,13 @@ def by_definition(capacity, routes, nbytes, release):
     return ends
 
 
+@pytest.mark.parametrize("alike", [False, True])
 @pytest.mark.parametrize("by_source", [False, True])
-@pytest.mark.parametrize("most", [4096, 8], ids=["sorted by link", "sorted by release"])
+@pytest.mark.parametrize("most", [4096, 8], ids=["few releases", "many"])
 @pytest.mark.parametrize("n_releases", [1, 2, 30, 1000])
-def test_the_end_of_every_link_is_the_greatest_of_what_is_left_at_each_release(n_releases, most, by_source, monkeypatch):
+def test_the_end_of_every_link_is_the_greatest_of_what_is_left_at_each_release(n_releases, most, by_source, alike, monkeypatch):
     monkeypatch.setattr(bounds, "MOST", most)
     for seed in range(5):
-        found = system(np.random.default_rng(seed), 300, 12, n_releases, by_source=by_source)
-        np.testing.assert_allclose(bounds._ends_of_staggered(*found), by_definition(*found), rtol=1e-12)
+        capacity, routes, *flows = system(np.random.default_rng(seed), 300, 12, n_releases, by_source=by_source, alike=alike)
+        ends = bounds._ends_of_staggered(capacity, bounds.narrow(routes), *flows)
+        np.testing.assert_allclose(ends, by_definition(capacity, routes, *flows), rtol=1e-12)

@@ -3,6 +3,7 @@
 import pytest
 
 import clustersim as cs
+from clustersim.cli import main
 from clustersim.cluster import load_cluster
 from clustersim.cost import COLUMNS, Cost, cost_row, switch_ports
 from clustersim.types import InputError
@@ -43,6 +44,29 @@ def test_ports_of_a_leaf_spine_network_are_three_per_nic():
     spines = {"name": "leaf_spine", "spines": 2}
     assert switch_ports(load_cluster("h100_sxm", nodes=4, fabric=spines)) == pytest.approx(3 * 32)
     assert switch_ports(load_cluster("h100_2to1", nodes=4)) == pytest.approx(2 * 32)
+
+
+def test_tokens_that_a_draft_verifies_in_vain_are_not_made():
+    # 4,000 tokens looked at, 3,000 kept in the 2 s: 8 GPUs x 2 s for 3,000
+    row = cost_row(STEP | {"tokens_per_s": 1500.0}, Cost(), load_cluster("ideal_rail", nodes=1), gpus=8)
+    assert row["gpu_hours_per_million_tokens"] == pytest.approx(8 * 2 / 3600 / 3000 * 1e6)
+
+
+def test_a_price_shows_at_the_end_of_a_run_and_of_a_sweep(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["topology.nodes=1", "model.n_layers=2", "network=bound", "workload.tokens_per_gpu=16"]
+    assert main([*small, "cost.price=3"]) == 0
+    row = cs.scan("results/runs").collect().row(0, named=True)
+    hours = row["gpu_hours_per_million_tokens"]
+    assert f"${3 * hours:.3g} and {hours:.3g} GPU-hours a million tokens, {row['joules_per_token']:.3g} J a token" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert main(["-m", *small, "cost.price=3,6", "workers=0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "$/M tokens" in lines[0]
+    assert f" {3 * hours:.3f} " in lines[1]
+    assert main(small) == 0
+    assert "GPU-hours" not in capsys.readouterr().out
 
 
 def test_nothing_comes_of_what_is_not_given():

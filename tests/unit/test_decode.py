@@ -114,3 +114,19 @@ def test_what_decoding_cannot_is_refused(given, said):
     with pytest.raises(InputError) as refused:
         simulate(["workload=decode", *given])
     assert said in str(refused.value)
+
+
+def test_a_drafter_is_one_more_layer_and_unembedding():
+    """Llama 3.2 1B, 8 sequences with one draft: a layer like the last, the table read once more, and 4,096 values made 2,048."""
+    few = [*ONE_GPU, *EVEN, "model=llama_3_2_1b", "workload=decode", "workload.tokens_per_gpu=8", "workload.draft=1"]
+    plain, drafting = (simulate([*few, f"workload.drafter={made}"]) for made in ("null", "mtp"))
+    took = plain.tables["gpus"].select("attention_s", "other_s").sum_horizontal()
+    head = took[15] - took[5]
+    gpu = load_cluster("ideal_rail").gpu
+    joined = (2048 * 4096 * 2 + 16 * (2048 + 4096) * 2) / gpu.memory_bandwidth
+    assert drafting.summary["step_s"] == pytest.approx(plain.summary["step_s"] + took[5] + head + joined, rel=1e-9)
+    assert drafting.summary["tokens_per_s"] < plain.summary["tokens_per_s"]
+    none = simulate([*few[:-1], "workload.drafter=mtp"])
+    assert none.run.model.n_layers == 16
+    with pytest.raises(InputError, match=r"^workload\.drafter=eagle: must be mtp or null"):
+        simulate([*few, "workload.drafter=eagle"])

@@ -1,9 +1,13 @@
 """Prefill and decoding apart: rates of either side, caches on the wires, and what a prompt in pieces looks back at."""
 
+import json
+
 import numpy as np
+import polars as pl
 import pytest
 
 import clustersim as cs
+from clustersim.cli import main
 from clustersim.disaggregation import caches
 from clustersim.types import InputError
 
@@ -66,3 +70,37 @@ def test_sides_that_do_not_belong_together_are_refused():
         served(decode=["model=qwen3_4b"])
     with pytest.raises(InputError, match=r"^prompt=0: must be a whole number from 1 up"):
         served(prompt=0)
+
+
+def test_groups_of_gpus_send_their_parts_of_the_caches():
+    """Two GPUs that share attention have one batch and half of each cache: as many requests and bytes from each as before."""
+    alone, shared = served(), served(prefill=["parallel.tensor=2"])
+    assert shared.cache_bytes == alone.cache_bytes
+    assert shared.transfer_s == pytest.approx(alone.transfer_s, rel=1e-12)
+    assert shared.prefill_rate == pytest.approx(16 / shared.prefill.summary["step_s"], rel=1e-12)
+
+
+def test_caches_take_their_share_of_the_nics():
+    """At the rate that all keep up with 67 MB a request leave 8 NICs of 50 GB/s, and come to 16."""
+    found = served()
+    share = found.rate * 2048 * 32768 / (8 * 50e9)
+    assert found.nic_shares == pytest.approx((share, share / 2), rel=1e-9)
+
+
+def test_the_command_compares_all_combinations(tmp_path, capsys):
+    asked = ["prompt=256", "output=64,128", *SIDE, "topology.nodes=1", "prefill.workload.tokens_per_gpu=512",
+             "decode.workload.tokens_per_gpu=8", "decode.parallel.tensor=1,2"]  # fmt: skip
+    with pytest.MonkeyPatch.context() as here:
+        here.chdir(tmp_path)
+        assert main(["disaggregate", *asked, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert [(row["output"], row["decode.parallel.tensor"]) for row in told["rows"]] == [
+            (64, "1"), (64, "2"), (128, "1"), (128, "2"),
+        ]  # fmt: skip
+        written = pl.read_parquet(told["file"])
+        assert written["requests_per_s"].to_list() == [row["requests_per_s"] for row in told["rows"]]
+        assert cs.scan("results/runs").collect()["run_id"].n_unique() == written.select(
+            pl.concat_list("prefill_run", "decode_run").explode().n_unique()
+        ).item()
+        assert main(["disaggregate", *asked]) == 0
+    assert "requests/s" in capsys.readouterr().out

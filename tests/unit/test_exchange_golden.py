@@ -17,7 +17,7 @@ from clustersim.pick import pick
 from clustersim.types import InputError, Routing
 from tests.placed import contiguous
 
-GPU = SimpleNamespace(name="some GPU", sms=132, memory_bandwidth=3e12, memory_latency=754e-9, fp4_flops=None)
+GPU = SimpleNamespace(name="some GPU", sms=132, memory_bandwidth=3e12, memory_latency=754e-9, l2_bandwidth=None, fp4_flops=None)
 PAIR = SimpleNamespace(n_gpus=4, n_nodes=2, gpus_per_node=2, node_of=np.arange(4) // 2, local_of=np.arange(4) % 2, gpu=GPU)
 RACK = SimpleNamespace(**{**vars(PAIR), "n_nodes": 1, "gpus_per_node": 4, "node_of": np.zeros(4, int), "local_of": np.arange(4)})
 FP8 = SimpleNamespace(top_k=3, hidden=7168, dispatch_token_bytes=7392.0, combine_token_bytes=14336.0)

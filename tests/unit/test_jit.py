@@ -1,6 +1,10 @@
 """Without a folder to keep machine code in everything works, only slower, and that is said once."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -8,6 +12,8 @@ import pytest
 from numba.core.options import DefaultOptions
 
 from clustersim import jit
+
+ROOT = Path(jit.__file__).parents[1]
 
 
 @pytest.fixture
@@ -48,3 +54,37 @@ def test_functions_are_compiled_all_the_same_and_that_is_said_once(no_folder, ca
     assert (twice(21), thrice(14)) == (42, 42)
     (said,) = caplog.messages
     assert "NUMBA_CACHE_DIR" in said
+
+
+HELPERS = {
+    "deepest": "from clustersim.jit import lean\n@lean\ndef one(n):\n    return n + {}\n",
+    "middle": "from clustersim.jit import inlined\nfrom deepest import one\n@inlined\ndef two(n):\n    return 2 * one(n)\n",
+    "top": "from clustersim.jit import njit\nfrom middle import two\n@njit\ndef most(n):\n    return two(n)\n",
+}
+
+
+def played(folder, number):
+    """What `most(20)` says in a new process with this number in the deepest helper, and how often it came from the disk."""
+    for name, text in HELPERS.items():
+        (folder / f"{name}.py").write_text(text.format(number))
+    script = "from top import most; print(most(20), sum(most.stats.cache_hits.values()))"
+    # the path is the tests' own, numba's cache beside the files: __pycache__
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "PYTHONDONTWRITEBYTECODE": "1"}
+    env.pop("NUMBA_CACHE_DIR", None)
+    said = subprocess.run([sys.executable, "-c", script], env=env, cwd=folder, capture_output=True, text=True, check=True)
+    return tuple(map(int, said.stdout.split()))
+
+
+def test_machine_code_is_made_anew_when_a_helper_in_another_file_changes(tmp_path):
+    """The file of `most` is the same all the time; what it calls is inlined or called two files away."""
+    assert played(tmp_path, 1) == (42, 0)
+    assert played(tmp_path, 1) == (42, 1), "kept"
+    assert played(tmp_path, 2) == (44, 0), "made anew"
+
+
+def test_a_numba_whose_index_is_unknown_compiles_in_every_process_and_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(jit, "_helper_files", lambda _: {"/no/such/file.py"})
+    jit._say_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert jit.njit(lambda x: 2 * x)(21) == 42
+    assert "out of date" in caplog.text

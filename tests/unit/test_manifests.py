@@ -17,13 +17,13 @@ JOBS = [
 
 def test_what_is_written_is_read(tmp_path):
     file = manifest_file(tmp_path, ASKED, None)
-    write_manifest(file, ASKED, JOBS)
+    write_manifest(file, ASKED, "what three seeds do", JOBS)
     found = read_manifest(file)
-    assert (list(found.asked), list(found.jobs)) == (ASKED, JOBS)
+    assert (list(found.asked), found.question, list(found.jobs)) == (ASKED, "what three seeds do", JOBS)
     assert not found.whole, "one job has neither a folder nor a reason"
     assert found.changed == file.stat().st_mtime_ns
     before = file.read_bytes()
-    write_manifest(file, ASKED, JOBS)
+    write_manifest(file, ASKED, "what three seeds do", JOBS)
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [file.name], "nothing temporary is left"
 
@@ -33,7 +33,7 @@ def test_shards_are_one_sweep(tmp_path):
     for i in (1, 2, 3):
         file = manifest_file(tmp_path, ASKED, f"{i}/3")
         mine = [job if at % 3 == i - 1 else Planned(overrides=job.overrides) for at, job in enumerate(known)]
-        write_manifest(file, ASKED, mine)
+        write_manifest(file, ASKED, "", mine)
         os.utime(file, ns=(i, i))
     for i in (1, 2, 3):
         found = read_manifest(manifest_file(tmp_path, ASKED, f"{i}/3"))
@@ -41,7 +41,7 @@ def test_shards_are_one_sweep(tmp_path):
         assert found.whole
         assert found.changed == 3
     assert newest_manifest(tmp_path).file.name.endswith("-3of3.json")
-    write_manifest(other := manifest_file(tmp_path, ["seed=0,1"], None), ["seed=0,1"], JOBS[:1])
+    write_manifest(other := manifest_file(tmp_path, ["seed=0,1"], None), ["seed=0,1"], "", JOBS[:1])
     assert newest_manifest(tmp_path).file == other
     assert list(newest_manifest(tmp_path).jobs) == JOBS[:1], "another sweep's shards are not its own"
 

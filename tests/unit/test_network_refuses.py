@@ -35,6 +35,17 @@ def test_a_matrix_of_the_wrong_size(shape):
     refused(lambda: transfer(RAIL, np.ones(shape)), "nbytes", "16")
 
 
+@pytest.mark.parametrize("values", ["abc", [[1.0, 2.0], [3.0]], np.ones((16, 16)) * 1j, None])
+def test_what_is_no_array_of_numbers(values):
+    refused(lambda: transfer(RAIL, values), "nbytes")
+    if values is not None:
+        refused(lambda: transfer(RAIL, np.ones((16, 16)), release=values), "release")
+
+
+def test_more_gpus_than_a_machine_may_have():
+    refused(lambda: load_cluster("ideal_rail", nodes=2**30), "topology.nodes=1073741824", "262,144")
+
+
 def test_a_pair_without_a_route():
     refused(lambda: load_cluster("ideal_rail", nodes=2, nic={"bandwidth": None}), "GPU 8", "GPU 0")
     refused(lambda: load_cluster("ideal_rail", nodes=1, nvlink={"bandwidth": None}, nic={"bandwidth": None}), "GPU 1", "GPU 0")

@@ -6,18 +6,22 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
 import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clustersim import exchange as exchanges
 from clustersim import load_cluster, simulate, transfer
 from clustersim.engine.gpu import DISPATCHED, LayerWork, play
 from clustersim.exchange import node_dedup
+from clustersim.exchange.software import equipped
+from clustersim.lanes import routes_of
 from clustersim.network import fluid, packet, packet_kernel, packets
 from clustersim.network.bounds import busiest_link_end
 from clustersim.types import InputError, Placement, Routes, Routing, Transfers, independent
-from tests.packet_systems import ends, played, run_until, small_system, waiting
+from tests.packet_systems import ends, played, run_until, small_system, waiting, weighted
 
 QUEUES = pytest.mark.parametrize("queue", packets.QUEUES)
 
@@ -41,9 +45,9 @@ def with_latency(rng, system):
 @given(seed=st.integers(0, 1 << 20))
 def test_bytes_sent_are_bytes_received_queues_keep_within_credits_and_no_link_is_overbusy(queue, seed):
     """Watched at many instants: what has crossed a hop never exceeds what crossed the one before, nor trails it by more than the
-    credits and what is on the link; in the end every link has carried its bytes, and was busy for bytes / capacity."""
+    credits and what is on the link; in the end every link has carried its bytes x weights, and was busy for that / capacity."""
     rng = random.Random(seed)
-    system = with_latency(rng, small_system(rng, most_flows=8, forward=True))
+    system = with_latency(rng, weighted(rng, small_system(rng, most_flows=8, forward=True)))
     release = np.array(system.pop("release"), float)
     state = waiting(**system, chunk=500.0, queue=queue)
     packets.enter(state, np.arange(release.size), release)
@@ -62,8 +66,8 @@ def test_bytes_sent_are_bytes_received_queues_keep_within_credits_and_no_link_is
         else:
             assert (state.links["queued"] <= state.links["places"]).all()
     load = np.zeros(len(system["capacity"]))
-    for route, nbytes in zip(system["routes"], system["nbytes"], strict=True):
-        load[route] += nbytes
+    for route, weights, nbytes in zip(system["routes"], system["weights"], system["nbytes"], strict=True):
+        load[route] += nbytes * np.array(weights)
     assert (flows["landed"] == flows["packets"]).all()
     np.testing.assert_allclose(state.links["carried"], load, rtol=1e-12)
     np.testing.assert_allclose(state.links["busy"], load / system["capacity"], rtol=1e-9)
@@ -87,11 +91,13 @@ def test_no_exchange_beats_its_busiest_link_whatever_the_latencies(queue):
     for seed in range(60):
         rng = random.Random(seed)
         system = small_system(rng, forward=True)
+        system = weighted(rng, system) if seed % 2 else system | {"weights": [[1] * len(route) for route in system["routes"]]}
         latency = np.array([rng.randint(0, 40_000) for _ in system["capacity"]], float)
         finish = ends(**system, latency=latency, chunk=256.0, queue=queue)
+        pairs = list(zip(system["routes"], system["weights"], strict=True))
         routes = Routes(
             start=np.cumsum([0, *map(len, system["routes"])]), links=np.concatenate(system["routes"]),
-            weights=np.ones(sum(map(len, system["routes"]))), latency=np.array([latency[r].sum() for r in system["routes"]]),
+            weights=np.concatenate(system["weights"]).astype(float), latency=np.array([latency[r] @ w for r, w in pairs]),
         )  # fmt: skip
         sizes, release = (np.array(system[key], float) for key in ("nbytes", "release"))
         bound, _ = busiest_link_end(np.array(system["capacity"], float), routes, sizes, release, latency)
@@ -228,6 +234,62 @@ def test_two_hops_coupled_by_chunks_end_within_one_chunk_time_of_the_fluid_ones(
         assert abs(packed.max() - smooth.max()) <= chunk_time
 
 
+# ---- lanes and sprayed routes, against the fluid network
+
+
+@pytest.mark.parametrize("phase", ["dispatch", "combine"])
+@pytest.mark.parametrize("name", ["deepep_normal", "deepep_low_latency", "deepep_low_latency_rdma", "nccl_alltoall"])
+def test_exchanges_whose_sms_copy_end_within_packets_of_the_fluid_ones(name, phase):
+    """2 nodes of 2 GPUs; SMs and the issue of messages are lanes with a weight per transfer. In packets of 4 KiB a GPU may be
+    2 (CREDITS + 1) rounds off on each link of its ways, a round being a packet of everyone who crosses it; with two hops, and a
+    piece of 16 tokens between them, each of both."""
+    machine = load_cluster("h100_sxm", nodes=2, gpus_per_node=2)
+    cluster = equipped(name, {}, machine)
+    assert len(cluster.links) > machine.n_wires, "it has lanes"
+    rng, tokens, n = np.random.default_rng(3), 256, 4
+    asked = (rng.gumbel(size=(tokens * n, 8)) + rng.normal(size=8)).argsort(axis=1)[:, :2]
+    routing = Routing(
+        asked=asked, assigned=asked, weights=None, source=np.repeat(np.arange(n), tokens),
+        index=np.tile(np.arange(tokens), n), capacity=None,
+    )  # fmt: skip
+    model = SimpleNamespace(top_k=2, hidden=7168, dispatch_token_bytes=7168.0, combine_token_bytes=14336.0)
+    placement = Placement(gpu_of=np.arange(8) // 2, expert_of=np.arange(8))
+    transfers = getattr(exchanges, name)(phase, routing, placement, cluster, model)
+    smooth = finish_on_loop(cluster, transfers, fluid, np.zeros(n))
+    packed = finish_on_loop(cluster, transfers, partial(packet, chunk="4KiB"), np.zeros(n))
+    routes = routes_of(cluster, transfers)
+    each_round = np.bincount(routes.links, routes.weights, cluster.capacity.size) * 4096 / cluster.capacity
+    longest = max(each_round[routes.links[a:b]].sum() for a, b in pairwise(routes.start))
+    piece = (transfers.chunk * 2 / cluster.capacity[:machine.n_wires].min()).max() if transfers.after.size else 0.0
+    hops = 2 if transfers.after.size else 1
+    assert abs(packed.max() - smooth.max()) <= hops * 2 * (packets.CREDITS + 1) * longest + piece
+    assert packed.max() == pytest.approx(smooth.max(), rel=0.05)
+
+
+@pytest.mark.parametrize(("latency", "near"), [("0s", 0.015), ("2us", 0.04)])
+def test_sprayed_routes_approach_the_fluid_ones(latency, near):
+    """Two leaves under two spines, every pair over both: half of each packet over each. With latency less near, as what fits into
+    its credits does not feel what is ahead of it."""
+    cluster = load_cluster(
+        "ideal_rail", nodes=4, gpus_per_node=2, routing={"name": "spray"}, nic={"latency": latency, "rails": False},
+        fabric={"name": "leaf_spine", "spines": 2, "nodes_per_leaf": 2},
+    )  # fmt: skip
+    rng = np.random.default_rng(5)
+    nbytes = rng.lognormal(13, 1, (8, 8)) * ~np.eye(8, dtype=bool)
+    routes = cluster.routes(*np.nonzero(nbytes))
+    assert (routes.weights == 0.5).any()
+    smooth = transfer(cluster, nbytes)
+    gaps = []
+    for kib in (64, 16, 4, 1):
+        packed = transfer(cluster, nbytes, network="packet", chunk=kib * 1024.0)
+        gaps.append(np.nanmax(np.abs(packed.finish - smooth.finish)) / smooth.makespan)
+        assert packed.makespan >= packed.bound * (1 - 1e-12)
+        np.testing.assert_allclose(packed.link_bytes, smooth.link_bytes)
+    assert gaps[-1] < near
+    assert gaps == sorted(gaps, reverse=True)
+    assert packed.makespan == pytest.approx(smooth.makespan, rel=1e-3)
+
+
 # ---- on the event loop
 
 
@@ -319,6 +381,14 @@ def test_a_run_in_packets_says_what_it_is_and_is_near_the_fluid_one():
     assert packed.run_id != smooth.run_id
 
 
+def test_a_run_whose_sms_copy_is_played_in_packets_too():
+    ask = ["exchange=deepep_normal", "topology.nodes=2"]
+    packed, smooth = (simulate([*ask, *network]) for network in (["network=packet", "network.chunk=16KiB"], []))
+    assert packed.summary["step_s"] == pytest.approx(smooth.summary["step_s"], rel=0.01)
+    lanes = [run.tables["links"].filter(pl.col("kind") == "sm_send") for run in (packed, smooth)]
+    np.testing.assert_allclose(*(table["dispatch_bytes"].to_numpy() for table in lanes), rtol=1e-9)
+
+
 def test_a_run_of_too_many_packets_is_refused_in_its_first_layer():
     with pytest.raises(InputError, match=r"network\.chunk=1B: the run sends"):
         simulate(["network=packet", "network.chunk=1B", "topology.nodes=2"])
@@ -334,6 +404,7 @@ def test_forgetting_what_has_landed_changes_nothing(queue):
     for seed in range(40):
         rng = random.Random(seed)
         system = with_latency(rng, small_system(rng, forward=True))
+        system = weighted(rng, system) if seed % 2 else system
         release = np.array(system.pop("release"), float)
         alone, cut = (waiting(**system, chunk=500.0, queue=queue) for _ in range(2))
         for state in (alone, cut):
@@ -380,14 +451,6 @@ def test_what_cannot_be_played_is_refused_in_one_line(options, said):
     with pytest.raises(InputError, match=said) as refused:
         transfer(cluster, nbytes, network="packet", **options)
     assert "\n" not in str(refused.value)
-
-
-def test_packets_do_not_go_over_parallel_links():
-    state = packets.empty(np.ones(3), np.zeros(3))
-    spread = Routes(start=np.array([0, 3]), links=np.arange(3), weights=np.array([1, 0.5, 0.5]), latency=np.zeros(1))
-    one = independent(np.array([0]), np.array([1]), np.array([8.0]))
-    with pytest.raises(InputError, match=r"network=packet: a route puts 0\.5 of its bytes on link 1; .* weight 1"):
-        packets.extend(state, spread, one, inbox=np.array([0]), outbox=np.array([0]), n_counters=1)
 
 
 def test_fifo_queues_in_a_circle_are_found_to_wait_for_themselves():

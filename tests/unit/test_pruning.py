@@ -1,12 +1,16 @@
 """Links that cannot fill up are left out, and nothing but the work changes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import simpy
 
 from clustersim import load_cluster, transfer
-from clustersim.network import pruning, sharing
+from clustersim.lanes import equip, lanes_from
+from clustersim.network import fabric, fluid, packet, pruning, sharing
 from clustersim.network.pruning import never_full
-from clustersim.types import Routes
+from clustersim.types import Routes, independent
 from tests.matrices import skewed
 from tests.walks import pairs_of
 
@@ -73,3 +77,66 @@ def test_of_200_random_systems_half_have_links_to_leave_out_and_none_a_flow_that
             every, _ = sharing.drain_times(*system, 0.0, 0.0)
         np.testing.assert_allclose(few, every, rtol=1e-9, err_msg=f"seed {seed}")
     assert 60 <= left_out <= 180
+
+
+# ---- on the event loop, where exchanges come later
+
+
+def on_loop(cluster, exchanges):
+    """The finish times of exchanges that overlap, their tables' bytes, and the hops that the solver was given."""
+    env = simpy.Environment()
+    net = fluid(env, cluster)
+    opened = [net.exchange(transfers) for transfers in exchanges]
+    rng = np.random.default_rng(7)
+    for exchange in opened:
+        for gpu, at in enumerate(rng.exponential(20e-6, cluster.n_gpus)):
+            env.timeout(at).callbacks.append(lambda _, gpu=gpu, exchange=exchange: exchange.enter(gpu))
+    hops = []
+    while env.peek() < np.inf:
+        env.step()
+        hops.append(net._state.hops.size)
+    return np.concatenate([exchange.finish for exchange in opened]), [exchange.link_bytes() for exchange in opened], max(hops)
+
+
+LEAVES = {"name": "leaf_spine", "spines": 4}
+
+
+@pytest.mark.parametrize("routing", ["spray", "ecmp", "pxn"])
+@pytest.mark.parametrize("oversubscription", [1.0, 2.0])
+def test_exchanges_on_the_loop_end_alike_with_and_without(oversubscription, routing, monkeypatch):
+    """Two that overlap, the first between a few GPUs, the second among all; SMs that copy; NICs inside nodes."""
+    plain = load_cluster(
+        "ideal_rail", nodes=4, nic={"oversubscription": oversubscription}, fabric=LEAVES, routing={"name": routing}
+    )
+    cluster = equip(plain, {"copy": 60e9})
+    rng = np.random.default_rng(3)
+    src, dst = pairs_of(cluster)
+    few = rng.choice(src.size, 60, replace=False)
+    exchanges = [
+        replace(independent(src[few], dst[few], rng.lognormal(15, 1, 60)), by_nic=rng.random(60) < 0.5),
+        replace(
+            independent(src, dst, rng.lognormal(13, 1, src.size)),
+            lanes=lanes_from((0, src, rng.uniform(0.5, 2, src.size)), n_gpus=cluster.n_gpus),
+        ),
+    ]
+    ends, nbytes, hops = on_loop(cluster, exchanges)
+    monkeypatch.setattr(fabric, "never_full_between_any", lambda cluster: None)
+    all_ends, all_nbytes, all_hops = on_loop(cluster, exchanges)
+    np.testing.assert_allclose(ends, all_ends, rtol=1e-9)
+    np.testing.assert_array_equal(nbytes, all_nbytes)
+    assert (hops < all_hops) == (oversubscription == 1 and routing == "spray")
+
+
+def test_links_are_only_left_out_on_the_loop_where_every_pair_is_known(monkeypatch):
+    spread = {"nodes": 4, "fabric": LEAVES, "routing": {"name": "spray"}}
+    cluster = load_cluster("ideal_rail", **spread)
+    idle = pruning.never_full_between_any(cluster)
+    assert {link.kind for link in cluster.links if idle[link.id]} == {"leaf_up", "leaf_down"}
+    monkeypatch.setattr(pruning, "MOST_GPUS", 31)
+    assert pruning.never_full_between_any(cluster) is None
+    monkeypatch.undo()
+    users = replace(cluster, policy=lambda wires, src, dst: cluster.policy(wires, src, dst))
+    assert pruning.never_full_between_any(users) is None, "a policy of the user's may not see each pair by itself"
+    changes = [{"at": "1ms", "link": "nic_up 3", "share": 0.5}]
+    assert fluid(simpy.Environment(), cluster, changes=changes)._idle is None
+    assert packet(simpy.Environment(), cluster)._idle is None, "a packet takes its time on every link"

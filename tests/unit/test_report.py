@@ -178,7 +178,8 @@ def test_keys_that_never_change_alone_are_compared_by_means(folders, tmp_path):
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=30))
 def test_the_front_is_what_nobody_beats(points):
     """By definition, pair by pair: a job on the front has nobody who is better in one and no worse in the other."""
-    jobs = [SimpleNamespace(summary={"step_s": float(t), "tokens": 1, "drop_rate": d / 10}) for t, d in points]
+    rows = [{"gpus": 1, "step_s": float(t), "tokens_per_s": 1 / t, "drop_rate": d / 10} for t, d in points]
+    jobs = [SimpleNamespace(summary=row) for row in rows]
 
     def beaten(a):
         return any(
@@ -228,10 +229,18 @@ def test_a_folder_that_cannot_be_read_is_named_and_the_others_shown(folders, tmp
     assert len(read_results(folder).jobs) == 2
 
 
-def test_the_best_job_is_the_fastest_per_token(folders, tmp_path):
+def test_the_best_job_takes_the_least_gpu_time_per_token(folders, tmp_path):
     """More tokens take longer, so jobs of different work are ranked by time per token: here 1e-3 / sqrt(n)."""
     sweep = read_results(made_sweep(tmp_path / "s", folders["default"], BROKEN["other_work"]))
-    assert findings_of_sweep(sweep).headline.startswith("Fastest: workload.tokens_per_gpu=128, 2.00")
+    headline = findings_of_sweep(sweep).headline.replace("\N{NO-BREAK SPACE}", " ")
+    assert headline == "Best: workload.tokens_per_gpu=128, 2.00 × the tokens per GPU-second of the worst"
+
+
+def test_twice_the_gpus_have_to_be_twice_as_fast(folders, tmp_path):
+    """16 GPUs that take 0.6 of the time of 8 spend 1.2 times the GPU time on a token."""
+    jobs = [({"topology.nodes": str(n)}, {"step_s": step, "gpus": 8 * n, "nodes": n}) for n, step in ((1, 1.0), (2, 0.6))]
+    sweep = read_results(made_sweep(tmp_path / "s", folders["default"], jobs))
+    assert findings_of_sweep(sweep).headline.startswith("Best: topology.nodes=1, 1.20")
 
 
 def test_replicates_show_their_confidence_interval(folders, tmp_path):

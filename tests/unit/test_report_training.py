@@ -65,7 +65,7 @@ def test_the_head_says_what_limits_the_step(folders):
 
 def test_the_shares_of_every_device_are_its_step(folders):
     """What is left out of the picture is nothing but rounding."""
-    assert len({column for _, _, columns in SHARES for column in columns}) == 8
+    assert len({column for _, _, columns in SHARES for column in columns}) == 9
     for name in RUNS:
         run = read_results(folders[name])
         sums = np.sum([values for _, _, values in shares_of(run)], axis=0) if shares_of(run) else 0.0
@@ -119,7 +119,7 @@ def test_pipelines_of_any_size_fit_into_a_megabyte(devices, passes, folders):
         "kind": np.where(both, "F+B", "W"), "stage": np.repeat(np.arange(devices), passes),
         "batch": np.tile(np.arange(passes), devices), "stage_back": np.repeat(np.arange(devices), passes),
         "batch_back": np.tile(np.arange(passes), devices),
-        **dict.fromkeys(("computed_s", "sent_s", "exchanged_s", "waited_s"), took.ravel() / 4),
+        **dict.fromkeys(("computed_s", "sent_s", "exchanged_s", "waited_s", "launched_s"), took.ravel() / 5),
     }).with_columns(pl.when(pl.col("kind") == "F+B").then(pl.col("stage_back", "batch_back")))  # fmt: skip
     stages = pl.concat([like.tables["stages"][:1]] * devices).with_columns(device=pl.Series(np.arange(devices)))
     summary = Known({**like.summary, "step_s": step})

@@ -11,6 +11,7 @@ from clustersim.workload import routers
 from clustersim.workload.routers.activation import activated, best, falling
 from clustersim.workload.routers.assignment import assigned_by_auction, assigned_exactly
 from clustersim.workload.routers.fixed import balanced_table
+from clustersim.workload.routers.token_choice import _by_scores, _Limit
 
 SCORES = np.random.default_rng(0).normal(size=(24, 8)).astype(np.float32)
 RNG = np.random.default_rng(1)
@@ -103,6 +104,41 @@ def test_group_limited_is_a_stable_sort_inside_a_stable_sort(n_experts, n_groups
             scores, k=k, score="none", n_groups=n_groups, best_groups=best_groups, group_score=group_score
         )
         assert (ids == expected).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("group_score", ["max", "top2"])
+@pytest.mark.parametrize(
+    ("n_experts", "n_groups", "best_groups", "k"), [(256, 8, 4, 8), (36, 4, 4, 7), (10, 5, 1, 2), (64, 4, 2, 20)]
+)
+def test_a_few_sigmoids_choose_as_all_sigmoids_do(dtype, n_experts, n_groups, best_groups, k, group_score):
+    """Scores in the tail, where sigmoids are equal in their last digits; equal ones; many groups with the same sum."""
+    rng = np.random.default_rng(n_experts)
+    limits = {"k": k, "n_groups": n_groups, "best_groups": best_groups, "group_score": group_score}
+    for width in (0.01, 1.0, 4.0, 10.0, 60.0):
+        scores = np.concatenate([
+            width * rng.standard_normal((700, n_experts)), np.round(width * rng.standard_normal((700, n_experts))),
+            width + 1e-6 * rng.standard_normal((100, n_experts)), np.full((3, n_experts), -np.inf),
+        ]).astype(dtype)  # fmt: skip
+        few = routers.group_limited(scores, **limits, scale=2.5)
+        every = routers.group_limited(activated(scores, "sigmoid"), **limits, scale=2.5, score="none")
+        assert (few[0] == every[0]).all(), width
+        assert (few[1] == every[1]).all(), width
+
+
+def test_few_rows_are_too_close_to_call_without_all_sigmoids():
+    """Two of 8 sums nearer than 1e-5 at the cut, where sums lie about 0.05 apart: 1 in 5,000 tokens; 4 times that is allowed."""
+    scores = np.random.default_rng(0).standard_normal((20_000, 256)).astype(np.float32)
+    limit = _Limit(k=8, n_groups=8, best_groups=4, members=2, renormalise=True, scale=1.0)
+    ids, weights = np.empty((len(scores), 8), np.int64), np.empty((len(scores), 8))
+    assert _by_scores(scores, limit, 0, ids, weights).size <= 16
+
+
+def test_a_score_that_is_no_number_is_named_where_few_sigmoids_are_taken():
+    scores = np.zeros((3000, 16), np.float32)
+    scores[2345, 7] = np.nan
+    with pytest.raises(InputError, match="token 2345, expert 7 is NaN"):
+        routers.group_limited(scores, k=2, n_groups=4, best_groups=2)
 
 
 def test_falling_stops_at_the_floor_the_sum_or_the_number():

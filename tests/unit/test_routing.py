@@ -123,6 +123,15 @@ def test_choices_do_not_depend_on_how_many_gpus_are_worked_on_at_once_nor_on_the
         assert (getattr(ahead, column) == getattr(alone.choose(2), column)).all()
 
 
+@pytest.mark.parametrize("name", ["top_k", "model"])
+def test_tokens_that_are_routed_one_by_one_are_routed_alike_in_runs_of_any_length(name, monkeypatch):
+    whole = routed(name).choose(1)
+    monkeypatch.setattr(routing, "SHORT_RUN", 7)
+    short = routed(name).choose(1)
+    assert (whole.ids == short.ids).all()
+    assert (whole.weights == short.weights).all()
+
+
 def test_a_router_sees_the_tokens_of_one_gpu_at_a_time():
     """Expert choice: equal loads from every GPU. GPUs draw for themselves: the same scores, different second experts."""
     w = routed("expert_choice")

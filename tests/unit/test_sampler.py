@@ -156,10 +156,27 @@ def test_every_preset_runs_and_they_differ_in_how_uneven_experts_are():
         assert workload.choose(3).ids.shape == (16, 2)
 
 
-def test_balanced_deals_experts_like_cards():
-    ids, weights = balanced(np.array([0, 1, 2, 3]), n_experts=6, top_k=3)
-    assert ids.tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
-    assert (weights == 1 / 3).all()
+@pytest.mark.parametrize(("n_experts", "top_k"), [(6, 3), (8, 3), (256, 8), (60, 7), (4, 4)])
+def test_balanced_deals_experts_like_cards(n_experts, top_k):
+    """No token has an expert twice, and as many tokens as there are experts use up whole decks, top_k of them."""
+    ids, weights = balanced(np.arange(5 * n_experts), n_experts=n_experts, top_k=top_k, seed=1, layer=2)
+    assert all(len(set(row)) == top_k for row in ids.tolist())
+    for i in range(5):
+        assert (np.bincount(ids[i * n_experts : (i + 1) * n_experts].ravel(), minlength=n_experts) == top_k).all()
+    assert (weights == 1 / top_k).all()
+    other, _ = balanced(np.arange(5 * n_experts), n_experts=n_experts, top_k=top_k, seed=1, layer=3)
+    assert (n_experts == top_k) or (other != ids).any()
+
+
+def test_balanced_tokens_visit_as_many_nodes_as_random_ones():
+    """Of 8 nodes of 32 experts each, 8 of 256 at random visit 8 (1 - C(224, 8) / C(256, 8)): 5.29.
+
+    Tokens of a deck push each other to other nodes, if anything, so the error of independent tokens is an upper one.
+    """
+    ids, _ = balanced(np.arange(40 * 256), n_experts=256, top_k=8, seed=0, layer=0)
+    nodes = np.array([len(set(row)) for row in (ids // 32).tolist()])
+    miss = np.prod([(224 - i) / (256 - i) for i in range(8)])
+    assert abs(nodes.mean() - 8 * (1 - miss)) < 4 * nodes.std() / np.sqrt(nodes.size)
 
 
 def test_balanced_loads_every_expert_alike_from_every_gpu():

@@ -1,16 +1,22 @@
 """Schedules of a forward pass: published closed forms by the executor, nothing lost or computed twice, and the plain order."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from clustersim import load_cluster, simulate
+from clustersim.assembling import assemble
+from clustersim.config import compose
 from clustersim.engine.cutting import cut_of, routing_of, workload_of
 from clustersim.engine.gpu import PARTS, SLICES, LayerWork, play
 from clustersim.engine.overlapped import play_overlapped
 from clustersim.engine.program import COMPUTE, Work
-from clustersim.engine.schedules import chunked, in_order, two_batch
+from clustersim.engine.schedules import chunked, in_order, staggered, two_batch, with_kernels
+from clustersim.exchange.software import sm_seconds
+from clustersim.kernels import load_kernel
+from clustersim.lanes import lanes_from
 from clustersim.network import bound, fluid
 from clustersim.types import InputError, Routing, Workload, independent
 
@@ -30,10 +36,13 @@ def swap(seconds):
 
 
 def step_s(schedule, n_layers, network, pieces=1, **times):
-    """Seconds of a pass whose pieces take so long each: attention A, dispatch D, experts G, combine C, shared S, other O."""
+    """Seconds of a pass whose pieces take so long each: attention A, dispatch D, experts G, combine C, shared S, other O, the way
+    into attention E, and an exchange's own kernels K (each of the two that send; those that take in half of it)."""
 
     def work_of(layer, cut):
         own = {"attention": times["A"], "shared": times.get("S", 0), "other": times.get("O", 0), "expert": times["G"] / pieces}
+        own |= {"enter": times.get("E", 0)} | {name: times.get("K", 0) for name in ("send", "back")}
+        own |= {name: times.get("K", 0) / 2 for name in ("take", "home")}
         return Work(
             seconds={name: np.full(2, float(s)) for name, s in own.items()},
             transfers={"dispatch": swap(times["D"] / pieces), "combine": swap(times["C"] / pieces)},
@@ -70,6 +79,58 @@ def test_shared_experts_hide_behind_the_dispatch():
 
 
 @NETWORKS
+def test_a_half_two_stages_behind_waits_where_its_next_stage_begins(network):
+    """E0 0-1, A0 1-3, D0 3-6 with S0 3-4 and E1 4-5 beside it, G0 6-7, C0 7-11 with A1 7-9, O0 11-12; then the second half sends
+    (12-15 with S1), computes 15-16, and waits for its combine until 20: 21 in all. Without exchanges all is computing."""
+    times = {"E": 1, "A": 2, "S": 1, "G": 1, "O": 1}
+    assert step_s(staggered([True]), 1, network, **times, D=3, C=4) == pytest.approx(21, rel=1e-12)
+    whole = step_s(staggered([True] * 6), 6, network, **times, D=1e-9, C=1e-9)
+    assert whole == pytest.approx(6 * 12, rel=1e-6)
+
+
+@NETWORKS
+def test_a_kernel_that_sends_takes_its_time_of_computing(network):
+    """Two halves that hide their exchanges compute 2 x (3 + 3), and 2 x 3 more with kernels of 1 and 1/2, and wait at the end."""
+    times = {"A": 3, "G": 3, "D": 2, "C": 2}
+    plain, busy = (step_s(made, 1, network, **times, K=1) for made in (two_batch([True]), with_kernels(two_batch([True]))))
+    assert plain == pytest.approx(14, rel=1e-12)
+    # A 0-3, send 3-4, A 4-7, send 7-8 (the first dispatch is there at 5, the second at 9), take and experts 8-11.5, back to 12.5,
+    # take 13, experts 16, back 17, home of the first 17.5; the second combine arrives at 18, home 18.5
+    assert busy == pytest.approx(18.5, rel=1e-12)
+
+
+def test_kernels_that_are_called_are_busy_with_what_they_issue():
+    """One message of 1,000 bytes to each of 8 GPUs of another node, 39 ns each, after a round; what came is read and written."""
+    made = assemble(compose([
+        "topology=h100_sxm", "topology.nodes=2", "exchange=deepep_low_latency", "model=deepseek_v3", "trace=balanced",
+        "workload=decode", "workload.tokens_per_gpu=8", "schedule=two_batch", "memory=ignore", "network=bound",
+    ]))  # fmt: skip
+    kernel = load_kernel("deepep_low_latency")
+    message, round_s = kernel["message"], kernel["round"]
+    plain = independent(np.zeros(8, int), np.arange(8, 16), np.full(8, 1000.0))
+    sent = replace(
+        plain, release=np.full(8, round_s), lanes=lanes_from((0, plain.src, np.full(8, 1 / 1000)), n_gpus=16),
+    )  # fmt: skip
+    busy, taken = sm_seconds("deepep_low_latency", made.cluster)(sent, added=False)
+    assert busy[0] == pytest.approx(round_s + 8 * message, rel=1e-9)
+    assert not busy[1:].any()
+    bandwidth = kernel["copy_share"] * made.cluster.gpu.memory_bandwidth
+    np.testing.assert_allclose(taken, np.repeat([0, 2 * 1000 / bandwidth], 8), rtol=1e-12)
+    assert sm_seconds("deepep_normal", made.cluster) is None
+    assert made.schedule.kernels
+
+
+def test_every_model_is_cut_where_it_enters_its_mixers():
+    """The way in and the rest are as long as the whole, and either takes time."""
+    for model in ("deepseek_v2_lite", "qwen3_30b_a3b", "jamba_1_5_large"):
+        few = ["topology=ideal_rail", "topology.nodes=1", f"model={model}", "trace=balanced", "workload=decode", "memory=ignore"]
+        few += ["workload.tokens_per_gpu=8", "network=bound", "exchange=direct", "workload.context_spread=0"]
+        whole, cut = (simulate([*few, f"schedule={name}", "schedule.shared=hidden"]) for name in ("two_batch", "staggered"))
+        columns = [run.tables["gpus"]["attention_s"] for run in (whole, cut)]
+        np.testing.assert_allclose(columns[1], columns[0], rtol=1e-9)
+
+
+@NETWORKS
 def test_the_plain_program_is_the_forward_pass(network):
     """The same work by the executor of programs and by the one of plain passes: every GPU's parts and every exchange agree."""
     rng, cluster = np.random.default_rng(4), load_cluster("ideal_rail", nodes=2, gpus_per_node=2)
@@ -80,6 +141,7 @@ def test_the_plain_program_is_the_forward_pass(network):
 
     def plain(layer):
         work = {f"{name}_s": seconds[layer][name] for name in ("attention", "expert", "other")}
+        work["expert_s"] = work["expert_s"] * moe[layer]            # nothing is sent to a dense layer's
         return LayerWork(**work, **(sent[layer] if moe[layer] else {"dispatch": None, "combine": None}))
 
     one = play(cluster, network, 3, plain)
@@ -97,7 +159,7 @@ def test_the_plain_program_is_the_forward_pass(network):
                 np.testing.assert_allclose(x.link_bytes, y.link_bytes)
 
 
-@pytest.mark.parametrize("make", [in_order, two_batch, chunked])
+@pytest.mark.parametrize("make", [in_order, two_batch, chunked, staggered])
 def test_every_piece_of_every_layer_is_computed_and_exchanged_once(make):
     schedule = make([True, False, True], shared="hidden")
     found = sorted((op.layer, op.part, op.batch) for op in schedule.ops)
@@ -105,9 +167,12 @@ def test_every_piece_of_every_layer_is_computed_and_exchanged_once(make):
     expected = [(layer, part, b) for layer in (0, 2) for part in ("attention", "shared", "other") for b in own]
     expected += [(layer, part, c) for layer in (0, 2) for part in ("dispatch", "expert", "combine") for c in cuts]
     expected += [(1, part, b) for part in ("attention", "other") for b in own]
+    expected += [(layer, "enter", b) for layer in range(3) for b in own if schedule.enters]
     assert found == sorted(expected)
     assert all(place < i for i, op in enumerate(schedule.ops) for place in op.after)
-    assert {op.part for op in schedule.ops if op.stream == COMPUTE} == {"attention", "shared", "expert", "other"}
+    assert {op.part for op in schedule.ops if op.stream == COMPUTE} == {
+        "attention", "shared", "expert", "other", *(["enter"] if schedule.enters else []),
+    }  # fmt: skip
 
 
 def test_pieces_are_even_runs_that_keep_a_sequence_s_tokens_together():
@@ -126,7 +191,7 @@ def test_pieces_are_even_runs_that_keep_a_sequence_s_tokens_together():
 
 
 @pytest.mark.parametrize("network", ["fluid", "bound"])
-@pytest.mark.parametrize("schedule", ["two_batch", "chunked", "in_order"])
+@pytest.mark.parametrize("schedule", ["two_batch", "chunked", "in_order", "staggered"])
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_overlap_moves_the_same_bytes_and_is_no_slower_than_its_parts(network, schedule, phase):
     """Without replicas a piece chooses as the whole: rows and bytes between GPUs are the same."""

@@ -44,6 +44,20 @@ def test_metrics_say_the_same_step():
     assert step({**PREFILL, "metric": "tokens/s/GPU"}) == pytest.approx(256 / seconds, rel=1e-12)
 
 
+def test_tensor_groups_step_as_the_engine_plays_them():
+    """Two groups of four decode 16 sequences each: 32 in all, a step as long as that of the same config."""
+    case = {**DECODE, "model": "llama_3_2_1b", "batch": 16, "tensor": 4, "draft": 0, "accepted": 1.0}
+    for key in ("load", "shared"):
+        case.pop(key)
+    whole = simulate([
+        "model=llama_3_2_1b", "topology=h100_sxm", "topology.nodes=1", "network=bound", "workload=decode", "trace=balanced",
+        "workload.context=1024", "workload.context_spread=0", "workload.tokens_per_gpu=4", "parallel.tensor=4",
+    ]).summary  # fmt: skip
+    assert step({**case, "metric": "seconds per step"}) == pytest.approx(whole["step_s"], rel=1e-9)
+    assert step({**case, "metric": "tokens/s/GPU"}) == pytest.approx(32 / whole["step_s"] / 8, rel=1e-9)
+    assert whole["tokens"] == 32
+
+
 def test_a_dense_model_steps_too():
     case = {key: value for key, value in PREFILL.items() if key not in ("exchange", "load")}
     assert step({**case, "model": "llama_3_2_1b", "gpus": 1, "metric": "tokens/s/GPU"}) > 0
@@ -53,7 +67,8 @@ def test_a_dense_model_steps_too():
     (PREFILL, {"metric": "tokens/s/gpu"}, "case.metric=tokens/s/gpu: must be one of"),
     (PREFILL, {"batch": 4}, "case.batch: belongs to phase decode"), (DECODE, {"tokens_per_gpu": 4}, "belongs to phase prefill"),
     (DECODE, {"context": None}, "case.context: is missing"), (PREFILL, {"model": "deepseek_v33"}, "did you mean deepseek_v3?"),
-    (PREFILL, {"tensor": 8}, "case.tensor=8: serving spreads experts over all 8 GPUs and splits nothing else"),
+    (PREFILL, {"pipeline": 2}, "case.pipeline=2: serving shares attention (tensor), spreads experts over all 8 GPUs"),
+    (PREFILL, {"tensor": 3}, "parallel.tensor=3: does not divide 8 GPUs"),
     (PREFILL, {"phase": "prefil"}, "did you mean prefill?"), (PREFILL, {"shedule": "in_order"}, "did you mean schedule?"),
     (PREFILL, {"schedule": "two_bach"}, "did you mean two_batch?"),
     (PREFILL, {"metric": "tokens/s/user"}, "belongs to phase decode"),

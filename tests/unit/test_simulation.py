@@ -107,7 +107,6 @@ def test_what_a_reader_has_to_know_is_noted():
     assert any("open loop" in note for note in run("capacity.factor=0.5").notes)
     assert not any("open loop" in note for note in run("capacity.factor=0.5", "trace=sampled").notes)
     assert run("trace=balanced").notes == ()
-    assert any("replicas are not used evenly" in note for note in run("trace=balanced", "placement.slots=64").notes)
 
 
 # ---- what a run_id stands for

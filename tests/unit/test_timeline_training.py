@@ -66,7 +66,7 @@ def test_a_device_is_a_track_whose_slices_are_its_step(made):
         slices.sort(key=lambda event: event["ts"])
         assert all(event["dur"] > 0 for event in slices)
         assert all(a["ts"] + a["dur"] <= b["ts"] + 1e-6 for a, b in pairwise(slices))
-    columns = ["computed_s", "sent_s", "exchanged_s", "waited_s", "reduce_s", "optimiser_s", "gather_s"]
+    columns = ["computed_s", "sent_s", "exchanged_s", "waited_s", "launched_s", "reduce_s", "optimiser_s", "gather_s"]
     for row in result.tables["stages"].iter_rows(named=True):
         busy = sum(event["dur"] for event in tracks[2 * row["device"] + 1]) * 1e-6
         assert busy == pytest.approx(sum(row[name] for name in columns), rel=1e-6, abs=1e-9)
@@ -106,7 +106,7 @@ def test_the_window_holds_no_more_events_than_asked():
         "device": np.repeat([0, 1], n), "begin_s": np.r_[np.arange(n), np.arange(n) + 1.5],
         "end_s": np.r_[np.arange(n) + 1, np.arange(n) + 2.5], "kind": ["F"] * 2 * n, "stage": np.repeat([0, 1], n),
         "batch": np.tile(np.arange(n), 2), "stage_back": [None] * 2 * n, "batch_back": [None] * 2 * n,
-        **dict.fromkeys(("computed_s", "sent_s", "exchanged_s", "waited_s"), np.full(2 * n, 0.25)),
+        **dict.fromkeys(("computed_s", "sent_s", "exchanged_s", "waited_s", "launched_s"), np.full(2 * n, 0.2)),
     })  # fmt: skip
     stages = pl.DataFrame({"device": [0, 1], "stages": ["0", "1"], "reduce_s": [0.0] * 2, "optimiser_s": [0.5] * 2,
                            "gather_s": [0.0] * 2})  # fmt: skip

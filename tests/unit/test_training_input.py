@@ -40,7 +40,10 @@ WRONG = {
     "parallel.expert=0": ["parallel.expert=0: must be a whole number from 1 up"],
     "parallel.expert=64 parallel.pipeline=1 topology.nodes=16 workload.global_batch=64": [
         "parallel.expert=64: more than the 32 experts of a layer; nearest that works: 32"],
-    "parallel.expert_tensor=2": ["parallel.expert_tensor=2: experts are not split in training so far; use 1"],
+    "parallel.expert_tensor=2 parallel.expert=2 parallel.pipeline=1 placement.slots=33": [
+        "placement.slots=33: must be a whole number that 2 groups of 2 GPUs share; nearest that does: 32"],
+    "parallel.expert_tensor=4 parallel.pipeline=1 model.expert_ffn=2882": [
+        "parallel.expert_tensor=4: does not divide the 2882 columns of an expert; nearest that does: 2"],
     "parallel.zero=4": ["parallel.zero=4: must be 0, 1, 2 or 3"],
     "parallel.zero=-1": ["parallel.zero=-1: must be a whole number from 0 up"],
     "parallel.zero=1.0": ["parallel.zero=1.0: must be a whole number"],

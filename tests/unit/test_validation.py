@@ -32,7 +32,7 @@ def scored(**changes):
 
 def test_at_most_14_constants_are_fitted_and_each_says_by_what():
     fitted = fitted_constants()
-    assert len(fitted) == 13
+    assert len(fitted) == 14
     for key, one in fitted.items():
         assert one.evidence == "calibrated on these rows", key
         assert one.rows, key
@@ -71,6 +71,15 @@ def test_measurements_are_read_from_every_kind_of_file(tmp_path, name, write):
     assert second.value == pytest.approx(3e-3)
 
 
+@pytest.mark.parametrize(("unit", "metric", "scale"), [
+    ("tokens/s/GPU", "tokens/s/GPU", 1.0), ("tok/s", "tokens/s/GPU", 1.0), ("TFLOP/s/GPU", "model FLOP/s/GPU", 1e12),
+    ("TFLOPS", "model FLOP/s/GPU", 1e12), ("Gb/s", "bytes/s", 1.25e8), ("ms/layer", "seconds per layer", 1e-3),
+])  # fmt: skip
+def test_a_unit_may_be_written_as_the_metric_is(tmp_path, unit, metric, scale):
+    (tmp_path / "a.json").write_text(json.dumps([{**row(metric=metric), "unit": unit, "value": 2.0}]))
+    assert read_rows(tmp_path / "a.json")[0].value == pytest.approx(2.0 * scale)
+
+
 @pytest.mark.parametrize(("change", "said"), [
     ({"unit": "uss"}, "unit 'uss' is unknown; did you mean us?"), ({"value": "fast"}, "value 'fast' is no finite number"),
     ({"value": -1}, "no finite number above 0"), ({"case": {}}, "case must be a mapping"), ({"id": None}, "has no id"),
@@ -89,11 +98,17 @@ def test_a_row_that_cannot_be_read_is_one_clear_error(tmp_path, capsys, change, 
     ({"exchange": "deepep_normal", "sms": 200}, "has 132 SMs"),
     ({"exchange": "deepep_normal", "gpus": 168, "sms": 24, "experts": 336}, "nodes = 21, and it supports at most 20"),
     ({"what": "weather"}, "case.what=weather"),
+    ({"metric": "bytes/s, own copies counted"}, "unit us: is none of the metric 'bytes/s"),
 ])  # fmt: skip
 def test_what_is_not_modelled_is_listed_with_the_reason(change, said):
     one = scored(**change)
     assert not one.modelled
     assert said in one.reason
+
+
+def test_a_unit_of_another_share_of_the_cluster_is_listed_with_the_reason():
+    (one,) = scoring.score([row_from({**row(metric="tokens/s/GPU"), "unit": "tok/s/node"}, "here")])
+    assert one.reason == "unit tok/s/node: is of another share than the metric 'tokens/s/GPU'"
 
 
 def test_json_has_signed_relative_errors_and_every_row(tmp_path, capsys):
@@ -117,7 +132,8 @@ def test_beyond_the_calibrated_range_a_row_says_so():
 
 
 def test_bandwidth_is_logical_bytes_over_the_same_seconds():
-    seconds, rate = scored(), scored(metric="bytes/s, all selections counted")
+    (rate,) = scoring.score([row_from({**row(metric="bytes/s, all selections counted"), "unit": "GB/s"}, "here")])
+    seconds = scored()
     assert rate.simulated == pytest.approx(16 * 8 * 7392 / seconds.simulated, rel=1e-9)
 
 

@@ -41,9 +41,9 @@ def base(scores: Scores, *, method: str = "exact") -> tuple[Ints, Floats]:
 
 def assigned_exactly(scores: Scores) -> Ints:
     """int [tokens]: the expert of each, tokens / experts to each expert, with the largest sum of scores."""
-    from clustersim.workload.routers import kernels
+    from clustersim.workload.routers import assignment_kernel
 
-    assigned: Ints = kernels.assign_rows(-np.asarray(scores, np.float64), len(scores) // scores.shape[1])
+    assigned: Ints = assignment_kernel.assign_rows(-np.asarray(scores, np.float64), len(scores) // scores.shape[1])
     return assigned
 
 

@@ -1,8 +1,7 @@
 """The inner loops of the routers: the best few of each row of scores, compiled. Chooses; knows no router's rule.
 
 Ties everywhere: the larger value first, of equal ones the lower index. Import this module late: importing numba takes
-half a second and the first compilation some seconds. One file, because numba's cache looks only at the file of the
-function that is called.
+half a second and the first compilation some seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +13,10 @@ import numpy as np
 from clustersim.jit import inlined, njit
 
 FEW = 64            # so many candidates are ranked against each other; more are inserted one by one
+# Sigmoids in float32 are right to 4 units of their last digit, 5e-7 of them, and to less than one above BENT. Those of scores up
+# to BENT that are MARGIN apart, or up to FLAT and WIDE_MARGIN apart, differ by more than twice that. Others are not told apart.
+BENT, MARGIN, FLAT, WIDE_MARGIN, STEEP = 6.0, 1e-3, 12.0, 0.25, 60.0
+APART = 1e-5        # sums of two sigmoids that differ by more are in the order of their scores, whatever the last digits
 
 
 @inlined
@@ -194,6 +197,141 @@ def grouped_rows(scores, bias, k, n_groups, keep, members, zero, ids):
 
 
 @njit
+def two_best_rows(scores, n_groups, two):
+    """The two largest scores of every group of neighbours, two [rows, 2 groups]: all the largest, then all the second ones.
+
+    Groups are of at least two. False where a score is no number.
+    """
+    n_rows, n = scores.shape
+    size = n // n_groups
+    half = size // 2
+    high, low = np.empty(half, scores.dtype), np.empty(half, scores.dtype)
+    faults = np.int32(0)
+    for t in range(n_rows):
+        row = scores[t]
+        for e in range(n):
+            faults |= np.int32(row[e] != row[e])
+        for g in range(n_groups):
+            group = row[g * size : (g + 1) * size]
+            for j in range(half):                   # pair by pair, which is done side by side
+                a, b = group[j], group[half + j]
+                high[j] = a if a > b else b
+                low[j] = a if a < b else b
+            best = next_best = scores.dtype.type(-np.inf)
+            if size % 2:
+                best = group[size - 1]
+            for j in range(half):
+                v, w = high[j], low[j]
+                less = v if v < best else best
+                best = v if v > best else best
+                less = less if less > w else w
+                next_best = less if less > next_best else next_best
+            two[t, g] = best
+            two[t, n_groups + g] = next_best
+    return faults == 0
+
+
+@njit
+def candidate_rows(scores, two, sigmoid, keep, members, k, value, name, start, again):
+    """The few scores of every row among which its k best are, to value and name: those of row t at start[t] up to start[t + 1].
+
+    They are the scores of the `keep` groups whose `members` (1 or 2) best sum highest by sigmoid, down to a margin below the
+    least second best of these groups. two, sigmoid: see `two_best_rows`, and the sigmoid of that. The sigmoid rises with the
+    score but for its last digits, so a score that is a margin below another is not the better one. Rows for which that is too
+    close to call go to `again` instead; their number is returned.
+    """
+    n_rows, n = scores.shape
+    n_groups = two.shape[1] // 2
+    size = n // n_groups
+    total = np.empty(n_groups, scores.dtype)
+    margin, wide_margin = scores.dtype.type(MARGIN), scores.dtype.type(WIDE_MARGIN)
+    at = np.uint64(0)
+    n_again = 0
+    start[0] = 0
+    for t in range(n_rows):
+        row = scores[t]
+        for g in range(n_groups):
+            total[g] = sigmoid[t, g] + sigmoid[t, n_groups + g] if members == 2 else sigmoid[t, g]
+        low = worst = scores.dtype.type(np.inf)         # of the chosen groups: the least second best, the least sum
+        chosen = np.int32(0)                            # more than `keep` where sums are equal
+        top = out = scores.dtype.type(-np.inf)          # their largest score; the largest sum of the others
+        for g in range(n_groups):
+            rank = np.int32(0)
+            v = total[g]
+            for other in range(n_groups):
+                rank += np.int32(total[other] > v)
+            inside = rank < keep
+            chosen += np.int32(inside)
+            w = two[t, n_groups + g] if inside else low
+            low = w if w < low else low
+            w = two[t, g] if inside else top
+            top = w if w > top else top
+            w = v if inside else worst
+            worst = w if w < worst else worst
+            w = out if inside else v
+            out = w if w > out else out
+        if chosen == keep and worst - out > APART and top <= FLAT and low >= -STEEP:
+            low -= margin if top <= BENT else wide_margin
+            low = low if 2 * keep >= k else scores.dtype.type(-np.inf)
+            first = at
+            for g in range(n_groups):
+                if total[g] >= worst:
+                    for e in range(g * size, (g + 1) * size):
+                        name[at] = e
+                        at += np.uint64(row[e] >= low)
+            for i in range(first, at):
+                value[i] = row[name[i]]
+        else:
+            again[n_again] = t
+            n_again += 1
+        start[t + 1] = at
+    return n_again
+
+
+@njit
+def rank_rows(value, name, start, k, renormalise, scale, lanes, ids, weights):
+    """The k best of every row's candidates (see `candidate_rows`) with their weights; rows without any are left alone.
+
+    lanes: 16, which this must not know, or it is not compiled to a few instructions.
+    """
+    most = 0
+    for t in range(ids.shape[0]):
+        most = max(most, start[t + 1] - start[t])
+    v, place = np.empty(most + lanes, value.dtype), np.empty(most + lanes, np.int32)
+    best, best_name = np.empty(most + k, value.dtype), np.empty(most + k, name.dtype)
+    for t in range(ids.shape[0]):
+        first = start[t]
+        n = start[t + 1] - first
+        if n == 0:
+            continue
+        width = (n + lanes - 1) // lanes * lanes
+        for j in range(n):
+            v[j] = value[first + j]
+        for j in range(width):
+            place[j] = 0
+        for i in range(n):
+            x = v[i]
+            for j in range(width):
+                place[j] += np.int32(x > v[j])
+        total = 0
+        for i in range(n):
+            total += place[i]
+            best[place[i]] = v[i]
+            best_name[place[i]] = name[first + i]
+        if 2 * total != n * (n - 1):                    # two are equal
+            _insert(value[first:], name[first:], n, k, best, best_name)
+        whole = 0.0
+        for j in range(k):
+            ids[t, j] = best_name[j]
+            w = np.float64(best[j])
+            weights[t, j] = w
+            whole += w
+        factor = scale / (whole + 1e-20) if renormalise else scale
+        for j in range(k):
+            weights[t, j] *= factor
+
+
+@njit
 def weigh_rows(values, ids, renormalise, scale, weights):
     """Weights of the chosen: their values, over their sum where renormalised, times scale. None chosen: 0."""
     for t in range(ids.shape[0]):
@@ -272,108 +410,3 @@ def _sift(row, heap, start, size):
         heap[at] = a
         heap[child] = e
         at = child
-
-
-@njit
-def next_with_room(ranked, n_experts, room, ids):
-    """Choice by choice, token by token: an expert with room, from the one asked for upwards, that the token has not got.
-
-    Where all with room are its own already, the next that is not takes one more than its room.
-    """
-    n_tokens, k = ranked.shape
-    load = np.zeros(n_experts, np.int64)
-    for j in range(k):
-        for t in range(n_tokens):
-            e = -1
-            for step in range(2 * n_experts):
-                candidate = (ranked[t, j] + step) % n_experts
-                has = False
-                for i in range(j):
-                    has |= ids[t, i] == candidate
-                if not has and (load[candidate] < room or step >= n_experts):
-                    e = candidate
-                    break
-            ids[t, j] = e
-            load[e] += 1
-
-
-@njit
-def assign_rows(cost, room):
-    """The cheapest assignment of rows to columns, at most `room` to each: int64 [rows].
-
-    Successive shortest paths with node prices (Ahuja, Magnanti, Orlin, Network Flows, 9.7), on the graph of the columns
-    alone: going from column a to b costs what moving the row that moves most cheaply does; of equal ones the later row
-    gives way. O(rows · columns²).
-    """
-    n_rows, n = cost.shape
-    column = np.full(n_rows, -1)
-    load = np.zeros(n, np.int64)
-    held = np.empty((n, room), np.int64)            # rows of a column
-    move = np.full((n, n), np.inf)                  # cheapest move from a to b,
-    mover = np.full((n, n), -1)                     # and the row that makes it
-    price = np.zeros(n)
-    distance = np.empty(n)
-    before = np.empty(n, np.int64)
-    final = np.empty(n, np.bool_)
-    for row in range(n_rows):
-        for b in range(n):
-            distance[b] = cost[row, b] - price[b]
-            before[b] = -1
-            final[b] = False
-        at = -1
-        while True:
-            at = -1
-            for b in range(n):
-                if not final[b] and (at < 0 or distance[b] < distance[at]):
-                    at = b
-            final[at] = True
-            if load[at] < room:
-                break
-            for b in range(n):
-                if not final[b]:
-                    through = distance[at] + max(0.0, move[at, b] + price[at] - price[b])
-                    if through < distance[b]:
-                        distance[b] = through
-                        before[b] = at
-        for b in range(n):
-            if final[b]:
-                price[b] += distance[b] - distance[at]
-        while at >= 0:
-            came = before[at]
-            guest = row if came < 0 else mover[came, at]
-            if came >= 0:
-                _leave(cost, guest, came, held, load, move, mover)
-            _enter(cost, guest, at, held, load, move, mover)
-            column[guest] = at
-            at = came
-    return column
-
-
-@inlined
-def _enter(cost, row, at, held, load, move, mover):
-    held[at, load[at]] = row
-    load[at] += 1
-    for b in range(cost.shape[1]):
-        step = cost[row, b] - cost[row, at]
-        if b != at and (step < move[at, b] or (step == move[at, b] and row > mover[at, b])):
-            move[at, b] = step
-            mover[at, b] = row
-
-
-@inlined
-def _leave(cost, row, at, held, load, move, mover):
-    load[at] -= 1
-    i = 0
-    while held[at, i] != row:
-        i += 1
-    held[at, i] = held[at, load[at]]
-    for b in range(cost.shape[1]):
-        if mover[at, b] == row:
-            move[at, b] = np.inf
-            mover[at, b] = -1
-            for i in range(load[at]):
-                other = held[at, i]
-                step = cost[other, b] - cost[other, at]
-                if step < move[at, b] or (step == move[at, b] and other > mover[at, b]):
-                    move[at, b] = step
-                    mover[at, b] = other

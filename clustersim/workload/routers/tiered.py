@@ -94,7 +94,7 @@ def swipe(scores: Scores, *, k: int, factor: float = 1.0, balance: bool = True) 
 
     Source: the idea of laekov/fastmoe, gates/swipe_gate.py; the room there is shared between workers.
     """
-    from clustersim.workload.routers import kernels
+    from clustersim.workload.routers import assignment_kernel
 
     if not 1 <= factor < math.inf:
         raise InputError(f"router.factor={factor}: must be a number from 1 up")
@@ -103,5 +103,5 @@ def swipe(scores: Scores, *, k: int, factor: float = 1.0, balance: bool = True) 
     if not balance:
         return ranked, softmax_of(scores, ranked)
     ids = np.full_like(ranked, -1)
-    kernels.next_with_room(ranked, n_experts, math.ceil(n_tokens * k * factor / n_experts), ids)
+    assignment_kernel.next_with_room(ranked, n_experts, math.ceil(n_tokens * k * factor / n_experts), ids)
     return ids, softmax_of(scores, ids)

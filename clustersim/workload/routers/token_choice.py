@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from clustersim.pick import did_you_mean
@@ -70,22 +72,77 @@ def group_limited(
 
     Source: DeepSeek-V3 9b4e978, inference/model.py (`Gate`); Megatron-LM d98e8a6, moe_utils.py (`group_limited_topk`).
     """
-    from clustersim.workload.routers import kernels
-
     n_tokens, n_experts = scores.shape
     check_k(k, n_experts)
     members = _group_members(k, n_experts, n_groups, best_groups, group_score, zero_others)
-    ids, weights = np.empty((n_tokens, k), np.int64), np.empty((n_tokens, k))
+    limit = _Limit(k=k, n_groups=n_groups, best_groups=best_groups, members=members, renormalise=renormalise and k > 1,
+                   scale=float(scale))
+    few = score == "sigmoid" and bias is None and 1 < n_groups <= n_experts // 2 and members <= 2 and not zero_others
     added = np.zeros(n_experts, scores.dtype) if bias is None else np.asarray(bias, scores.dtype)
+    ids, weights = np.empty((n_tokens, k), np.int64), np.empty((n_tokens, k))
     for part in pieces(n_tokens):
-        check_numbers(scores[part], part.start)
-        values = np.ascontiguousarray(activated(scores[part], score))
-        if n_groups == 1:
-            kernels.top_rows(values, added, k, ids[part])
+        own = np.ascontiguousarray(scores[part])
+        if few:
+            again = part.start + _by_scores(own, limit, part.start, ids[part], weights[part])
+            if again.size:
+                rest = np.empty((again.size, k), np.int64), np.empty((again.size, k))
+                _by_activations(scores[again], score, added, limit, zero_others, *rest)
+                ids[again], weights[again] = rest
         else:
-            kernels.grouped_rows(values, added, k, n_groups, best_groups, members, zero_others, ids[part])
-        kernels.weigh_rows(values, ids[part], renormalise and k > 1, float(scale), weights[part])
+            check_numbers(own, part.start)
+            _by_activations(own, score, added, limit, zero_others, ids[part], weights[part])
     return ids, weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Limit:
+    """What `group_limited` limits."""
+
+    k: int
+    n_groups: int
+    best_groups: int
+    members: int                # experts of a group that are summed
+    renormalise: bool
+    scale: float
+
+
+def _by_activations(scores: Scores, score: str, bias: Scores, limit: _Limit, zero: bool, ids: Ints, weights: Floats) -> None:
+    """Experts and weights, to ids and weights, from the activations of all scores."""
+    from clustersim.workload.routers import kernels
+
+    values = np.ascontiguousarray(activated(scores, score))
+    if limit.n_groups == 1:
+        kernels.top_rows(values, bias, limit.k, ids)
+    else:
+        kernels.grouped_rows(values, bias, limit.k, limit.n_groups, limit.best_groups, limit.members, zero, ids)
+    kernels.weigh_rows(values, ids, limit.renormalise, limit.scale, weights)
+
+
+def _by_scores(scores: Scores, limit: _Limit, first: int, ids: Ints, weights: Floats) -> Ints:
+    """The same, to ids and weights, from the sigmoids of the few scores that matter; rows too close to call are left out.
+
+    Sigmoids cost more than comparing, and who is best needs few of them: those of the two best of each group, then of the
+    scores above the lowest of these in the chosen groups.
+
+    Returns:
+        int, the rows left out.
+    """
+    from clustersim.workload.routers import kernels
+
+    n = len(scores)
+    two = np.empty((n, 2 * limit.n_groups), scores.dtype)
+    if not kernels.two_best_rows(scores, limit.n_groups, two):
+        check_numbers(scores, first)
+    most = n * limit.best_groups * (scores.shape[1] // limit.n_groups) + 1
+    value, name = np.empty(most, scores.dtype), np.empty(most, np.int32)
+    start, again = np.empty(n + 1, np.int64), np.empty(n, np.int64)
+    left = kernels.candidate_rows(
+        scores, two, activated(two, "sigmoid"), limit.best_groups, limit.members, limit.k, value, name, start, again
+    )
+    kernels.rank_rows(
+        activated(value[: start[n]], "sigmoid"), name, start, limit.k, limit.renormalise, limit.scale, 16, ids, weights
+    )
+    return again[:left]
 
 
 def _group_members(k: int, n_experts: int, n_groups: int, best_groups: int, group_score: str, zero_others: bool) -> int:
