@@ -60,7 +60,7 @@ def training_step(case: Mapping[str, Any]) -> float:
     model, gpu, gpus = needed(case, "model", "gpu", "gpus")
     if gpu not in TOPOLOGIES:
         raise InputError(f"case.gpu={gpu}: no topology has it{did_you_mean(str(gpu), TOPOLOGIES)}")
-    inside = int(case.get("gpus_per_node") or 0) or _domain(TOPOLOGIES[gpu], int(gpus))
+    inside = _domain(TOPOLOGIES[gpu], int(gpus), int(case.get("gpus_per_node") or 0))
     case = recipe(case, inside)
     asked = [
         "workload=training", f"model={model}", f"topology={TOPOLOGIES[gpu]}", f"topology.nodes={int(gpus) // inside}",
@@ -138,9 +138,9 @@ def attention(case: Mapping[str, Any]) -> float:
     return float(rule.mixing(np.array([flops]), back)[0])
 
 
-def _domain(topology: str, gpus: int) -> int:
-    """GPUs of a node, the most that share out evenly: 64 of a rack of 72 where there are 256 in all."""
-    most = load_cluster(topology, nodes=1).gpus_per_node
+def _domain(topology: str, gpus: int, most: int) -> int:
+    """GPUs of a node, of `most` (0: the machine's) what shares out evenly: 64 of a rack of 72 where there are 256 in all."""
+    most = most or load_cluster(topology, nodes=1).gpus_per_node
     return next(inside for inside in range(min(most, gpus), 0, -1) if gpus % inside == 0)
 
 

@@ -28,6 +28,8 @@ def test_nodes_are_the_machine_s_and_divide_the_gpus(monkeypatch):
     for gpu, gpus, nodes, inside in (("h100", 16, 2, 8), ("gb200", 256, 4, 64), ("gb200", 72, 1, 72), ("b200", 4, 1, 4)):
         training_step(SMALL | {"gpu": gpu, "gpus": gpus})
         assert {f"topology.nodes={nodes}", f"topology.gpus_per_node={inside}"} <= set(asked[-1])
+    training_step(SMALL | {"gpu": "gb200", "gpus": 256, "gpus_per_node": 72})
+    assert {"topology.nodes=4", "topology.gpus_per_node=64"} <= set(asked[-1]), "of a whole rack, too, what shares out evenly"
 
 
 @pytest.mark.parametrize(("more", "said"), [
