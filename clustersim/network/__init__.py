@@ -15,15 +15,15 @@ def when_compiling(say: Callable[[], None], network: str = "fluid") -> None:
     """Have `say` called when a network's solver is not ready in two seconds from now: it is being compiled then, not loaded."""
     if network not in ("fluid", "packet"):
         return
-    from clustersim.network import kernel, packet_kernel
+    from clustersim.network import coarse_kernel, kernel, packet_kernel
 
-    run = kernel.run if network == "fluid" else packet_kernel.run
+    solvers = (kernel, coarse_kernel) if network == "fluid" else (packet_kernel,)       # exact, or in coarse steps
 
     def look() -> None:
-        if not run.signatures:
+        if not any(solver.run.signatures for solver in solvers):
             say()
 
-    if not run.signatures:
+    if not any(solver.run.signatures for solver in solvers):
         timer = threading.Timer(2.0, look)
         timer.daemon = True
         timer.start()

@@ -16,7 +16,7 @@ import numpy as np
 import simpy
 
 from clustersim.cluster import Cluster
-from clustersim.network import packets, sharing
+from clustersim.network import coarse, packets, sharing
 from clustersim.network.bounds import busiest_link_end, chained, link_bytes
 from clustersim.network.changes import Changes, read_changes
 from clustersim.network.known_routes import KnownRoutes, Laid
@@ -192,8 +192,9 @@ class Fluid:
     ) -> None:
         self.env, self.cluster, self.capacity, self.solves = env, cluster, cluster.capacity, 0
         self.resolution, self.changes, self.known = resolution, changes, KnownRoutes(cluster)
-        self._solver, self._state = solver, sharing.empty(self.capacity, changes) if state is None else state
-        self._idle = never_full_between_any(cluster) if solver is sharing and changes is None else None
+        self._solver = solver
+        self._state: Any = sharing.empty(self.capacity, changes) if state is None else state
+        self._idle = never_full_between_any(cluster) if solver in (sharing, coarse) and changes is None else None
         self._exchanges: list[Exchange] = []            # those in the solver, in the order of their counters
         self._of = np.zeros(0, np.int64)                # [flows] place in that list of each flow of the solver
         self._row = np.zeros(0, np.int64)               # [flows] its row in that exchange
@@ -255,6 +256,7 @@ class Fluid:
                 exchange.open_counters -= 1
                 if exchange.open_counters == 0:
                     self._harvest(exchange)
+                    self._set_resolution()
                 self._tell(exchange, int(counter) % self.cluster.n_gpus)
 
     def _tell(self, exchange: Exchange, me: int) -> None:
@@ -291,12 +293,17 @@ class Fluid:
             self._state, ways, transfers, inbox=exchange.base + transfers.dst,
             outbox=exchange.base + n + transfers.src, n_counters=exchange.base + 2 * n,
         )  # fmt: skip
-        if self.resolution > 0:
-            sharing.coarsen(self._state, self.resolution, min(other.least for other in self._exchanges))
         ends = transfers.dst, transfers.src
         exchange.open_counters = sum(int(np.count_nonzero(np.bincount(gpus, minlength=n))) for gpus in ends)
         self._of = np.concatenate((self._of, np.full(transfers.n, len(self._exchanges) - 1)))
         self._row = np.concatenate((self._row, np.arange(transfers.n)))
+        self._set_resolution()
+
+    def _set_resolution(self) -> None:
+        """Steps are a share of the shortest exchange that goes on."""
+        lasting = [exchange.least for exchange in self._exchanges if exchange.open_counters]
+        if self.resolution > 0 and lasting:
+            coarse.set_resolution(self._state, self.resolution, min(lasting))
 
     def _harvest(self, exchange: Exchange) -> None:
         """Write down when the flows of an exchange that have drained began and ended."""
@@ -330,7 +337,10 @@ def fluid(
         InputError: a resolution that is not from 0 to 1, a change that cannot be.
     """
     check_resolution(resolution)
-    return Fluid(env, cluster, resolution=resolution, changes=read_changes(cluster, changes))
+    to_come = read_changes(cluster, changes)
+    if resolution > 0:
+        return Fluid(env, cluster, coarse, coarse.empty(cluster.capacity, to_come), resolution, to_come)
+    return Fluid(env, cluster, changes=to_come)
 
 
 def packet(

@@ -72,7 +72,7 @@ def extend(
     """
     from clustersim.network import kernel
 
-    routes = _each_link_once(routes)
+    routes = each_link_once(routes)
     flows = np.zeros(transfers.n, kernel.FLOW)
     flows["nbytes"] = flows["key"] = transfers.nbytes
     flows["piece"] = np.minimum(1.0, transfers.chunk / transfers.nbytes)
@@ -91,9 +91,9 @@ def extend(
         state,
         np.concatenate((state.flows, flows)),
         np.concatenate((state.hops, hops)),
-        np.concatenate((_lengths(state.flows, "hop"), np.diff(routes.start))),
+        np.concatenate((lengths(state.flows, "hop"), np.diff(routes.start))),
         np.concatenate((state.after, transfers.after + old)),
-        np.concatenate((_lengths(state.flows, "after"), np.diff(transfers.after_start))),
+        np.concatenate((lengths(state.flows, "after"), np.diff(transfers.after_start))),
         counters,
     )
 
@@ -110,17 +110,17 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     records = state.flows[flows]
     records["inbox"], records["outbox"] = renumber[records["inbox"]], renumber[records["outbox"]]
     records["hold"] = position[records["hold"]]
-    of_hop = np.repeat(position[:-1], _lengths(state.flows, "hop")) >= 0
-    child = np.repeat(position[:-1], _lengths(state.flows, "after"))
+    of_hop = np.repeat(position[:-1], lengths(state.flows, "hop")) >= 0
+    child = np.repeat(position[:-1], lengths(state.flows, "after"))
     edges = (child >= 0) & (position[state.after] >= 0)         # a flow that has drained holds nothing back
     n_after = np.bincount(child[edges], minlength=flows.size)
     return _assemble(
-        state, records, state.hops[of_hop], _lengths(records, "hop"), position[state.after[edges]], n_after,
+        state, records, state.hops[of_hop], lengths(records, "hop"), position[state.after[edges]], n_after,
         state.counters[counters],
     )  # fmt: skip
 
 
-def _each_link_once(routes: Routes) -> Routes:
+def each_link_once(routes: Routes) -> Routes:
     """Each link once per flow, with the sum of its weights there."""
     from clustersim.network import loads
 
@@ -133,7 +133,7 @@ def _each_link_once(routes: Routes) -> Routes:
     return Routes(start=start, links=pairs[1], weights=weights, latency=routes.latency)
 
 
-def _lengths(flows: Records, what: str) -> Ints:
+def lengths(flows: Records, what: str) -> Ints:
     return np.asarray(flows[f"{what}_end"] - flows[f"{what}_start"], np.int64)
 
 
@@ -298,7 +298,7 @@ def drain_times(
         kind, example, capacity, routes = small
         nbytes, release = nbytes[example], release[example]
     elif changes is None:
-        routes = pruning.pruned(capacity, _each_link_once(routes))
+        routes = pruning.pruned(capacity, each_link_once(routes))
     if small is None and resolution > 0 and changes is None and (release == release[0]).all():
         from clustersim.network import steps
 

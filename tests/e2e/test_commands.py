@@ -356,14 +356,15 @@ def test_the_first_run_says_that_it_compiles(monkeypatch, capsys):
 
 def test_a_solver_that_is_ready_is_not_announced(monkeypatch):
     """Whether to speak is asked of the solver itself, two seconds on; here the two seconds pass at once."""
-    from clustersim.network import kernel, sharing, when_compiling
+    from clustersim.network import coarse_kernel, kernel, sharing, when_compiling
 
     sharing.run(sharing.empty(np.ones(1)), 0.0)
     assert kernel.run.signatures
     said = []
     when_compiling(lambda: said.append("ready all the same"))
     monkeypatch.setattr("threading.Timer", lambda seconds, look: SimpleNamespace(daemon=False, start=look))
-    monkeypatch.setattr(kernel, "run", SimpleNamespace(signatures=[]))
+    for solver in (kernel, coarse_kernel):
+        monkeypatch.setattr(solver, "run", SimpleNamespace(signatures=[]))
     when_compiling(lambda: said.append("compiling"))
     assert said == ["compiling"]
 

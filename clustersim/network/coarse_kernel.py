@@ -1,0 +1,984 @@
+"""The inner loop of coarse steps: flows that come, follow others and meet new capacities; all rates anew in each. No SimPy.
+
+`kernel` keeps what an event leaves as it is, which is much less work where events are few flows apart. In a step of a hundredth
+of an exchange nearly every level moves, and most followers only do what they follow does: those are led, one chunk behind it,
+and need no look until it ends. Their sum is found only where a link has flows of its own, or could be full of led ones.
+
+A step shares out rates (progressive filling), then every link by itself serves the flows it limits: as some end the others are
+faster at once, and what crosses links waits for the next step. A follower ends no earlier than what it follows, plus its
+last chunk. All of it is one file because numba's cache on disk looks only at the file of the function that is called.
+Import this module late: importing numba takes half a second and the first compilation some seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clustersim.jit import inlined, lean
+from clustersim.types import Floats, Ints
+
+Records = NDArray[Any]
+
+OUT, WAITING, LED, MOVING, DONE = range(5)  # source not in; waiting for the first chunk; a chunk behind; by itself; through
+STILL, GONE = -1, -2    # see State.filled
+CLOCK = 1e-14           # relative: no step is shorter than this
+CLOSE = 1e-9            # fractions of a flow nearer than this count as equal: clock rounding
+IN_TIME = 0.8           # of a step: a follower that has done all it may by then is held back by what it follows, not by a link
+FIRST = 0.05            # of the quantum: the shortest step
+AHEAD = 1.5             # of what a link serves at its level in a step: flows up to here are looked at first
+AGREED = 4.0            # x TIE: what led flows take of a link may change by this share of it without sharing again
+ROUNDS = 60             # of sharing, until what the led take and what leads them agree
+(
+    N_MOVING, N_BEGUN, N_LED, N_ENTERING, N_WOKEN, N_REACHED, N_FRESH, N_ENDED, N_DONE, N_CHANGES,
+    STEPS, FILLS, FLOW_VISITS, LED_VISITS, LINK_VISITS, EVENTS,
+) = range(16)  # fmt: skip
+N_TALLY = 16
+Q_ENTERING, Q_WOKEN, Q_REACHED, Q_FRESH = range(4)      # sources in, not looked at yet; flows that others waited for; followers
+                                                        # that have done all they may in this step; that begin by themselves
+NOW, QUANTUM, BEGAN, GROWTH, TIE = range(5)             # see State.clock
+
+
+LINK = np.dtype(
+    [
+        ("room", "f8"),             # while filling, and after it: capacity left to the flows without a rate,
+        ("weight", "f8"),           # the sum of their weights,
+        ("unfilled", "i4"),         # and their number
+        ("n_moving", "i4"),         # of the moving flows: their number,
+        ("load", "f8"),             # and the sum of their weights
+        ("capacity", "f8"),         # bytes/s
+        ("done", "f8"),             # bytes of the flows that have ended since BEGAN
+        ("level", "f8"),            # bytes/s of each flow that it limits; inf while it limits none
+        ("booked", "f8"),           # bytes/s of the led flows, where that matters
+        ("top", "f8"),              # the fastest of them
+        ("spare", "f8"),            # bytes/s that nobody had in the step before,
+        ("early", "f8"),            # and for how many seconds of it flows that begin now could have had them
+        ("last", "f8"),             # when it has served the last chunks that it was given in this step
+        ("n_led", "i4"),
+        ("safe", "i4"),             # 1 when led flows alone cannot fill it
+        ("list_start", "i4"), ("list_size", "i4"),      # the moving flows that cross it, some not any more: in `lists`
+        ("drawn_start", "i4"), ("drawn_end", "i4"),     # the followers that cross it, moving or not: in `drawn`
+        ("own_start", "i4"), ("own_end", "i4"),         # the flows that it limits: in `owned`
+    ]
+)  # fmt: skip
+FLOW = np.dtype(
+    [
+        ("left", "f8"),             # bytes; of a led flow that none follows, nothing: it is where what leads it says
+        ("nbytes", "f8"),
+        ("rate", "f8"),             # bytes/s in this step, on average
+        ("factor", "f8"),           # its part of this step, over the step: 1 unless it begins in it
+        ("status", "i4"),
+        ("listed", "i4"),           # 1 when its links list it
+        ("hop_start", "i4"), ("hop_end", "i4"),
+        ("after_start", "i4"), ("after_end", "i4"),     # what it follows and has not ended
+        ("wake", "f8"),             # when so many bytes are left, a flow that waits for its first chunk may begin; -1 without
+                                    # (up to here what most loops read, in one cache line)
+        ("next_start", "i4"), ("next_end", "i4"),       # what follows it
+        ("piece", "f8"),            # its chunk as a fraction of itself
+        ("freed", "f8"),            # when the last of those that it followed and that have ended did
+        ("since", "f8"),            # when its source let it go (until then: not before this); when it began to move by itself
+        ("start", "f8"),            # when it began to move
+        ("drain", "f8"),            # when its last byte left
+        ("latency", "f8"),          # seconds from drain to finish
+        ("inbox", "i4"), ("outbox", "i4"),              # counters of its destination and its source
+        ("brake", "f8"),            # when so many bytes are left, what it follows may hold it back; not before
+    ]
+)  # fmt: skip
+HOP = np.dtype([("weight", "f8"), ("link", "i8")])
+CROSSING = np.dtype([("share", "f8"), ("flow", "i8")])              # a flow on a link's list, with its weight there
+OWNED = np.dtype([("key", "f8"), ("share", "f8"), ("flow", "i8")])  # bytes that the link has to serve to it
+EVENT = np.dtype([("key", "f8"), ("item", "i8")])
+COUNTER = np.dtype([("last", "f8"), ("waiting", "i8")])             # latest finish so far; flows not yet drained
+CHANGE = np.dtype([("time", "f8"), ("link", "i8"), ("capacity", "f8")])
+
+
+class State(NamedTuple):
+    """The flows and the links: records and lists of indices, changed in place."""
+
+    links: Records
+    flows: Records
+    hops: Records
+    filled: NDArray[np.int32]   # [flows] the last sharing in which it got a rate; STILL or GONE when it does not move by itself
+    lists: Records              # [hops] the moving flows that cross each link
+    drawn: Records              # the followers that cross each link
+    owned: Records              # [flows] those that each link limits in this step
+    heap: Records               # [flows or links] scratch
+    ends: Records               # [flows] heap of those that others follow and that end in this step
+    queues: Ints                # [4, flows] see Q_ENTERING ... Q_FRESH
+    order: Ints                 # [links] those that limit somebody, lowest level first
+    after: Ints                 # what the flows follow, row by row
+    next: Ints                  # what follows them
+    inner: Ints                 # followers that others follow, in rising order
+    counters: Records
+    through: Ints               # [counters] those that reached zero
+    changes: Records            # capacities to come, by time
+    tally: Ints                 # see N_MOVING ... EVENTS
+    clock: Floats               # NOW: where the last step ended; QUANTUM: the length of a step; BEGAN: when nothing moved;
+                                # GROWTH: soon after that a step is this share of the time gone by; TIE: levels, and sums of
+                                # what is led, that are this near count as equal (relative)
+
+
+# ---- heaps ---------------------------------------------------------------------------------------------------------------
+
+
+@lean
+def _sift(heap, n, at):
+    """Restore the heap of the first n events below place `at`."""
+    key = heap[at].key
+    item = heap[at].item
+    while True:
+        child = 2 * at + 1
+        if child >= n:
+            break
+        if child + 1 < n and heap[child + 1].key < heap[child].key:
+            child += 1
+        if heap[child].key >= key:
+            break
+        heap[at] = heap[child]
+        at = child
+    heap[at].key = key
+    heap[at].item = item
+
+
+@lean
+def _push(heap, n, key, item):
+    """One more for a heap of n."""
+    at = n
+    while at > 0 and heap[(at - 1) >> 1].key > key:
+        heap[at] = heap[(at - 1) >> 1]
+        at = (at - 1) >> 1
+    heap[at].key = key
+    heap[at].item = item
+
+
+@lean
+def _drop(heap, n):
+    """Take the first away from a heap; n are left."""
+    heap[0] = heap[n]
+    _sift(heap, n, 0)
+
+
+# ---- who moves how -------------------------------------------------------------------------------------------------------
+
+
+@lean
+def _join(s, f):
+    """Flow f moves by itself from now on."""
+    s.flows[f].status = MOVING
+    s.flows[f].brake = np.inf
+    s.filled[f] = 0
+    s.tally[N_MOVING] += 1
+    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+        link = s.hops[h].link
+        s.links[link].load += s.hops[h].weight
+        s.links[link].n_moving += 1
+        if s.flows[f].listed == 0:
+            at = s.links[link].list_start + s.links[link].list_size
+            s.lists[at].flow = f
+            s.lists[at].share = s.hops[h].weight
+            s.links[link].list_size += 1
+    s.flows[f].listed = 1
+
+
+@lean
+def _begin(s, f, at):
+    """Flow f begins to move at `at`, if it has not yet."""
+    if s.flows[f].start != s.flows[f].start:
+        s.flows[f].start = at
+        s.tally[N_BEGUN] += 1
+
+
+@lean
+def _join_at(s, f, at, horizon):
+    """Flow f moves by itself from `at` on, which may have been a while ago; from the next step on where not before `horizon`."""
+    s.flows[f].since = at
+    _begin(s, f, at)
+    if at >= horizon:
+        s.flows[f].status = OUT
+        s.queues[Q_ENTERING, s.tally[N_ENTERING]] = f
+        s.tally[N_ENTERING] += 1
+        return
+    _join(s, f)
+    s.queues[Q_FRESH, s.tally[N_FRESH]] = f
+    s.tally[N_FRESH] += 1
+
+
+@lean
+def _part(s, f):
+    """Flow f does not move by itself any more."""
+    s.filled[f] = STILL
+    s.tally[N_MOVING] -= 1
+    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+        link = s.hops[h].link
+        s.links[link].load -= s.hops[h].weight * s.flows[f].factor
+        s.links[link].n_moving -= 1
+        if s.links[link].n_moving == 0:
+            s.links[link].load = 0.0
+    s.flows[f].factor = 1.0
+
+
+@lean
+def _lead(s, f):
+    """Flow f, which does not move by itself, is a chunk behind what it follows from now on."""
+    s.flows[f].status = LED
+    s.tally[N_LED] += 1
+    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+        s.links[s.hops[h].link].n_led += 1
+
+
+@lean
+def _let_go(s, f):
+    """Flow f is not led any more."""
+    s.tally[N_LED] -= 1
+    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+        s.links[s.hops[h].link].n_led -= 1
+
+
+@lean
+def _reach(s, f, seconds):
+    """How far what it follows lets flow f be in `seconds` from now, as a fraction of it; 1 when all of that will have ended."""
+    least = 1.0
+    for i in range(s.flows[f].after_start, s.flows[f].after_end):
+        p = s.after[i]
+        x = 1.0 - (s.flows[p].left - s.flows[p].rate * seconds) / s.flows[p].nbytes
+        if x < 1.0 or seconds == 0.0:
+            least = min(least, x - s.flows[f].piece)
+    return least
+
+
+@lean
+def _led_rate(s, f, seconds):
+    """Bytes/s that what leads flow f gives it; with its last chunk where all of that ends in this step, and without."""
+    now = 1.0
+    then = 1.0
+    last = 1.0
+    for i in range(s.flows[f].after_start, s.flows[f].after_end):
+        p = s.after[i]
+        x = 1.0 - s.flows[p].left / s.flows[p].nbytes
+        now = min(now, x)
+        x += s.flows[p].rate * seconds / s.flows[p].nbytes
+        then = min(then, x)
+        if x < 1.0:
+            last = min(last, x - s.flows[f].piece)
+    per_step = s.flows[f].nbytes / seconds
+    return max(0.0, last - now + s.flows[f].piece) * per_step, max(0.0, then - now) * per_step
+
+
+@inlined
+def _follows(s, f):
+    """Some flow that f follows has not ended."""
+    return s.flows[f].after_end > s.flows[f].after_start
+
+
+@lean
+def _wait(s, f):
+    """Flow f waits for its first chunk: what is missing most wakes it. What ends sees to it anyway."""
+    worst = -1
+    least = 0.0
+    for i in range(s.flows[f].after_start, s.flows[f].after_end):
+        p = s.after[i]
+        ahead = 1.0 - s.flows[p].left / s.flows[p].nbytes - s.flows[f].piece
+        if worst < 0 or ahead < least:
+            worst = p
+            least = ahead
+    left = s.flows[worst].nbytes * (1.0 - s.flows[f].piece + 0.5 * CLOSE)
+    if s.flows[f].piece < 1.0:
+        s.flows[worst].wake = max(s.flows[worst].wake, left)
+
+
+# ---- rates ---------------------------------------------------------------------------------------------------------------
+
+
+@lean
+def _freeze(s, link, level, at):
+    """This link limits its flows without a rate, which go to owned[at:]. Returns their end, and the least that one has left."""
+    links, flows, hops, lists, owned, filled = s.links, s.flows, s.hops, s.lists, s.owned, s.filled
+    fill = s.tally[FILLS]
+    links[link].own_start = at
+    keep = links[link].list_start
+    least = np.inf
+    s.tally[FLOW_VISITS] += links[link].list_size
+    for i in range(keep, keep + links[link].list_size):
+        f = lists[i].flow
+        had = filled[f]
+        if had == GONE:
+            continue
+        if i != keep:
+            lists[keep] = lists[i]
+        keep += 1
+        if had in (fill, STILL):
+            continue
+        filled[f] = fill
+        factor = flows[f].factor
+        key = flows[f].left / factor
+        owned[at].flow = f
+        owned[at].key = key
+        owned[at].share = lists[i].share * factor
+        flows[f].rate = level * factor
+        least = min(least, key)
+        at += 1
+        for h in range(flows[f].hop_start, flows[f].hop_end):
+            m = hops[h].link
+            use = hops[h].weight * factor
+            links[m].room -= use * level
+            links[m].weight -= use
+            links[m].unfilled -= 1
+    links[link].list_size = keep - links[link].list_start
+    links[link].own_end = at
+    links[link].level = level
+    return at, least
+
+
+@lean
+def _fill(s, seconds):
+    """All rates from nothing (progressive filling): how many links limit somebody, and the seconds until the first flow ends."""
+    links, heap, tally = s.links, s.heap, s.tally
+    tally[FILLS] += 1
+    tally[LINK_VISITS] += links.size
+    n = 0
+    for link in range(links.size):
+        if links[link].n_led == 0:
+            links[link].booked = links[link].top = 0.0
+        links[link].level = np.inf
+        links[link].room = links[link].capacity - links[link].booked + links[link].spare * links[link].early / seconds
+        links[link].weight = links[link].load
+        links[link].unfilled = links[link].n_moving
+        if links[link].n_moving > 0:
+            heap[n].key = max(0.0, links[link].room) / links[link].load
+            heap[n].item = link
+            n += 1
+    for at in range(n // 2 - 1, -1, -1):
+        _sift(heap, n, at)
+    tie = 1.0 + max(1e-15, 0.1 * s.clock[TIE])
+    at = 0
+    n_limiting = 0
+    soonest = np.inf
+    while n > 0 and at < tally[N_MOVING]:
+        link = heap[0].item
+        tally[LINK_VISITS] += 1
+        if links[link].unfilled > 0:
+            level = max(0.0, links[link].room / links[link].weight)
+            if level > heap[0].key * tie:
+                heap[0].key = level                 # others have filled meanwhile, which leaves it more
+                _sift(heap, n, 0)
+                continue
+            before = at
+            at, least = _freeze(s, link, level, at)
+            if at > before:
+                s.order[n_limiting] = link
+                n_limiting += 1
+                if level > 0.0:
+                    soonest = min(soonest, least / level)
+        n -= 1
+        _drop(heap, n)
+    return n_limiting, soonest
+
+
+@lean
+def _book(s, seconds, trust):
+    """Find what led flows take of the links where that matters; the most by which it changed, as a share of the capacity.
+
+    `trust` is how much of that change is believed at once.
+    """
+    for i in range(s.inner.size):
+        if s.flows[s.inner[i]].status == LED:
+            s.flows[s.inner[i]].rate, _ = _led_rate(s, s.inner[i], seconds)
+    most = 0.0
+    for link in range(s.links.size):
+        total = 0.0
+        top = 0.0
+        if s.links[link].n_led > 0 and (s.links[link].n_moving > 0 or s.links[link].safe == 0):
+            s.tally[LED_VISITS] += s.links[link].drawn_end - s.links[link].drawn_start
+            for i in range(s.links[link].drawn_start, s.links[link].drawn_end):
+                if s.flows[s.drawn[i].flow].status == LED:
+                    _, pace = _led_rate(s, s.drawn[i].flow, seconds)
+                    total += s.drawn[i].share * pace
+                    top = max(top, pace)
+        change = total - s.links[link].booked
+        s.links[link].booked += change if total == 0.0 else trust * change
+        s.links[link].room -= change
+        s.links[link].top = top
+        if abs(change) > most * s.links[link].capacity:
+            most = abs(change) / s.links[link].capacity if s.links[link].capacity > 0.0 else np.inf
+    return most
+
+
+@lean
+def _free_fastest(s, seconds):
+    """Have led flows move by themselves that a link cannot give what they would take; their number."""
+    n = 0
+    for link in range(s.links.size):
+        if s.links[link].top <= 0.0:
+            continue
+        fair = s.links[link].level
+        begin, end = s.links[link].drawn_start, s.links[link].drawn_end
+        if s.links[link].room < -1e-9 * s.links[link].capacity and fair == np.inf:      # nobody is limited, yet it is too much
+            led = 0.0
+            weight = 0.0
+            for i in range(begin, end):
+                if s.flows[s.drawn[i].flow].status == LED:
+                    led += s.drawn[i].share * _led_rate(s, s.drawn[i].flow, seconds)[1]
+                    weight += s.drawn[i].share
+            fair = max(0.0, led + s.links[link].room) / weight
+        if s.links[link].top * (1 - s.clock[TIE]) <= fair:
+            continue
+        for i in range(begin, end):
+            f = s.drawn[i].flow
+            if s.flows[f].status == LED and _led_rate(s, f, seconds)[1] * (1 - s.clock[TIE]) > fair:
+                s.flows[f].left = s.flows[f].nbytes * (1.0 - _reach(s, f, 0.0))
+                _let_go(s, f)
+                _join(s, f)
+                n += 1
+    return n
+
+
+@lean
+def _share(s, seconds):
+    """Rates of all that moves. How many links limit somebody, and the seconds until the first of their flows ends."""
+    trust = 1.0
+    last = np.inf
+    for _ in range(ROUNDS):
+        n_limiting, soonest = _fill(s, seconds)
+        if s.tally[N_LED] == 0:
+            break
+        change = _book(s, seconds, trust)
+        if _free_fastest(s, seconds) == 0 and change <= AGREED * s.clock[TIE]:
+            break
+        if change > 0.9 * last:                     # what is led holds back what leads it
+            trust *= 0.5
+        last = change
+    return n_limiting, soonest
+
+
+# ---- ends ----------------------------------------------------------------------------------------------------------------
+
+
+@inlined
+def _count_down(s, counter, finish):
+    s.counters[counter].waiting -= 1
+    s.counters[counter].last = max(s.counters[counter].last, finish)
+    if s.counters[counter].waiting == 0:
+        s.through[s.tally[N_DONE]] = counter
+        s.tally[N_DONE] += 1
+
+
+@lean
+def _finish(s, f, at):
+    """Flow f ends at `at`; later where a link of its way would else have carried more than it can, or faster than it can."""
+    if s.changes.size == 0:
+        for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+            link = s.hops[h].link
+            s.links[link].done += s.hops[h].weight * s.flows[f].nbytes
+            at = max(at, s.clock[BEGAN] + s.links[link].done / s.links[link].capacity)      # it is part of what is done
+            at = max(at, s.flows[f].start + s.hops[h].weight * s.flows[f].nbytes / s.links[link].capacity)
+    if s.flows[f].status == MOVING:
+        _part(s, f)
+    s.flows[f].status = DONE
+    s.filled[f] = GONE
+    s.flows[f].left = 0.0
+    s.flows[f].drain = at
+    s.tally[N_BEGUN] -= 1
+    s.tally[EVENTS] += 1
+    if s.flows[f].next_end > s.flows[f].next_start:
+        _push(s.ends, s.tally[N_ENDED], at, f)
+        s.tally[N_ENDED] += 1
+        for i in range(s.flows[f].next_start, s.flows[f].next_end):
+            c = s.next[i]
+            s.flows[c].freed = max(s.flows[c].freed, at)
+            for j in range(s.flows[c].after_start, s.flows[c].after_end):
+                if s.after[j] == f:
+                    s.flows[c].after_end -= 1
+                    s.after[j] = s.after[s.flows[c].after_end]
+                    break
+    _count_down(s, s.flows[f].inbox, at + s.flows[f].latency)
+    _count_down(s, s.flows[f].outbox, at)
+
+
+@lean
+def _hold_back(s, link, seconds):
+    """Of the flows that a link limits, those that follow others get no further in this step than these let them."""
+    for i in range(s.links[link].own_start, s.links[link].own_end):
+        f = s.owned[i].flow
+        if not _follows(s, f):
+            continue
+        may = s.flows[f].left - s.flows[f].brake
+        if may <= 2.0 * seconds * s.flows[f].rate:
+            s.tally[FLOW_VISITS] += s.flows[f].after_end - s.flows[f].after_start
+            s.flows[f].brake = s.flows[f].nbytes * (1.0 - _reach(s, f, 0.0))
+            reach = _reach(s, f, seconds)
+            if reach == 1.0:
+                continue
+            may = s.flows[f].left - s.flows[f].nbytes * (1.0 - reach)
+        s.owned[i].key = min(s.owned[i].key, max(0.0, may) / s.flows[f].factor)
+
+
+@lean
+def _wake(s, f):
+    """Those that wait for their first chunk of flow f are to be looked at."""
+    s.flows[f].wake = -1.0
+    s.queues[Q_WOKEN, s.tally[N_WOKEN]] = f
+    s.tally[N_WOKEN] += 1
+
+
+@lean
+def _through(s, f, now, seconds, gone):
+    """A link has served flow f all that it may have in this step, `gone` seconds after its begin."""
+    at = now + gone
+    if s.flows[f].factor != 1.0:                    # it had another part of the step
+        at = s.flows[f].since + gone / seconds * (now + seconds - s.flows[f].since)
+    if _follows(s, f) or s.flows[f].freed > now:
+        s.flows[f].drain = at                       # for now
+        s.flows[f].since = gone / seconds           # and where in the step
+        s.queues[Q_REACHED, s.tally[N_REACHED]] = f
+        s.tally[N_REACHED] += 1
+    else:
+        _finish(s, f, at)
+
+
+@lean
+def _play(s, link, now, seconds):
+    """Let a link serve the flows it limits for so long; its level rises with each that ends, what the others have stays."""
+    links, flows, owned, heap = s.links, s.flows, s.owned, s.heap
+    level = links[link].level
+    begin, end = links[link].own_start, links[link].own_end
+    own = 0.0
+    for i in range(begin, end):
+        own += owned[i].share
+    free = level * own
+    n_left = end - begin
+    served = 0.0
+    gone = 0.0
+    last = -1.0
+    going = level > 0.0
+    while going and n_left > 0:
+        reach = served + AHEAD * level * (seconds - gone)
+        if reach <= last:
+            break
+        n = 0
+        s.tally[FLOW_VISITS] += end - begin
+        for i in range(begin, end):
+            if last < owned[i].key <= reach:
+                heap[n].key = owned[i].key
+                heap[n].item = i
+                n += 1
+        for at in range(n // 2 - 1, -1, -1):
+            _sift(heap, n, at)
+        last = reach
+        while n > 0:
+            after = max(0.0, heap[0].key - served) / level
+            if gone + after > seconds:
+                going = False
+                break
+            i = heap[0].item
+            gone += after
+            served = max(served, heap[0].key)
+            n -= 1
+            _drop(heap, n)
+            n_left -= 1
+            own -= owned[i].share
+            _through(s, owned[i].flow, now, seconds, gone)
+            if n_left > 0:
+                level = free / own
+        if served + level * (seconds - gone) <= reach:
+            going = False
+    served += level * (seconds - gone)
+    for i in range(begin, end):                     # those that have reached what they may among them
+        f = owned[i].flow
+        if flows[f].status == MOVING:
+            flows[f].left = max(0.0, flows[f].left - min(served, owned[i].key) * flows[f].factor)
+            if flows[f].left <= flows[f].wake:
+                _wake(s, f)
+
+
+# ---- what follows what ---------------------------------------------------------------------------------------------------
+
+
+@lean
+def _last_chunk(s, f, at, horizon):
+    """Flow f has its last chunk to send, alone from `at` on: end it, or have it move by itself where a link is full."""
+    end = at
+    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+        link = s.hops[h].link
+        if s.links[link].level < np.inf or s.links[link].room <= 0.0:
+            end = np.inf
+        else:
+            end = max(end, max(at, s.links[link].last) + s.flows[f].left * s.hops[h].weight / s.links[link].room)
+    if end <= horizon:
+        for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+            link = s.hops[h].link
+            s.links[link].last = max(at, s.links[link].last) + s.flows[f].left * s.hops[h].weight / s.links[link].room
+        _finish(s, f, end)
+    else:
+        _join_at(s, f, at, horizon)
+
+
+@lean
+def _see_to_reached(s, now, horizon):
+    """Followers that have done what they might: through, led from now on, or freed meanwhile."""
+    n = s.tally[N_REACHED]
+    s.tally[N_REACHED] = 0
+    for i in range(n):
+        f = s.queues[Q_REACHED, i]
+        at = s.flows[f].drain
+        s.flows[f].drain = np.inf
+        end = s.flows[f].freed
+        if _follows(s, f):
+            if s.flows[f].since < IN_TIME:          # else it is the link that holds it back as much as what it follows
+                _part(s, f)
+                _lead(s, f)
+            continue
+        if s.flows[f].left > 1e-12 * s.flows[f].nbytes:
+            _part(s, f)
+            _join_at(s, f, max(at, end), horizon)
+            continue
+        if end > now:                               # within this step
+            at = max(at, end + s.flows[f].piece * s.flows[f].nbytes / s.flows[f].rate)
+        _finish(s, f, at)
+
+
+@lean
+def _see_to_followers(s, horizon):
+    """What waited for flows that ended in this step, in the order of their ends, begins or has its last chunk to send."""
+    while s.tally[N_ENDED] > 0:
+        p = s.ends[0].item
+        s.tally[N_ENDED] -= 1
+        _drop(s.ends, s.tally[N_ENDED])
+        for i in range(s.flows[p].next_start, s.flows[p].next_end):
+            f = s.next[i]
+            if (s.flows[f].status != LED and s.flows[f].status != WAITING) or _follows(s, f):
+                continue
+            end = s.flows[f].freed
+            if s.flows[f].status == LED:
+                _let_go(s, f)
+                s.flows[f].left = s.flows[f].piece * s.flows[f].nbytes
+                _last_chunk(s, f, end, horizon)
+            else:
+                _join_at(s, f, max(s.flows[f].since, end), horizon)
+
+
+@lean
+def _has_room(s, f):
+    """No link of flow f's way is full, nor could be full of what is led."""
+    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+        link = s.hops[h].link
+        if s.links[link].level < np.inf or not s.links[link].safe:
+            return False
+    return True
+
+
+@lean
+def _see_to_woken(s, horizon):
+    """Flows whose first chunk has come begin."""
+    n = s.tally[N_WOKEN]
+    s.tally[N_WOKEN] = 0
+    for i in range(n):
+        woken = s.queues[Q_WOKEN, i]
+        for j in range(s.flows[woken].next_start, s.flows[woken].next_end):
+            f = s.next[j]
+            if s.flows[f].status != WAITING or not _follows(s, f):
+                continue
+            if _reach(s, f, 0.0) < -CLOSE:
+                _wait(s, f)
+                continue
+            start = max(s.flows[f].since, min(horizon, s.flows[f].freed))
+            for k in range(s.flows[f].after_start, s.flows[f].after_end):
+                p = s.after[k]
+                start = max(start, s.flows[p].start)
+                if s.flows[p].rate > 0.0:
+                    over = 1.0 - s.flows[p].left / s.flows[p].nbytes - s.flows[f].piece
+                    start = max(start, horizon - over * s.flows[p].nbytes / s.flows[p].rate)
+            _begin(s, f, start)
+            if _has_room(s, f):
+                _lead(s, f)
+            else:
+                _join_at(s, f, start, horizon)
+
+
+@lean
+def _place_inner(s):
+    """Say where led flows are that others follow."""
+    for i in range(s.inner.size):
+        f = s.inner[i]
+        if s.flows[f].status == LED:
+            s.flows[f].left = s.flows[f].nbytes * (1.0 - _reach(s, f, 0.0))
+            if s.flows[f].left <= s.flows[f].wake:
+                _wake(s, f)
+
+
+@lean
+def _next_meeting(s, seconds):
+    """Seconds until a follower begins or catches up, or is led by another; no need to find it where that is before `seconds`."""
+    soonest = np.inf
+    for f in range(s.flows.size):
+        begin, end = s.flows[f].after_start, s.flows[f].after_end
+        if begin == end or s.flows[f].status == OUT or s.flows[f].status == DONE:
+            continue
+        pace = 0.0
+        x = -s.flows[f].piece                             # where it is, as seen from those that it follows
+        if s.flows[f].status == MOVING:
+            pace = s.flows[f].rate / s.flows[f].nbytes
+            x = 1.0 - s.flows[f].left / s.flows[f].nbytes
+        elif s.flows[f].status == LED:
+            x = _reach(s, f, 0.0)
+            pace = np.inf
+            for i in range(begin, end):
+                p = s.after[i]
+                if 1.0 - s.flows[p].left / s.flows[p].nbytes - s.flows[f].piece <= x + CLOSE:
+                    pace = min(pace, s.flows[p].rate / s.flows[p].nbytes)
+        for i in range(begin, end):
+            p = s.after[i]
+            theirs = s.flows[p].rate / s.flows[p].nbytes
+            ahead = 1.0 - s.flows[p].left / s.flows[p].nbytes - s.flows[f].piece
+            if s.flows[f].status == WAITING:
+                if ahead < -CLOSE and theirs > 0.0:
+                    soonest = min(soonest, -ahead / theirs)
+            elif ahead - x > CLOSE and pace > theirs:
+                soonest = min(soonest, (ahead - x) / (pace - theirs))
+        if soonest <= seconds:
+            break
+    return soonest
+
+
+# ---- steps ---------------------------------------------------------------------------------------------------------------
+
+
+@lean
+def release(s, moving, at):
+    """Each of `moving` may move from its time in `at` on, once what it follows lets it."""
+    for i in range(moving.size):
+        s.flows[moving[i]].since = max(s.flows[moving[i]].since, at[i])
+        s.queues[Q_ENTERING, s.tally[N_ENTERING]] = moving[i]
+        s.tally[N_ENTERING] += 1
+
+
+@lean
+def _admit(s, horizon):
+    """See to the flows whose sources are in before `horizon`."""
+    keep = 0
+    for i in range(s.tally[N_ENTERING]):
+        f = s.queues[Q_ENTERING, i]
+        if s.flows[f].since >= horizon:
+            s.queues[Q_ENTERING, keep] = f
+            keep += 1
+            continue
+        s.tally[EVENTS] += 1
+        reach = _reach(s, f, 0.0)
+        if _follows(s, f) and reach < -CLOSE:
+            s.flows[f].status = WAITING
+            _wait(s, f)
+            continue
+        start = max(s.flows[f].since, s.flows[f].freed)
+        if start >= horizon:
+            s.flows[f].since = start
+            s.queues[Q_ENTERING, keep] = f
+            keep += 1
+            continue
+        if _follows(s, f) and reach <= CLOSE:
+            _begin(s, f, start)
+            _lead(s, f)
+        else:
+            _join_at(s, f, start, horizon)
+    s.tally[N_ENTERING] = keep
+
+
+@lean
+def _first_entering(s):
+    first = np.inf
+    for i in range(s.tally[N_ENTERING]):
+        first = min(first, s.flows[s.queues[Q_ENTERING, i]].since)
+    return first
+
+
+@lean
+def _change_capacities(s, now):
+    """Give links the capacities that they have from now on."""
+    tally = s.tally
+    while tally[N_CHANGES] < s.changes.size and s.changes[tally[N_CHANGES]].time <= now:
+        s.links[s.changes[tally[N_CHANGES]].link].capacity = s.changes[tally[N_CHANGES]].capacity
+        tally[N_CHANGES] += 1
+
+
+@lean
+def _next_change(s):
+    at = s.tally[N_CHANGES]
+    return s.changes[at].time if at < s.changes.size else np.inf
+
+
+@lean
+def _weigh_fresh(s, now, seconds, back):
+    """Flows that begin within this step, or before it, have that much of it; `back` when it is over."""
+    for i in range(s.tally[N_FRESH]):
+        f = s.queues[Q_FRESH, i]
+        if s.flows[f].status != MOVING:
+            continue
+        factor = (now + seconds - s.flows[f].since) / seconds
+        if back:
+            factor = 1.0
+            s.flows[f].rate /= s.flows[f].factor
+        for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+            link = s.hops[h].link
+            s.links[link].load += (factor - s.flows[f].factor) * s.hops[h].weight
+            s.links[link].early = 0.0 if back else max(s.links[link].early, now - s.flows[f].since)
+        s.flows[f].factor = factor
+
+
+@lean
+def _step(s, now, until):
+    """Play one step from `now` on; returns its end. It is longer than need be only up to `until`."""
+    tally = s.tally
+    tally[STEPS] += 1
+    least = CLOCK * abs(now)
+    _change_capacities(s, now + least)
+    quantum = s.clock[QUANTUM]
+    seconds = min(quantum, max(FIRST * quantum, s.clock[GROWTH] * (now - s.clock[BEGAN])))
+    change = _next_change(s)
+    seconds = max(least, min(seconds, change - now))
+    _admit(s, now + seconds)
+    _weigh_fresh(s, now, seconds, False)
+    n_limiting, soonest = _share(s, seconds)
+    if soonest > seconds and tally[N_FRESH] == 0:
+        soonest = min(soonest * (1 + 1e-12), min(min(change, until), _first_entering(s)) - now)
+        if s.after.size > 0 and soonest > seconds:
+            soonest = min(soonest, _next_meeting(s, seconds))
+        seconds = max(seconds, soonest)
+        if seconds == np.inf:
+            return seconds                          # what is left stands still for good
+    for link in range(s.links.size):
+        s.links[link].last = now
+        s.links[link].spare = 0.0
+        if s.links[link].level == np.inf:
+            s.links[link].spare = max(0.0, min(s.links[link].capacity, s.links[link].room))
+    for i in range(n_limiting):
+        if s.after.size > 0:
+            _hold_back(s, s.order[i], seconds)
+    for i in range(n_limiting):
+        _play(s, s.order[i], now, seconds)
+    _weigh_fresh(s, now, seconds, True)
+    tally[N_FRESH] = 0
+    horizon = now + seconds
+    if s.after.size > 0:
+        _see_to_reached(s, now, horizon)
+        _see_to_followers(s, horizon)
+        _place_inner(s)
+        _see_to_woken(s, horizon)
+    return horizon
+
+
+@lean
+def run(s, until):
+    """Play steps up to time `until`, but stop after one in which a counter reached zero. The state may then be a step ahead.
+
+    Returns the time from which there is more to play, inf when there is nothing. The counters that reached zero stand in
+    s.through[: s.tally[N_DONE]]; the caller empties the list.
+    """
+    tally = s.tally
+    while tally[N_DONE] == 0:
+        now = s.clock[NOW]
+        if tally[N_MOVING] == 0:
+            first = _first_entering(s)
+            now = first if s.changes.size == 0 and tally[N_BEGUN] == 0 else max(now, first)
+        if now > until or now == np.inf:
+            return now
+        if tally[N_BEGUN] == 0:
+            s.clock[BEGAN] = now
+            for link in range(s.links.size):
+                s.links[link].done = 0.0
+        s.clock[NOW] = _step(s, now, until)
+    return s.clock[NOW]
+
+
+# ---- what is made anew when flows are added ------------------------------------------------------------------------------
+
+
+@lean
+def list_flows(s):
+    """Make the lists of the links: the flows that move, and all followers."""
+    links, flows, hops = s.links, s.flows, s.hops
+    for link in range(links.size):
+        links[link].unfilled = links[link].drawn_end = links[link].list_size = 0
+    for f in range(flows.size):
+        for h in range(flows[f].hop_start, flows[f].hop_end):
+            links[hops[h].link].unfilled += 1
+            links[hops[h].link].drawn_end += flows[f].after_end > flows[f].after_start
+    at = 0
+    drawn = 0
+    for link in range(links.size):
+        links[link].list_start = at
+        links[link].drawn_start = drawn
+        at += links[link].unfilled
+        drawn += links[link].drawn_end
+        links[link].drawn_end = links[link].drawn_start
+    for f in range(flows.size):
+        flows[f].listed = flows[f].status == MOVING
+        for h in range(flows[f].hop_start, flows[f].hop_end):
+            link = hops[h].link
+            if flows[f].listed:
+                at = links[link].list_start + links[link].list_size
+                s.lists[at].flow = f
+                s.lists[at].share = hops[h].weight
+                links[link].list_size += 1
+            if flows[f].after_end > flows[f].after_start:
+                s.drawn[links[link].drawn_end].flow = f
+                s.drawn[links[link].drawn_end].share = hops[h].weight
+                links[link].drawn_end += 1
+
+
+@lean
+def find_safe(s, sums, most, fed, of_flow, of_port):
+    """Say which links led flows alone cannot fill.
+
+    A led flow has its size over that of what leads it times the rate of that; whichever that is, all that it follows are counted.
+    What these have over the last link of their ways is no more than its capacity. So what led flows bring to a link is at most,
+    summed over those last links, their capacity times the most that a byte over them brings.
+
+    Args:
+        sums, most, fed, of_flow, of_port: scratch [links], zero; the last two -1.
+    """
+    links, flows, hops = s.links, s.flows, s.hops
+    for link in range(links.size):                      # flows that others follow, sorted by the last link of their ways
+        links[link].unfilled = 0
+    for p in range(flows.size):
+        if flows[p].next_end > flows[p].next_start:
+            links[hops[flows[p].hop_end - 1].link].unfilled += 1
+    n = 0
+    for link in range(links.size):
+        n += links[link].unfilled
+        links[link].unfilled = n
+    for p in range(flows.size):
+        if flows[p].next_end > flows[p].next_start:
+            port = hops[flows[p].hop_end - 1].link
+            links[port].unfilled -= 1
+            s.owned[links[port].unfilled].flow = p
+    for at in range(n):
+        p = s.owned[at].flow
+        last = flows[p].hop_end - 1
+        port = hops[last].link
+        for turn in range(2):                           # what p brings to each link; then the most that any of the port has
+            for i in range(flows[p].next_start, flows[p].next_end):
+                f = s.next[i]
+                for h in range(flows[f].hop_start, flows[f].hop_end):
+                    link = hops[h].link
+                    if turn == 0:
+                        if of_flow[link] != p:
+                            of_flow[link] = p
+                            sums[link] = 0.0
+                        sums[link] += flows[f].nbytes / flows[p].nbytes / hops[last].weight * hops[h].weight
+                        continue
+                    if of_port[link] != port:
+                        of_port[link] = port
+                        most[link] = 0.0
+                    if sums[link] > most[link]:
+                        fed[link] += (sums[link] - most[link]) * links[port].capacity
+                        most[link] = sums[link]
+    for link in range(links.size):
+        links[link].safe = fed[link] <= links[link].capacity
+
+
+@lean
+def wait_again(s):
+    """Have the flows woken that wait for their first chunk."""
+    for f in range(s.flows.size):
+        if s.flows[f].status == WAITING and s.flows[f].after_end > s.flows[f].after_start:
+            _wait(s, f)
