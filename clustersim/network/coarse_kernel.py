@@ -49,7 +49,9 @@ LINK = np.dtype(
         ("n_moving", "i4"),         # of the moving flows: their number,
         ("load", "f8"),             # and the sum of their weights
         ("capacity", "f8"),         # bytes/s
-        ("done", "f8"),             # bytes of the flows that have ended since BEGAN
+        ("began", "f8"),            # when the first of the flows began that it has had without a pause,
+        ("done", "f8"),             # bytes of those of them that have ended,
+        ("n_begun", "i4"),          # and number of those that have not
         ("level", "f8"),            # bytes/s of each flow that it limits; inf while it limits none
         ("booked", "f8"),           # bytes/s of the led flows, where that matters
         ("top", "f8"),              # the fastest of them
@@ -185,9 +187,17 @@ def _join(s, f):
 @lean
 def _begin(s, f, at):
     """Flow f begins to move at `at`, if it has not yet."""
-    if s.flows[f].start != s.flows[f].start:
-        s.flows[f].start = at
-        s.tally[N_BEGUN] += 1
+    if s.flows[f].start == s.flows[f].start:
+        return
+    s.flows[f].start = at
+    s.tally[N_BEGUN] += 1
+    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+        link = s.hops[h].link
+        if s.links[link].n_begun == 0:
+            s.links[link].began = at
+            s.links[link].done = 0.0
+        s.links[link].began = min(s.links[link].began, at)
+        s.links[link].n_begun += 1
 
 
 @lean
@@ -467,11 +477,12 @@ def _count_down(s, counter, finish):
 @lean
 def _finish(s, f, at):
     """Flow f ends at `at`; later where a link of its way would else have carried more than it can, or faster than it can."""
-    if s.changes.size == 0:
-        for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
-            link = s.hops[h].link
+    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+        link = s.hops[h].link
+        s.links[link].n_begun -= 1
+        if s.changes.size == 0:
             s.links[link].done += s.hops[h].weight * s.flows[f].nbytes
-            at = max(at, s.clock[BEGAN] + s.links[link].done / s.links[link].capacity)      # it is part of what is done
+            at = max(at, s.links[link].began + s.links[link].done / s.links[link].capacity)     # it is part of what is done
             at = max(at, s.flows[f].start + s.hops[h].weight * s.flows[f].nbytes / s.links[link].capacity)
     if s.flows[f].status == MOVING:
         _part(s, f)
@@ -861,6 +872,9 @@ def _step(s, now, until):
     if s.after.size > 0:
         _see_to_reached(s, now, horizon)
         _see_to_followers(s, horizon)
+        for link in range(s.links.size):            # what last chunks had is not spare
+            used = min(seconds, max(0.0, s.links[link].last - now))
+            s.links[link].spare *= 1.0 - used / seconds
         _place_inner(s)
         _see_to_woken(s, horizon)
     return horizon
@@ -883,8 +897,6 @@ def run(s, until):
             return now
         if tally[N_BEGUN] == 0:
             s.clock[BEGAN] = now
-            for link in range(s.links.size):
-                s.links[link].done = 0.0
         s.clock[NOW] = _step(s, now, until)
     return s.clock[NOW]
 

@@ -105,6 +105,19 @@ def test_chains_of_followers_end_in_order():
 
 
 @pytest.mark.parametrize("resolution", [0.3, 0.03, 0.003])
+def test_no_link_has_carried_more_than_it_can_since_its_first_flow_began(resolution):
+    """Also of links whose first flow begins long after others have: their bytes take their capacity's time from then on."""
+    for seed in range(60):
+        system = coupled_system(random.Random(seed), shared=True, chains=False)
+        flows = played(**system, resolution=resolution, seconds=10.0).flows
+        for link, capacity in enumerate(system["capacity"]):
+            over = [f for f, route in enumerate(system["routes"]) if link in route]
+            if over:
+                took = flows["drain"][over].max() - flows["start"][over].min()
+                assert took >= np.asarray(system["nbytes"])[over].sum() / capacity * (1 - 1e-9), (seed, link)
+
+
+@pytest.mark.parametrize("resolution", [0.3, 0.03, 0.003])
 def test_no_follower_is_ahead_of_what_it_follows(resolution):
     """None begins before what it follows has begun, nor ends before it, whatever the steps."""
     for seed in range(60):
