@@ -29,7 +29,7 @@ def from_trace(trace: Trace, model: Model, n_gpus: int, tokens_per_gpu: int, *, 
     if (trace.n_experts, trace.top_k) != (model.n_experts, model.top_k):
         raise InputError(
             f"{name}: {trace.n_experts} experts, top-{trace.top_k}; "
-            f"model {model.name} has {model.n_experts} experts, top-{model.top_k}"
+            f"model {model.name} has {model.n_experts} experts, top-{model.top_k}; trace=sampled draws tokens for any model"
         )
     deal = deal_sequences(trace, n_gpus, tokens_per_gpu)
 

@@ -234,7 +234,7 @@ def test_tokens_used_again_or_not_at_all_are_noted():
 
 @pytest.mark.parametrize(("shape", "said"), [({"experts": 16}, "16 experts, top-2"), ({"top_k": 3}, "8 experts, top-3")])
 def test_a_trace_of_another_shape_is_refused_naming_both(shape, said):
-    with pytest.raises(InputError, match=f"^trace.path=x: {said}; model toy has 8 experts, top-2$"):
+    with pytest.raises(InputError, match=f"^trace.path=x: {said}; model toy has 8 experts, top-2; trace=sampled draws"):
         from_trace(recorded(**shape), MODEL, 3, 4, name="trace.path=x")
 
 
