@@ -6,8 +6,7 @@ and need no look until it ends. Their sum is found only where a link has flows o
 
 A step shares out rates (progressive filling), then every link by itself serves the flows it limits: as some end the others are
 faster at once, and what crosses links waits for the next step. A follower ends no earlier than what it follows, plus its
-last chunk. All of it is one file because numba's cache on disk looks only at the file of the function that is called.
-Import this module late: importing numba takes half a second and the first compilation some seconds.
+last chunk. Import this module late: importing numba takes half a second and the first compilation some seconds.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.jit import inlined, lean
+from clustersim.network.heaps import sift
 from clustersim.types import Floats, Ints
 
 Records = NDArray[Any]
@@ -126,25 +126,6 @@ class State(NamedTuple):
 
 
 @lean
-def _sift(heap, n, at):
-    """Restore the heap of the first n events below place `at`."""
-    key = heap[at].key
-    item = heap[at].item
-    while True:
-        child = 2 * at + 1
-        if child >= n:
-            break
-        if child + 1 < n and heap[child + 1].key < heap[child].key:
-            child += 1
-        if heap[child].key >= key:
-            break
-        heap[at] = heap[child]
-        at = child
-    heap[at].key = key
-    heap[at].item = item
-
-
-@lean
 def _push(heap, n, key, item):
     """One more for a heap of n."""
     at = n
@@ -159,7 +140,7 @@ def _push(heap, n, key, item):
 def _drop(heap, n):
     """Take the first away from a heap; n are left."""
     heap[0] = heap[n]
-    _sift(heap, n, 0)
+    sift(heap, n, 0, False)
 
 
 # ---- who moves how -------------------------------------------------------------------------------------------------------
@@ -360,7 +341,7 @@ def _fill(s, seconds):
             heap[n].item = link
             n += 1
     for at in range(n // 2 - 1, -1, -1):
-        _sift(heap, n, at)
+        sift(heap, n, at, False)
     tie = 1.0 + max(1e-15, 0.1 * s.clock[TIE])
     at = 0
     n_limiting = 0
@@ -372,7 +353,7 @@ def _fill(s, seconds):
             level = max(0.0, links[link].room / links[link].weight)
             if level > heap[0].key * tie:
                 heap[0].key = level                 # others have filled meanwhile, which leaves it more
-                _sift(heap, n, 0)
+                sift(heap, n, 0, False)
                 continue
             before = at
             at, least = _freeze(s, link, level, at)
@@ -575,7 +556,7 @@ def _play(s, link, now, seconds):
                 heap[n].item = i
                 n += 1
         for at in range(n // 2 - 1, -1, -1):
-            _sift(heap, n, at)
+            sift(heap, n, at, False)
         last = reach
         while n > 0:
             after = max(0.0, heap[0].key - served) / level
