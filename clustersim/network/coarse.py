@@ -5,17 +5,29 @@ A module of functions, as `sharing` is.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.network.changes import Changes
-from clustersim.network.sharing import GROWTH, each_link_once, inverse, lengths
+from clustersim.network.sharing import GROWTH, each_link_once, lengths, stand
 from clustersim.types import Floats, Ints, Routes, Transfers
 
 if TYPE_CHECKING:
     from clustersim.network.coarse_kernel import Records, State
+
+
+_NOBODY = np.zeros(0, np.int64)
+
+
+@cache
+def _kernel() -> Any:
+    """The inner loops, imported late: by what is called at every event this is asked, which costs less than an import again."""
+    from clustersim.network import coarse_kernel
+
+    return coarse_kernel
 
 
 def empty(capacity: Floats, changes: Changes | None = None) -> State:
@@ -24,15 +36,14 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
     Args:
         changes: capacities to come.
     """
-    from clustersim.network import coarse_kernel as kernel
-
+    kernel = _kernel()
     links = np.zeros(capacity.size, kernel.LINK)
     links["capacity"] = capacity
     to_come = np.zeros(0 if changes is None else changes.time.size, kernel.CHANGE)
     if changes is not None:
         to_come["time"], to_come["link"], to_come["capacity"] = changes.time, changes.link, changes.capacity
     none, event = np.zeros(0, np.int64), np.zeros(0, kernel.EVENT)
-    return kernel.State(
+    made: State = kernel.State(
         links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP), filled=np.zeros(0, np.int32),
         lists=np.zeros(0, kernel.CROSSING),
         drawn=np.zeros(0, kernel.CROSSING), owned=np.zeros(0, kernel.OWNED), heap=event, ends=event,
@@ -40,12 +51,12 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
         counters=np.zeros(0, kernel.COUNTER), through=none, changes=to_come, tally=np.zeros(kernel.N_TALLY, np.int64),
         clock=np.zeros(5),
     )  # fmt: skip
+    return made
 
 
 def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, outbox: Ints, n_counters: int) -> State:
     """The state with more flows, none of them released; they stand behind the old ones. As `sharing.extend`."""
-    from clustersim.network import coarse_kernel as kernel
-
+    kernel = _kernel()
     routes = each_link_once(routes)
     flows = np.zeros(transfers.n, kernel.FLOW)
     flows["nbytes"] = flows["left"] = transfers.nbytes
@@ -74,8 +85,7 @@ def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, o
 
 def keep(state: State, flows: Ints, counters: Ints) -> State:
     """The state with only these flows and counters, both in rising order; what is left out must have drained."""
-    from clustersim.network import coarse_kernel as kernel
-
+    kernel = _kernel()
     position = np.full(state.flows.size, -1)
     position[flows] = np.arange(flows.size)
     assert (state.flows["status"][position < 0] == kernel.DONE).all(), "a flow is left behind"
@@ -103,14 +113,9 @@ def _assemble(
     state: State, flows: Records, hops: Records, n_hops: Ints, after: Ints, n_after: Ints, counters: Records, queues: NDArray[Any]
 ) -> State:
     """A state of these flows over the same links, with what links know of flows made anew."""
-    from clustersim.network import coarse_kernel as kernel
-
+    kernel = _kernel()
     n = flows.size
-    for what, length in (("hop", n_hops), ("after", n_after)):
-        flows[f"{what}_end"] = np.cumsum(length)
-        flows[f"{what}_start"] = flows[f"{what}_end"] - length
-    back, following = inverse(after, n_after, n)
-    flows["next_start"], flows["next_end"] = back[:-1], back[1:]
+    back, following = stand(flows, n_hops, after, n_after)
     flows["wake"] = -1.0
     filled = np.full(n, kernel.STILL, np.int32)
     filled[flows["status"] == kernel.MOVING] = 0
@@ -134,45 +139,42 @@ def _assemble(
 
 def enter(state: State, flows: Ints, at: Floats) -> None:
     """The sources of `flows` are in: they may move from time `at` [flows] on, once what they follow lets them."""
-    from clustersim.network import coarse_kernel as kernel
-
+    kernel = _kernel()
     kernel.release(state, flows, at)
 
 
 def run(state: State, until: float) -> float:
     """Play steps up to `until` or until a counter reaches zero; the time from which there is more. See coarse_kernel.run."""
-    from clustersim.network import coarse_kernel as kernel
-
+    kernel = _kernel()
     return float(kernel.run(state, until))
 
 
 def take_ended(state: State) -> Ints:
     """The counters that have reached zero since the last call."""
-    from clustersim.network import coarse_kernel as kernel
-
-    ended = state.through[: state.tally[kernel.N_DONE]].copy()
+    kernel = _kernel()
+    n = state.tally[kernel.N_DONE]
+    if not n:
+        return _NOBODY
+    ended = state.through[:n].copy()
     state.tally[kernel.N_DONE] = 0
     return ended
 
 
 def drained(state: State) -> Ints:
     """The flows whose last byte has left."""
-    from clustersim.network import coarse_kernel as kernel
-
+    kernel = _kernel()
     return np.flatnonzero(state.flows["status"] == kernel.DONE)
 
 
 def solves(state: State) -> int:
     """How many steps have been played."""
-    from clustersim.network import coarse_kernel as kernel
-
+    kernel = _kernel()
     return int(state.tally[kernel.STEPS])
 
 
 def set_resolution(state: State, resolution: float, seconds: float) -> None:
     """A step takes `resolution` x `seconds`, how long the exchange takes at least."""
-    from clustersim.network import coarse_kernel as kernel
-
+    kernel = _kernel()
     state.clock[kernel.QUANTUM] = resolution * seconds
     state.clock[kernel.GROWTH] = GROWTH * resolution
     state.clock[kernel.TIE] = max(1e-12, 0.5 * resolution)

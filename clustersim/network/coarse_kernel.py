@@ -49,7 +49,8 @@ LINK = np.dtype(
         ("n_moving", "i4"),         # of the moving flows: their number,
         ("load", "f8"),             # and the sum of their weights
         ("capacity", "f8"),         # bytes/s
-        ("began", "f8"),            # when the first of the flows began that it has had without a pause,
+        ("began", "f8"),            # when the first of the flows began that it has had without a pause, which is when none
+                                    # has begun that has not ended, and all of them could be through;
         ("done", "f8"),             # bytes of those of them that have ended,
         ("n_begun", "i4"),          # and number of those that have not
         ("level", "f8"),            # bytes/s of each flow that it limits; inf while it limits none
@@ -174,7 +175,7 @@ def _begin(s, f, at):
     s.tally[N_BEGUN] += 1
     for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
         link = s.hops[h].link
-        if s.links[link].n_begun == 0:
+        if s.links[link].n_begun == 0 and at >= s.links[link].began + s.links[link].done / s.links[link].capacity:
             s.links[link].began = at
             s.links[link].done = 0.0
         s.links[link].began = min(s.links[link].began, at)

@@ -137,6 +137,16 @@ def lengths(flows: Records, what: str) -> Ints:
     return np.asarray(flows[f"{what}_end"] - flows[f"{what}_start"], np.int64)
 
 
+def stand(flows: Records, n_hops: Ints, after: Ints, n_after: Ints) -> tuple[Ints, Ints]:
+    """Tell each flow where its hops, what it follows and what follows it stand; `inverse` of `after`."""
+    for what, length in (("hop", n_hops), ("after", n_after)):
+        flows[f"{what}_end"] = np.cumsum(length)
+        flows[f"{what}_start"] = flows[f"{what}_end"] - length
+    back, following = inverse(after, n_after, flows.size)
+    flows["next_start"], flows["next_end"] = back[:-1], back[1:]
+    return back, following
+
+
 def _assemble(
     state: State, flows: Records, hops: Records, n_hops: Ints, after: Ints, n_after: Ints, counters: Records
 ) -> State:
@@ -144,11 +154,7 @@ def _assemble(
     from clustersim.network import kernel
 
     n = flows.size
-    for what, length in (("hop", n_hops), ("after", n_after)):
-        flows[f"{what}_end"] = np.cumsum(length)
-        flows[f"{what}_start"] = flows[f"{what}_end"] - length
-    back, following = inverse(after, n_after, n)
-    flows["next_start"], flows["next_end"] = back[:-1], back[1:]
+    _, following = stand(flows, n_hops, after, n_after)
     hops["flow"] = np.repeat(np.arange(n), n_hops)
     links = state.links.copy()
     held = np.minimum(_descendants(after, n_after), n)          # flows that may move with a link because one of its flows does

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from clustersim.engine.collectives import Wires, ring_s
+from clustersim.engine.collectives import Wires
+from clustersim.engine.tensor_groups import TensorGroups
 from clustersim.exchange.copies import Gpus, TokenBytes
 from clustersim.model import Model
+from clustersim.parallel import Group
 from clustersim.placement.replicas import chosen_slots
 from clustersim.types import Floats, InputError, Ints, Placement, Routing, Transfers
 
@@ -76,16 +78,12 @@ def gathered_s(rows: Ints, gpu_of: Ints, n_gpus: int, tensor: int, model: Model,
 
     NCCL's closed form, as for the tensor groups of attention; nothing computes meanwhile.
     """
-    if tensor == 1:
-        return {"gather": np.zeros(n_gpus), "scatter": np.zeros(n_gpus)}
-    arrived = np.bincount(gpu_of, rows, n_gpus)[::tensor]
-    groups = np.arange(n_gpus).reshape(-1, tensor)
-
-    def rings(token: float) -> Floats:
-        each = [ring_s(count * token, group, wires) for count, group in zip(arrived, groups, strict=True)]
-        return np.repeat(np.array(each), tensor)
-
-    return {"gather": rings(model.dispatch_token_bytes), "scatter": rings(model.combine_token_bytes)}
+    groups = TensorGroups(group=Group(tensor=tensor), wires=wires, n_gpus=n_gpus)
+    arrived = groups.together(np.bincount(gpu_of, rows, n_gpus))        # on the first GPU of each
+    return {
+        "gather": groups.gathered_s(arrived * model.dispatch_token_bytes),
+        "scatter": groups.gathered_s(arrived * model.combine_token_bytes),
+    }
 
 
 def check_split(model: Model, tensor: int) -> None:
