@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.jit import inlined, lean
+from clustersim.jit import inlined, lean, spread
 from clustersim.network.heaps import sift
 from clustersim.types import Floats, Ints
 
@@ -76,7 +76,8 @@ FLOW = np.dtype(
         ("listed", "i4"),           # 1 when its links list it
         ("hop_start", "i4"), ("hop_end", "i4"),
         ("after_start", "i4"), ("after_end", "i4"),     # what it follows and has not ended
-        ("wake", "f8"),             # when so many bytes are left, a flow that waits for its first chunk may begin; -1 without
+        ("wake", "f8"),             # when so many bytes are left, a flow that waits for its first chunk, of this one or of its
+                                    # bundle, may begin; -1 without
                                     # (up to here what most loops read, in one cache line)
         ("next_start", "i4"), ("next_end", "i4"),       # what follows it
         ("piece", "f8"),            # its chunk as a fraction of itself
@@ -87,6 +88,11 @@ FLOW = np.dtype(
         ("latency", "f8"),          # seconds from drain to finish
         ("inbox", "i4"), ("outbox", "i4"),              # counters of its destination and its source
         ("brake", "f8"),            # when so many bytes are left, what it follows may hold it back; not before
+        ("head", "i4"),             # the flow of its bundle that moves for all; itself where it is alone
+        ("n_mates", "i4"),          # of a head: those of the bundle that have not ended, with itself,
+        ("mates_start", "i4"),      # and where these stand in `mates`, the one with the fewest bytes last
+        ("n_here", "i4"),           # scratch
+        ("mine", "f8"),             # bytes left at which one waits for a chunk of this one flow, see `wake`; -1 without
     ]
 )  # fmt: skip
 HOP = np.dtype([("weight", "f8"), ("link", "i8")])
@@ -113,6 +119,7 @@ class State(NamedTuple):
     order: Ints                 # [links] those that limit somebody, lowest level first
     after: Ints                 # what the flows follow, row by row
     next: Ints                  # what follows them
+    mates: Ints                 # the flows of bundles
     inner: Ints                 # followers that others follow, in rising order
     counters: Records
     through: Ints               # [counters] those that reached zero
@@ -126,7 +133,7 @@ class State(NamedTuple):
 # ---- heaps ---------------------------------------------------------------------------------------------------------------
 
 
-@lean
+@spread
 def _push(heap, n, key, item):
     """One more for a heap of n."""
     at = n
@@ -137,7 +144,7 @@ def _push(heap, n, key, item):
     heap[at].item = item
 
 
-@lean
+@spread
 def _drop(heap, n):
     """Take the first away from a heap; n are left."""
     heap[0] = heap[n]
@@ -147,7 +154,34 @@ def _drop(heap, n):
 # ---- who moves how -------------------------------------------------------------------------------------------------------
 
 
-@lean
+@inlined
+def _left(s, p):
+    """Bytes that flow p, which is not led, has left: those of a bundle have had as many."""
+    head = s.flows[p].head
+    return s.flows[head].left - (s.flows[head].nbytes - s.flows[p].nbytes)
+
+
+@inlined
+def _rate(s, p):
+    return s.flows[s.flows[p].head].rate
+
+
+@inlined
+def _left_to_next(s, f):
+    """Bytes that flow f, which moves for its bundle, has to go until the next of it ends."""
+    left = s.flows[f].left
+    if s.flows[f].n_mates > 1:
+        left -= s.flows[f].nbytes - s.flows[_next_to_end(s, f)].nbytes
+    return left
+
+
+@inlined
+def _next_to_end(s, f):
+    """Of a bundle with head f, the flow that ends next; f itself where it is alone."""
+    return s.mates[s.flows[f].mates_start + s.flows[f].n_mates - 1] if s.flows[f].n_mates > 1 else f
+
+
+@spread
 def _join(s, f):
     """Flow f moves by itself from now on."""
     s.flows[f].status = MOVING
@@ -156,7 +190,7 @@ def _join(s, f):
     s.tally[N_MOVING] += 1
     for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
         link = s.hops[h].link
-        s.links[link].load += s.hops[h].weight
+        s.links[link].load += s.hops[h].weight * s.flows[f].n_mates
         s.links[link].n_moving += 1
         if s.flows[f].listed == 0:
             at = s.links[link].list_start + s.links[link].list_size
@@ -166,7 +200,7 @@ def _join(s, f):
     s.flows[f].listed = 1
 
 
-@lean
+@spread
 def _begin(s, f, at):
     """Flow f begins to move at `at`, if it has not yet."""
     if s.flows[f].start == s.flows[f].start:
@@ -182,11 +216,14 @@ def _begin(s, f, at):
         s.links[link].n_begun += 1
 
 
-@lean
+@spread
 def _join_at(s, f, at, horizon):
     """Flow f moves by itself from `at` on, which may have been a while ago; from the next step on where not before `horizon`."""
     s.flows[f].since = at
     _begin(s, f, at)
+    if s.flows[f].n_mates > 1:
+        for i in range(s.flows[f].mates_start, s.flows[f].mates_start + s.flows[f].n_mates):
+            _begin(s, s.mates[i], at)
     if at >= horizon:
         s.flows[f].status = OUT
         s.queues[Q_ENTERING, s.tally[N_ENTERING]] = f
@@ -197,7 +234,7 @@ def _join_at(s, f, at, horizon):
     s.tally[N_FRESH] += 1
 
 
-@lean
+@spread
 def _part(s, f):
     """Flow f does not move by itself any more."""
     s.filled[f] = STILL
@@ -211,7 +248,7 @@ def _part(s, f):
     s.flows[f].factor = 1.0
 
 
-@lean
+@spread
 def _lead(s, f):
     """Flow f, which does not move by itself, is a chunk behind what it follows from now on."""
     s.flows[f].status = LED
@@ -220,7 +257,7 @@ def _lead(s, f):
         s.links[s.hops[h].link].n_led += 1
 
 
-@lean
+@spread
 def _let_go(s, f):
     """Flow f is not led any more."""
     s.tally[N_LED] -= 1
@@ -228,19 +265,19 @@ def _let_go(s, f):
         s.links[s.hops[h].link].n_led -= 1
 
 
-@lean
+@spread
 def _reach(s, f, seconds):
     """How far what it follows lets flow f be in `seconds` from now, as a fraction of it; 1 when all of that will have ended."""
     least = 1.0
     for i in range(s.flows[f].after_start, s.flows[f].after_end):
         p = s.after[i]
-        x = 1.0 - (s.flows[p].left - s.flows[p].rate * seconds) / s.flows[p].nbytes
+        x = 1.0 - (_left(s, p) - _rate(s, p) * seconds) / s.flows[p].nbytes
         if x < 1.0 or seconds == 0.0:
             least = min(least, x - s.flows[f].piece)
     return least
 
 
-@lean
+@spread
 def _led_rate(s, f, seconds):
     """Bytes/s that what leads flow f gives it; with its last chunk where all of that ends in this step, and without."""
     now = 1.0
@@ -248,9 +285,9 @@ def _led_rate(s, f, seconds):
     last = 1.0
     for i in range(s.flows[f].after_start, s.flows[f].after_end):
         p = s.after[i]
-        x = 1.0 - s.flows[p].left / s.flows[p].nbytes
+        x = 1.0 - _left(s, p) / s.flows[p].nbytes
         now = min(now, x)
-        x += s.flows[p].rate * seconds / s.flows[p].nbytes
+        x += _rate(s, p) * seconds / s.flows[p].nbytes
         then = min(then, x)
         if x < 1.0:
             last = min(last, x - s.flows[f].piece)
@@ -264,26 +301,28 @@ def _follows(s, f):
     return s.flows[f].after_end > s.flows[f].after_start
 
 
-@lean
+@spread
 def _wait(s, f):
     """Flow f waits for its first chunk: what is missing most wakes it. What ends sees to it anyway."""
     worst = -1
     least = 0.0
     for i in range(s.flows[f].after_start, s.flows[f].after_end):
         p = s.after[i]
-        ahead = 1.0 - s.flows[p].left / s.flows[p].nbytes - s.flows[f].piece
+        ahead = 1.0 - _left(s, p) / s.flows[p].nbytes - s.flows[f].piece
         if worst < 0 or ahead < least:
             worst = p
             least = ahead
     left = s.flows[worst].nbytes * (1.0 - s.flows[f].piece + 0.5 * CLOSE)
     if s.flows[f].piece < 1.0:
-        s.flows[worst].wake = max(s.flows[worst].wake, left)
+        head = s.flows[worst].head
+        s.flows[worst].mine = max(s.flows[worst].mine, left)
+        s.flows[head].wake = max(s.flows[head].wake, left + (s.flows[head].nbytes - s.flows[worst].nbytes))
 
 
 # ---- rates ---------------------------------------------------------------------------------------------------------------
 
 
-@lean
+@spread
 def _freeze(s, link, level, at):
     """This link limits its flows without a rate, which go to owned[at:]. Returns their end, and the least that one has left."""
     links, flows, hops, lists, owned, filled = s.links, s.flows, s.hops, s.lists, s.owned, s.filled
@@ -304,18 +343,19 @@ def _freeze(s, link, level, at):
             continue
         filled[f] = fill
         factor = flows[f].factor
-        key = flows[f].left / factor
+        key = _left_to_next(s, f) / factor
         owned[at].flow = f
         owned[at].key = key
-        owned[at].share = lists[i].share * factor
+        use = factor * flows[f].n_mates
+        owned[at].share = lists[i].share * use
         flows[f].rate = level * factor
         least = min(least, key)
         at += 1
         for h in range(flows[f].hop_start, flows[f].hop_end):
             m = hops[h].link
-            use = hops[h].weight * factor
-            links[m].room -= use * level
-            links[m].weight -= use
+            part = hops[h].weight * use
+            links[m].room -= part * level
+            links[m].weight -= part
             links[m].unfilled -= 1
     links[link].list_size = keep - links[link].list_start
     links[link].own_end = at
@@ -456,7 +496,7 @@ def _count_down(s, counter, finish):
         s.tally[N_DONE] += 1
 
 
-@lean
+@spread
 def _finish(s, f, at):
     """Flow f ends at `at`; later where a link of its way would else have carried more than it can, or faster than it can."""
     for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
@@ -477,6 +517,10 @@ def _finish(s, f, at):
     if s.flows[f].next_end > s.flows[f].next_start:
         _push(s.ends, s.tally[N_ENDED], at, f)
         s.tally[N_ENDED] += 1
+        if s.flows[f].mine >= 0.0:                  # who waits for a chunk of it may wait for another's now
+            s.flows[f].mine = -1.0
+            s.queues[Q_WOKEN, s.tally[N_WOKEN]] = f
+            s.tally[N_WOKEN] += 1
         for i in range(s.flows[f].next_start, s.flows[f].next_end):
             c = s.next[i]
             s.flows[c].freed = max(s.flows[c].freed, at)
@@ -489,7 +533,7 @@ def _finish(s, f, at):
     _count_down(s, s.flows[f].outbox, at)
 
 
-@lean
+@spread
 def _hold_back(s, link, seconds):
     """Of the flows that a link limits, those that follow others get no further in this step than these let them."""
     for i in range(s.links[link].own_start, s.links[link].own_end):
@@ -507,20 +551,48 @@ def _hold_back(s, link, seconds):
         s.owned[i].key = min(s.owned[i].key, max(0.0, may) / s.flows[f].factor)
 
 
-@lean
+@spread
 def _wake(s, f):
-    """Those that wait for their first chunk of flow f are to be looked at."""
+    """Those that wait for their first chunk of flow f, or of one of its bundle, are to be looked at."""
     s.flows[f].wake = -1.0
-    s.queues[Q_WOKEN, s.tally[N_WOKEN]] = f
-    s.tally[N_WOKEN] += 1
+    if s.flows[f].n_mates == 1:
+        s.flows[f].mine = -1.0
+        s.queues[Q_WOKEN, s.tally[N_WOKEN]] = f
+        s.tally[N_WOKEN] += 1
+        return
+    for i in range(s.flows[f].mates_start, s.flows[f].mates_start + s.flows[f].n_mates):
+        p = s.mates[i]
+        if _left(s, p) <= s.flows[p].mine:
+            s.flows[p].mine = -1.0
+            s.queues[Q_WOKEN, s.tally[N_WOKEN]] = p
+            s.tally[N_WOKEN] += 1
+        elif s.flows[p].mine >= 0.0:
+            s.flows[f].wake = max(s.flows[f].wake, s.flows[p].mine + (s.flows[f].nbytes - s.flows[p].nbytes))
 
 
-@lean
+@spread
+def _when(s, f, now, seconds, gone):
+    """The time of flow f at which `gone` seconds of a step are over."""
+    if s.flows[f].factor != 1.0:                    # it has another part of the step
+        return s.flows[f].since + gone / seconds * (now + seconds - s.flows[f].since)
+    return now + gone
+
+
+@spread
+def _one_less(s, f, at):
+    """The next flow of the bundle of f ends at `at`; bytes until the one after it does."""
+    p = _next_to_end(s, f)
+    s.flows[f].n_mates -= 1
+    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+        s.links[s.hops[h].link].load -= s.hops[h].weight * s.flows[f].factor
+    _finish(s, p, at)
+    return s.flows[_next_to_end(s, f)].nbytes - s.flows[p].nbytes
+
+
+@spread
 def _through(s, f, now, seconds, gone):
     """A link has served flow f all that it may have in this step, `gone` seconds after its begin."""
-    at = now + gone
-    if s.flows[f].factor != 1.0:                    # it had another part of the step
-        at = s.flows[f].since + gone / seconds * (now + seconds - s.flows[f].since)
+    at = _when(s, f, now, seconds, gone)
     if _follows(s, f) or s.flows[f].freed > now:
         s.flows[f].drain = at                       # for now
         s.flows[f].since = gone / seconds           # and where in the step
@@ -530,7 +602,7 @@ def _through(s, f, now, seconds, gone):
         _finish(s, f, at)
 
 
-@lean
+@spread
 def _play(s, link, now, seconds):
     """Let a link serve the flows it limits for so long; its level rises with each that ends, what the others have stays."""
     links, flows, owned, heap = s.links, s.flows, s.owned, s.heap
@@ -567,11 +639,24 @@ def _play(s, link, now, seconds):
             i = heap[0].item
             gone += after
             served = max(served, heap[0].key)
-            n -= 1
-            _drop(heap, n)
-            n_left -= 1
-            own -= owned[i].share
-            _through(s, owned[i].flow, now, seconds, gone)
+            f = owned[i].flow
+            if flows[f].n_mates > 1:                # one of a bundle, of which the next has its turn
+                share = owned[i].share / flows[f].n_mates
+                own -= share
+                owned[i].share -= share
+                owned[i].key += _one_less(s, f, _when(s, f, now, seconds, gone)) / flows[f].factor
+                heap[0].key = owned[i].key
+                if owned[i].key <= reach:
+                    sift(heap, n, 0, False)
+                else:
+                    n -= 1
+                    _drop(heap, n)
+            else:
+                n -= 1
+                _drop(heap, n)
+                n_left -= 1
+                own -= owned[i].share
+                _through(s, f, now, seconds, gone)
             if n_left > 0:
                 level = free / own
         if served + level * (seconds - gone) <= reach:
@@ -588,7 +673,7 @@ def _play(s, link, now, seconds):
 # ---- what follows what ---------------------------------------------------------------------------------------------------
 
 
-@lean
+@spread
 def _last_chunk(s, f, at, horizon):
     """Flow f has its last chunk to send, alone from `at` on: end it, or have it move by itself where a link is full."""
     end = at
@@ -651,7 +736,7 @@ def _see_to_followers(s, horizon):
                 _join_at(s, f, max(s.flows[f].since, end), horizon)
 
 
-@lean
+@spread
 def _has_room(s, f):
     """No link of flow f's way is full, nor could be full of what is led."""
     for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
@@ -679,9 +764,9 @@ def _see_to_woken(s, horizon):
             for k in range(s.flows[f].after_start, s.flows[f].after_end):
                 p = s.after[k]
                 start = max(start, s.flows[p].start)
-                if s.flows[p].rate > 0.0:
-                    over = 1.0 - s.flows[p].left / s.flows[p].nbytes - s.flows[f].piece
-                    start = max(start, horizon - over * s.flows[p].nbytes / s.flows[p].rate)
+                if _rate(s, p) > 0.0:
+                    over = 1.0 - _left(s, p) / s.flows[p].nbytes - s.flows[f].piece
+                    start = max(start, horizon - over * s.flows[p].nbytes / _rate(s, p))
             _begin(s, f, start)
             if _has_room(s, f):
                 _lead(s, f)
@@ -718,12 +803,12 @@ def _next_meeting(s, seconds):
             pace = np.inf
             for i in range(begin, end):
                 p = s.after[i]
-                if 1.0 - s.flows[p].left / s.flows[p].nbytes - s.flows[f].piece <= x + CLOSE:
-                    pace = min(pace, s.flows[p].rate / s.flows[p].nbytes)
+                if 1.0 - _left(s, p) / s.flows[p].nbytes - s.flows[f].piece <= x + CLOSE:
+                    pace = min(pace, _rate(s, p) / s.flows[p].nbytes)
         for i in range(begin, end):
             p = s.after[i]
-            theirs = s.flows[p].rate / s.flows[p].nbytes
-            ahead = 1.0 - s.flows[p].left / s.flows[p].nbytes - s.flows[f].piece
+            theirs = _rate(s, p) / s.flows[p].nbytes
+            ahead = 1.0 - _left(s, p) / s.flows[p].nbytes - s.flows[f].piece
             if s.flows[f].status == WAITING:
                 if ahead < -CLOSE and theirs > 0.0:
                     soonest = min(soonest, -ahead / theirs)
@@ -737,13 +822,32 @@ def _next_meeting(s, seconds):
 # ---- steps ---------------------------------------------------------------------------------------------------------------
 
 
+@spread
+def _unbind(s, head):
+    """A bundle is none: not all of its flows are let go at once."""
+    for i in range(s.flows[head].mates_start, s.flows[head].mates_start + s.flows[head].n_mates):
+        s.flows[s.mates[i]].head = s.mates[i]
+    s.flows[head].n_mates = 1
+    s.flows[head].n_here = 0
+
+
 @lean
 def release(s, moving, at):
     """Each of `moving` may move from its time in `at` on, once what it follows lets it."""
     for i in range(moving.size):
         s.flows[moving[i]].since = max(s.flows[moving[i]].since, at[i])
-        s.queues[Q_ENTERING, s.tally[N_ENTERING]] = moving[i]
-        s.tally[N_ENTERING] += 1
+        s.flows[s.flows[moving[i]].head].n_here += 1
+    for i in range(moving.size):
+        head = s.flows[moving[i]].head
+        together = s.flows[head].n_here == s.flows[head].n_mates and s.flows[head].since == s.flows[moving[i]].since
+        if s.flows[head].n_mates > 1 and not together:
+            _unbind(s, head)
+    for i in range(moving.size):
+        f = moving[i]
+        s.flows[f].n_here = 0
+        if s.flows[f].head == f:
+            s.queues[Q_ENTERING, s.tally[N_ENTERING]] = f
+            s.tally[N_ENTERING] += 1
 
 
 @lean
@@ -812,7 +916,7 @@ def _weigh_fresh(s, now, seconds, back):
             s.flows[f].rate /= s.flows[f].factor
         for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
             link = s.hops[h].link
-            s.links[link].load += (factor - s.flows[f].factor) * s.hops[h].weight
+            s.links[link].load += (factor - s.flows[f].factor) * s.hops[h].weight * s.flows[f].n_mates
             s.links[link].early = 0.0 if back else max(s.links[link].early, now - s.flows[f].since)
         s.flows[f].factor = factor
 
@@ -884,6 +988,51 @@ def run(s, until):
 
 
 # ---- what is made anew when flows are added ------------------------------------------------------------------------------
+
+
+@lean
+def bind(flows, pair, order, start, links, weights, release, mates):
+    """Bundles among the flows in `order`; returns how many of `mates` have been filled with them.
+
+    Args:
+        flows: alone so far.
+        pair: for each in `order` where it comes from and goes to; rising, and those of one pair nearly by falling bytes.
+        start, links, weights: the ways of all flows.
+        release: of all flows.
+    """
+    n = 0
+    at = 0
+    while at < order.size:
+        end = at + 1
+        while end < order.size and pair[end] == pair[at]:
+            f = order[end]
+            place = end
+            while place > at and flows[order[place - 1]].nbytes < flows[f].nbytes:
+                order[place] = order[place - 1]
+                place -= 1
+            order[place] = f
+            end += 1
+        head = order[at]
+        flows[head].mates_start = n
+        mates[n] = head
+        size = 1
+        for i in range(at + 1, end):
+            f = order[i]
+            alike = release[f] == release[head] and start[f + 1] - start[f] == start[head + 1] - start[head]
+            for h in range(start[f], start[f + 1]):
+                own = h - start[f] + start[head]
+                if not alike or links[h] != links[own] or weights[h] != weights[own]:
+                    alike = False
+                    break
+            if alike:
+                flows[f].head = head
+                mates[n + size] = f
+                size += 1
+        flows[head].n_mates = size
+        if size > 1:
+            n += size
+        at = end
+    return n
 
 
 @lean
