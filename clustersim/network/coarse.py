@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.network.changes import Changes
-from clustersim.network.sharing import GROWTH, each_link_once, lengths, stand
+from clustersim.network.sharing import GROWTH, each_link_once, inverse, lengths
 from clustersim.types import Floats, Ints, Routes, Transfers
 
 if TYPE_CHECKING:
@@ -42,14 +42,14 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
     to_come = np.zeros(0 if changes is None else changes.time.size, kernel.CHANGE)
     if changes is not None:
         to_come["time"], to_come["link"], to_come["capacity"] = changes.time, changes.link, changes.capacity
-    none, event = np.zeros(0, np.int64), np.zeros(0, kernel.EVENT)
+    none, event, crossing = np.zeros(0, np.int64), np.zeros(0, kernel.EVENT), np.zeros(0, kernel.CROSSING)
     made: State = kernel.State(
-        links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP), filled=np.zeros(0, np.int32),
-        lists=np.zeros(0, kernel.CROSSING),
-        drawn=np.zeros(0, kernel.CROSSING), owned=np.zeros(0, kernel.OWNED), heap=event, ends=event,
-        queues=np.zeros((4, 0), np.int64), order=np.zeros(capacity.size, np.int64), after=none, next=none, mates=none, inner=none,
-        counters=np.zeros(0, kernel.COUNTER), through=none, changes=to_come, tally=np.zeros(kernel.N_TALLY, np.int64),
-        clock=np.zeros(5),
+        links=links, shares=np.zeros(capacity.size, kernel.SHARE), parts=np.zeros(0, kernel.PART), flows=np.zeros(0, kernel.FLOW),
+        moves=np.zeros(0, kernel.MOVE), doing=np.zeros(0, np.int32), hops=np.zeros(0, kernel.HOP), lists=crossing,
+        drawn=crossing.copy(), owned=np.zeros(0, kernel.OWNED), heap=event, ends=event.copy(), queues=np.zeros((4, 0), np.int64),
+        order=np.zeros(capacity.size, np.int64), by_part=np.zeros(capacity.size, np.int64), after=none, next=none.copy(),
+        mates=none.copy(), inner=none.copy(), counters=np.zeros(0, kernel.COUNTER), through=none.copy(), changes=to_come,
+        tally=np.zeros(kernel.N_TALLY, np.int64), clock=np.zeros(5),
     )  # fmt: skip
     return made
 
@@ -58,17 +58,16 @@ def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, o
     """The state with more flows, none of them released; they stand behind the old ones. As `sharing.extend`."""
     kernel = _kernel()
     routes = each_link_once(routes)
-    flows = np.zeros(transfers.n, kernel.FLOW)
-    flows["nbytes"] = flows["left"] = transfers.nbytes
+    flows, moves = np.zeros(transfers.n, kernel.FLOW), np.zeros(transfers.n, kernel.MOVE)
+    moves["nbytes"] = moves["left"] = transfers.nbytes
+    moves["factor"], moves["head"], moves["n_mates"] = 1.0, np.arange(transfers.n), 1
     flows["piece"] = np.minimum(1.0, transfers.chunk / transfers.nbytes)
     flows["latency"] = routes.latency
-    flows["start"], flows["drain"], flows["factor"] = np.nan, np.inf, 1.0
+    flows["start"], flows["drain"], flows["mine"] = np.nan, np.inf, -1.0
     flows["since"] = flows["freed"] = -np.inf
     flows["inbox"], flows["outbox"] = inbox, outbox
-    flows["mine"] = -1.0
-    flows["head"], flows["n_mates"] = np.arange(transfers.n), 1
-    mates = bundles(flows, routes, transfers)
-    flows["head"] += state.flows.size
+    mates = bundles(flows, moves, routes, transfers)
+    moves["head"] += state.flows.size
     flows["mates_start"] += state.mates.size
     hops = np.zeros(routes.links.size, kernel.HOP)
     hops["link"], hops["weight"] = routes.links, routes.weights
@@ -79,10 +78,12 @@ def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, o
     return _assemble(
         state,
         np.concatenate((state.flows, flows)),
+        np.concatenate((state.moves, moves)),
+        np.concatenate((state.doing, np.full(transfers.n, kernel.OUT, np.int32))),
         np.concatenate((state.hops, hops)),
-        np.concatenate((lengths(state.flows, "hop"), np.diff(routes.start))),
+        np.concatenate((lengths(state.moves, "hop"), np.diff(routes.start))),
         np.concatenate((_after(state), transfers.after + state.flows.size)),
-        np.concatenate((lengths(state.flows, "after"), np.diff(transfers.after_start))),
+        np.concatenate((lengths(state.moves, "after"), np.diff(transfers.after_start))),
         np.concatenate((state.mates, mates + state.flows.size)),
         counters,
         state.queues,
@@ -94,27 +95,27 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     kernel = _kernel()
     position = np.full(state.flows.size, -1)
     position[flows] = np.arange(flows.size)
-    assert (state.flows["status"][position < 0] == kernel.DONE).all(), "a flow is left behind"
+    assert (state.doing[position < 0] == kernel.DONE).all(), "a flow is left behind"
     renumber = np.full(state.counters.size, -1)
     renumber[counters] = np.arange(counters.size)
-    of_hop = np.repeat(position, lengths(state.flows, "hop")) >= 0
-    records = state.flows[flows]
+    of_hop = np.repeat(position, lengths(state.moves, "hop")) >= 0
+    records, moves = state.flows[flows], state.moves[flows]
     records["inbox"], records["outbox"] = renumber[records["inbox"]], renumber[records["outbox"]]
-    records["head"] = position[records["head"]]
-    heads = np.flatnonzero(records["n_mates"] > 1)
-    n_mates = records["n_mates"][heads].astype(np.int64)
+    moves["head"] = position[moves["head"]]
+    heads = np.flatnonzero(moves["n_mates"] > 1)
+    n_mates = moves["n_mates"][heads].astype(np.int64)
     mates = position[state.mates[_rows(records["mates_start"][heads], n_mates)]]
     records["mates_start"][heads] = np.cumsum(n_mates) - n_mates
     queues = np.where(state.queues < state.flows.size, position[state.queues % max(1, state.flows.size)], 0)
     return _assemble(
-        state, records, state.hops[of_hop], lengths(records, "hop"), position[_after(state)], lengths(records, "after"),
-        mates, state.counters[counters], queues,
+        state, records, moves, state.doing[flows], state.hops[of_hop], lengths(moves, "hop"), position[_after(state)],
+        lengths(moves, "after"), mates, state.counters[counters], queues,
     )  # fmt: skip
 
 
 def _after(state: State) -> Ints:
     """What each flow follows and has not ended, row by row; what has ended follows nothing."""
-    return state.after[_rows(state.flows["after_start"], lengths(state.flows, "after"))]
+    return state.after[_rows(state.moves["after_start"], lengths(state.moves, "after"))]
 
 
 def _rows(start: Ints, length: Ints) -> Ints:
@@ -124,7 +125,7 @@ def _rows(start: Ints, length: Ints) -> Ints:
     return places
 
 
-def bundles(flows: Records, routes: Routes, transfers: Transfers) -> Ints:
+def bundles(flows: Records, moves: Records, routes: Routes, transfers: Transfers) -> Ints:
     """Bind flows that follow nothing and go from one GPU to another by the same way, let go at the same moment.
 
     They have one rate, whatever their sizes: on many small transfers of few GPUs that share a node this saves nearly all looks.
@@ -140,35 +141,40 @@ def bundles(flows: Records, routes: Routes, transfers: Transfers) -> Ints:
     bits = transfers.nbytes[free].astype(np.float32).view(np.int32).astype(np.int64)    # those of a positive number rise with it
     order = np.argsort((pair << 31) - bits)
     mates = np.empty(free.size, np.int64)
-    n: int = _kernel().bind(flows, pair[order], free[order], routes.start, routes.links, routes.weights, transfers.release, mates)
+    n: int = _kernel().bind(
+        flows, moves, pair[order], free[order], routes.start, routes.links, routes.weights, transfers.release, mates
+    )  # fmt: skip
     return mates[:n].copy()
 
 
 def _assemble(
-    state: State, flows: Records, hops: Records, n_hops: Ints, after: Ints, n_after: Ints, mates: Ints, counters: Records,
-    queues: NDArray[Any],
-) -> State:
+    state: State, flows: Records, moves: Records, doing: NDArray[np.int32], hops: Records, n_hops: Ints, after: Ints, n_after: Ints,
+    mates: Ints, counters: Records, queues: NDArray[Any],
+) -> State:  # fmt: skip
     """A state of these flows over the same links, with what links know of flows made anew."""
     kernel = _kernel()
-    n = flows.size
-    back, following = stand(flows, n_hops, after, n_after)
-    flows["wake"] = -1.0
-    filled = np.full(n, kernel.STILL, np.int32)
-    filled[flows["status"] == kernel.MOVING] = 0
+    n, n_links = flows.size, state.links.size
+    for what, length in (("hop", n_hops), ("after", n_after)):
+        moves[f"{what}_end"] = np.cumsum(length)
+        moves[f"{what}_start"] = moves[f"{what}_end"] - length
+    back, following = inverse(after, n_after, n)
+    flows["next_start"], flows["next_end"] = back[:-1], back[1:]
+    moves["wake"] = flows["mine"] = -1.0
     as_long = np.zeros((4, n), np.int64)
     as_long[:, : min(n, queues.shape[1])] = queues[:, :n]
     made = state._replace(
-        flows=flows, hops=hops, filled=filled, lists=np.empty(hops.size, kernel.CROSSING),
+        flows=flows, moves=moves, doing=doing, hops=hops, parts=np.zeros(n_links, kernel.PART), lists=np.empty(hops.size, kernel.CROSSING),
         drawn=np.empty(int(n_hops[n_after > 0].sum()), kernel.CROSSING), owned=np.empty(n, kernel.OWNED),
-        heap=np.empty(max(n, state.links.size), kernel.EVENT), ends=np.empty(n, kernel.EVENT), queues=as_long, after=after,
+        heap=np.empty(max(n, n_links), kernel.EVENT), ends=np.empty(n, kernel.EVENT), queues=as_long, after=after,
         next=following, mates=mates, inner=np.flatnonzero((n_after > 0) & (np.diff(back) > 0)), counters=counters,
         through=np.zeros(counters.size, np.int64),
     )  # fmt: skip
     kernel.list_flows(made)
+    n_parts = kernel.find_parts(made, *np.empty((2, n_links), np.int64))
+    made = made._replace(parts=made.parts[:n_parts])
     if after.size:
         kernel.wait_again(made)
     if after.size and state.changes.size == 0:
-        n_links = state.links.size
         kernel.find_safe(made, *(np.zeros(n_links) for _ in range(3)), *(np.full(n_links, -1) for _ in range(2)))
     return made
 
@@ -199,7 +205,7 @@ def take_ended(state: State) -> Ints:
 def drained(state: State) -> Ints:
     """The flows whose last byte has left."""
     kernel = _kernel()
-    return np.flatnonzero(state.flows["status"] == kernel.DONE)
+    return np.flatnonzero(state.doing == kernel.DONE)
 
 
 def solves(state: State) -> int:

@@ -22,8 +22,7 @@ from clustersim.types import Floats, Ints
 
 Records = NDArray[Any]
 
-OUT, WAITING, LED, MOVING, DONE = range(5)  # source not in; waiting for the first chunk; a chunk behind; by itself; through
-STILL, GONE = -1, -2    # see State.filled
+DONE, OUT, WAITING, LED, MOVING = range(-4, 1)  # through; source not in; waiting for the first chunk; a chunk behind; by itself
 CLOCK = 1e-14           # relative: no step is shorter than this
 CLOSE = 1e-9            # fractions of a flow nearer than this count as equal: clock rounding
 IN_TIME = 0.8           # of a step: a follower that has done all it may by then is held back by what it follows, not by a link
@@ -41,13 +40,17 @@ Q_ENTERING, Q_WOKEN, Q_REACHED, Q_FRESH = range(4)      # sources in, not looked
 NOW, QUANTUM, BEGAN, GROWTH, TIE = range(5)             # see State.clock
 
 
-LINK = np.dtype(
+SHARE = np.dtype(                   # of a link, what most loops read
     [
         ("room", "f8"),             # while filling, and after it: capacity left to the flows without a rate,
         ("weight", "f8"),           # the sum of their weights,
-        ("unfilled", "i4"),         # and their number
-        ("n_moving", "i4"),         # of the moving flows: their number,
-        ("load", "f8"),             # and the sum of their weights
+        ("load", "f8"),             # of the moving flows: the sum of their weights
+        ("unfilled", "i4"),         # the number of those without a rate
+        ("n_moving", "i4"),         # and of all; a bundle counts as one
+    ]
+)  # fmt: skip
+LINK = np.dtype(
+    [
         ("capacity", "f8"),         # bytes/s
         ("began", "f8"),            # when the first of the flows began that it has had without a pause, which is when none
                                     # has begun that has not ended, and all of them could be through;
@@ -61,38 +64,50 @@ LINK = np.dtype(
         ("last", "f8"),             # when it has served the last chunks that it was given in this step
         ("n_led", "i4"),
         ("safe", "i4"),             # 1 when led flows alone cannot fill it
+        ("part", "i4"),             # see PART
         ("list_start", "i4"), ("list_size", "i4"),      # the moving flows that cross it, some not any more: in `lists`
         ("drawn_start", "i4"), ("drawn_end", "i4"),     # the followers that cross it, moving or not: in `drawn`
         ("own_start", "i4"), ("own_end", "i4"),         # the flows that it limits: in `owned`
     ]
 )  # fmt: skip
-FLOW = np.dtype(
+PART = np.dtype(                    # links that flows join, directly or by other links: they are shared out by themselves
+    [
+        ("soonest", "f8"),          # seconds until the first flow ends
+        ("start", "i4"), ("end", "i4"),                 # its links: in `by_part`
+        ("own_start", "i4"),        # room for the flows that its links limit: in `owned`
+        ("n_limiting", "i4"),       # links that limit somebody, lowest level first: in `order`, from `start` on
+        ("stale", "i4"),            # 1 when rates are to be found anew
+    ]
+)  # fmt: skip
+MOVE = np.dtype(                    # of a flow, what most loops read: a cache line
     [
         ("left", "f8"),             # bytes; of a led flow that none follows, nothing: it is where what leads it says
         ("nbytes", "f8"),
         ("rate", "f8"),             # bytes/s in this step, on average
         ("factor", "f8"),           # its part of this step, over the step: 1 unless it begins in it
-        ("status", "i4"),
-        ("listed", "i4"),           # 1 when its links list it
-        ("hop_start", "i4"), ("hop_end", "i4"),
-        ("after_start", "i4"), ("after_end", "i4"),     # what it follows and has not ended
         ("wake", "f8"),             # when so many bytes are left, a flow that waits for its first chunk, of this one or of its
                                     # bundle, may begin; -1 without
-                                    # (up to here what most loops read, in one cache line)
-        ("next_start", "i4"), ("next_end", "i4"),       # what follows it
+        ("hop_start", "i4"), ("hop_end", "i4"),
+        ("after_start", "i4"), ("after_end", "i4"),     # what it follows and has not ended
+        ("head", "i4"),             # the flow of its bundle that moves for all; itself where it is alone
+        ("n_mates", "i4"),          # of a head: those of the bundle that have not ended, with itself
+    ]
+)  # fmt: skip
+FLOW = np.dtype(
+    [
         ("piece", "f8"),            # its chunk as a fraction of itself
+        ("next_start", "i4"), ("next_end", "i4"),       # what follows it
         ("freed", "f8"),            # when the last of those that it followed and that have ended did
         ("since", "f8"),            # when its source let it go (until then: not before this); when it began to move by itself
         ("start", "f8"),            # when it began to move
         ("drain", "f8"),            # when its last byte left
         ("latency", "f8"),          # seconds from drain to finish
         ("inbox", "i4"), ("outbox", "i4"),              # counters of its destination and its source
-        ("brake", "f8"),            # when so many bytes are left, what it follows may hold it back; not before
-        ("head", "i4"),             # the flow of its bundle that moves for all; itself where it is alone
-        ("n_mates", "i4"),          # of a head: those of the bundle that have not ended, with itself,
-        ("mates_start", "i4"),      # and where these stand in `mates`, the one with the fewest bytes last
-        ("n_here", "i4"),           # scratch
         ("mine", "f8"),             # bytes left at which one waits for a chunk of this one flow, see `wake`; -1 without
+        ("brake", "f8"),            # when so many bytes are left, what it follows may hold it back; not before
+        ("mates_start", "i4"),      # where its bundle stands in `mates`, the flow with the fewest bytes last
+        ("n_here", "i4"),           # scratch
+        ("listed", "i4"),           # 1 when its links list it
     ]
 )  # fmt: skip
 HOP = np.dtype([("weight", "f8"), ("link", "i8")])
@@ -107,16 +122,20 @@ class State(NamedTuple):
     """The flows and the links: records and lists of indices, changed in place."""
 
     links: Records
+    shares: Records             # [links]
+    parts: Records
     flows: Records
+    moves: Records              # [flows]
+    doing: NDArray[np.int32]    # [flows] DONE ... LED; where it moves by itself the last sharing in which it got a rate
     hops: Records
-    filled: NDArray[np.int32]   # [flows] the last sharing in which it got a rate; STILL or GONE when it does not move by itself
     lists: Records              # [hops] the moving flows that cross each link
     drawn: Records              # the followers that cross each link
     owned: Records              # [flows] those that each link limits in this step
     heap: Records               # [flows or links] scratch
     ends: Records               # [flows] heap of those that others follow and that end in this step
     queues: Ints                # [4, flows] see Q_ENTERING ... Q_FRESH
-    order: Ints                 # [links] those that limit somebody, lowest level first
+    order: Ints                 # [links] those that limit somebody, see PART
+    by_part: Ints               # [links] by their part
     after: Ints                 # what the flows follow, row by row
     next: Ints                  # what follows them
     mates: Ints                 # the flows of bundles
@@ -157,41 +176,41 @@ def _drop(heap, n):
 @inlined
 def _left(s, p):
     """Bytes that flow p, which is not led, has left: those of a bundle have had as many."""
-    head = s.flows[p].head
-    return s.flows[head].left - (s.flows[head].nbytes - s.flows[p].nbytes)
+    head = s.moves[p].head
+    return s.moves[head].left - (s.moves[head].nbytes - s.moves[p].nbytes)
 
 
 @inlined
 def _rate(s, p):
-    return s.flows[s.flows[p].head].rate
+    return s.moves[s.moves[p].head].rate
 
 
 @inlined
 def _left_to_next(s, f):
     """Bytes that flow f, which moves for its bundle, has to go until the next of it ends."""
-    left = s.flows[f].left
-    if s.flows[f].n_mates > 1:
-        left -= s.flows[f].nbytes - s.flows[_next_to_end(s, f)].nbytes
+    left = s.moves[f].left
+    if s.moves[f].n_mates > 1:
+        left -= s.moves[f].nbytes - s.moves[_next_to_end(s, f)].nbytes
     return left
 
 
 @inlined
 def _next_to_end(s, f):
     """Of a bundle with head f, the flow that ends next; f itself where it is alone."""
-    return s.mates[s.flows[f].mates_start + s.flows[f].n_mates - 1] if s.flows[f].n_mates > 1 else f
+    return s.mates[s.flows[f].mates_start + s.moves[f].n_mates - 1] if s.moves[f].n_mates > 1 else f
 
 
 @spread
 def _join(s, f):
     """Flow f moves by itself from now on."""
-    s.flows[f].status = MOVING
     s.flows[f].brake = np.inf
-    s.filled[f] = 0
+    s.doing[f] = MOVING
     s.tally[N_MOVING] += 1
-    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+    s.parts[s.links[s.hops[s.moves[f].hop_start].link].part].stale = 1
+    for h in range(s.moves[f].hop_start, s.moves[f].hop_end):
         link = s.hops[h].link
-        s.links[link].load += s.hops[h].weight * s.flows[f].n_mates
-        s.links[link].n_moving += 1
+        s.shares[link].load += s.hops[h].weight * s.moves[f].n_mates
+        s.shares[link].n_moving += 1
         if s.flows[f].listed == 0:
             at = s.links[link].list_start + s.links[link].list_size
             s.lists[at].flow = f
@@ -207,7 +226,7 @@ def _begin(s, f, at):
         return
     s.flows[f].start = at
     s.tally[N_BEGUN] += 1
-    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+    for h in range(s.moves[f].hop_start, s.moves[f].hop_end):
         link = s.hops[h].link
         if s.links[link].n_begun == 0 and at >= s.links[link].began + s.links[link].done / s.links[link].capacity:
             s.links[link].began = at
@@ -221,11 +240,11 @@ def _join_at(s, f, at, horizon):
     """Flow f moves by itself from `at` on, which may have been a while ago; from the next step on where not before `horizon`."""
     s.flows[f].since = at
     _begin(s, f, at)
-    if s.flows[f].n_mates > 1:
-        for i in range(s.flows[f].mates_start, s.flows[f].mates_start + s.flows[f].n_mates):
+    if s.moves[f].n_mates > 1:
+        for i in range(s.flows[f].mates_start, s.flows[f].mates_start + s.moves[f].n_mates):
             _begin(s, s.mates[i], at)
     if at >= horizon:
-        s.flows[f].status = OUT
+        s.doing[f] = OUT
         s.queues[Q_ENTERING, s.tally[N_ENTERING]] = f
         s.tally[N_ENTERING] += 1
         return
@@ -237,23 +256,23 @@ def _join_at(s, f, at, horizon):
 @spread
 def _part(s, f):
     """Flow f does not move by itself any more."""
-    s.filled[f] = STILL
+    s.doing[f] = OUT
     s.tally[N_MOVING] -= 1
-    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+    for h in range(s.moves[f].hop_start, s.moves[f].hop_end):
         link = s.hops[h].link
-        s.links[link].load -= s.hops[h].weight * s.flows[f].factor
-        s.links[link].n_moving -= 1
-        if s.links[link].n_moving == 0:
-            s.links[link].load = 0.0
-    s.flows[f].factor = 1.0
+        s.shares[link].load -= s.hops[h].weight * s.moves[f].factor
+        s.shares[link].n_moving -= 1
+        if s.shares[link].n_moving == 0:
+            s.shares[link].load = 0.0
+    s.moves[f].factor = 1.0
 
 
 @spread
 def _lead(s, f):
     """Flow f, which does not move by itself, is a chunk behind what it follows from now on."""
-    s.flows[f].status = LED
+    s.doing[f] = LED
     s.tally[N_LED] += 1
-    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+    for h in range(s.moves[f].hop_start, s.moves[f].hop_end):
         s.links[s.hops[h].link].n_led += 1
 
 
@@ -261,7 +280,7 @@ def _lead(s, f):
 def _let_go(s, f):
     """Flow f is not led any more."""
     s.tally[N_LED] -= 1
-    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+    for h in range(s.moves[f].hop_start, s.moves[f].hop_end):
         s.links[s.hops[h].link].n_led -= 1
 
 
@@ -269,9 +288,9 @@ def _let_go(s, f):
 def _reach(s, f, seconds):
     """How far what it follows lets flow f be in `seconds` from now, as a fraction of it; 1 when all of that will have ended."""
     least = 1.0
-    for i in range(s.flows[f].after_start, s.flows[f].after_end):
+    for i in range(s.moves[f].after_start, s.moves[f].after_end):
         p = s.after[i]
-        x = 1.0 - (_left(s, p) - _rate(s, p) * seconds) / s.flows[p].nbytes
+        x = 1.0 - (_left(s, p) - _rate(s, p) * seconds) / s.moves[p].nbytes
         if x < 1.0 or seconds == 0.0:
             least = min(least, x - s.flows[f].piece)
     return least
@@ -283,22 +302,22 @@ def _led_rate(s, f, seconds):
     now = 1.0
     then = 1.0
     last = 1.0
-    for i in range(s.flows[f].after_start, s.flows[f].after_end):
+    for i in range(s.moves[f].after_start, s.moves[f].after_end):
         p = s.after[i]
-        x = 1.0 - _left(s, p) / s.flows[p].nbytes
+        x = 1.0 - _left(s, p) / s.moves[p].nbytes
         now = min(now, x)
-        x += _rate(s, p) * seconds / s.flows[p].nbytes
+        x += _rate(s, p) * seconds / s.moves[p].nbytes
         then = min(then, x)
         if x < 1.0:
             last = min(last, x - s.flows[f].piece)
-    per_step = s.flows[f].nbytes / seconds
+    per_step = s.moves[f].nbytes / seconds
     return max(0.0, last - now + s.flows[f].piece) * per_step, max(0.0, then - now) * per_step
 
 
 @inlined
 def _follows(s, f):
     """Some flow that f follows has not ended."""
-    return s.flows[f].after_end > s.flows[f].after_start
+    return s.moves[f].after_end > s.moves[f].after_start
 
 
 @spread
@@ -306,17 +325,17 @@ def _wait(s, f):
     """Flow f waits for its first chunk: what is missing most wakes it. What ends sees to it anyway."""
     worst = -1
     least = 0.0
-    for i in range(s.flows[f].after_start, s.flows[f].after_end):
+    for i in range(s.moves[f].after_start, s.moves[f].after_end):
         p = s.after[i]
-        ahead = 1.0 - _left(s, p) / s.flows[p].nbytes - s.flows[f].piece
+        ahead = 1.0 - _left(s, p) / s.moves[p].nbytes - s.flows[f].piece
         if worst < 0 or ahead < least:
             worst = p
             least = ahead
-    left = s.flows[worst].nbytes * (1.0 - s.flows[f].piece + 0.5 * CLOSE)
+    left = s.moves[worst].nbytes * (1.0 - s.flows[f].piece + 0.5 * CLOSE)
     if s.flows[f].piece < 1.0:
-        head = s.flows[worst].head
+        head = s.moves[worst].head
         s.flows[worst].mine = max(s.flows[worst].mine, left)
-        s.flows[head].wake = max(s.flows[head].wake, left + (s.flows[head].nbytes - s.flows[worst].nbytes))
+        s.moves[head].wake = max(s.moves[head].wake, left + (s.moves[head].nbytes - s.moves[worst].nbytes))
 
 
 # ---- rates ---------------------------------------------------------------------------------------------------------------
@@ -325,7 +344,7 @@ def _wait(s, f):
 @spread
 def _freeze(s, link, level, at):
     """This link limits its flows without a rate, which go to owned[at:]. Returns their end, and the least that one has left."""
-    links, flows, hops, lists, owned, filled = s.links, s.flows, s.hops, s.lists, s.owned, s.filled
+    links, shares, moves, hops, lists, owned, doing = s.links, s.shares, s.moves, s.hops, s.lists, s.owned, s.doing
     fill = s.tally[FILLS]
     links[link].own_start = at
     keep = links[link].list_start
@@ -333,30 +352,30 @@ def _freeze(s, link, level, at):
     s.tally[FLOW_VISITS] += links[link].list_size
     for i in range(keep, keep + links[link].list_size):
         f = lists[i].flow
-        had = filled[f]
-        if had == GONE:
+        had = doing[f]
+        if had == DONE:
             continue
         if i != keep:
             lists[keep] = lists[i]
         keep += 1
-        if had in (fill, STILL):
+        if had == fill or had < MOVING:
             continue
-        filled[f] = fill
-        factor = flows[f].factor
+        doing[f] = fill
+        factor = moves[f].factor
         key = _left_to_next(s, f) / factor
         owned[at].flow = f
         owned[at].key = key
-        use = factor * flows[f].n_mates
+        use = factor * moves[f].n_mates
         owned[at].share = lists[i].share * use
-        flows[f].rate = level * factor
+        moves[f].rate = level * factor
         least = min(least, key)
         at += 1
-        for h in range(flows[f].hop_start, flows[f].hop_end):
+        for h in range(moves[f].hop_start, moves[f].hop_end):
             m = hops[h].link
             part = hops[h].weight * use
-            links[m].room -= part * level
-            links[m].weight -= part
-            links[m].unfilled -= 1
+            shares[m].room -= part * level
+            shares[m].weight -= part
+            shares[m].unfilled -= 1
     links[link].list_size = keep - links[link].list_start
     links[link].own_end = at
     links[link].level = level
@@ -364,34 +383,37 @@ def _freeze(s, link, level, at):
 
 
 @lean
-def _fill(s, seconds):
-    """All rates from nothing (progressive filling): how many links limit somebody, and the seconds until the first flow ends."""
-    links, heap, tally = s.links, s.heap, s.tally
+def _fill(s, part, seconds):
+    """The rates of a part from nothing (progressive filling)."""
+    links, shares, heap, tally = s.links, s.shares, s.heap, s.tally
+    start, end = s.parts[part].start, s.parts[part].end
+    s.parts[part].stale = 0
     tally[FILLS] += 1
-    tally[LINK_VISITS] += links.size
+    tally[LINK_VISITS] += end - start
     n = 0
-    for link in range(links.size):
+    for i in range(start, end):
+        link = s.by_part[i]
         if links[link].n_led == 0:
             links[link].booked = links[link].top = 0.0
         links[link].level = np.inf
-        links[link].room = links[link].capacity - links[link].booked + links[link].spare * links[link].early / seconds
-        links[link].weight = links[link].load
-        links[link].unfilled = links[link].n_moving
-        if links[link].n_moving > 0:
-            heap[n].key = max(0.0, links[link].room) / links[link].load
+        shares[link].room = links[link].capacity - links[link].booked + links[link].spare * links[link].early / seconds
+        shares[link].weight = shares[link].load
+        shares[link].unfilled = shares[link].n_moving
+        if shares[link].n_moving > 0:
+            heap[n].key = max(0.0, shares[link].room) / shares[link].load
             heap[n].item = link
             n += 1
     for at in range(n // 2 - 1, -1, -1):
         sift(heap, n, at, False)
     tie = 1.0 + max(1e-15, 0.1 * s.clock[TIE])
-    at = 0
+    at = s.parts[part].own_start
     n_limiting = 0
     soonest = np.inf
-    while n > 0 and at < tally[N_MOVING]:
+    while n > 0:
         link = heap[0].item
         tally[LINK_VISITS] += 1
-        if links[link].unfilled > 0:
-            level = max(0.0, links[link].room / links[link].weight)
+        if shares[link].unfilled > 0:
+            level = max(0.0, shares[link].room / shares[link].weight)
             if level > heap[0].key * tie:
                 heap[0].key = level                 # others have filled meanwhile, which leaves it more
                 sift(heap, n, 0, False)
@@ -399,89 +421,97 @@ def _fill(s, seconds):
             before = at
             at, least = _freeze(s, link, level, at)
             if at > before:
-                s.order[n_limiting] = link
+                s.order[start + n_limiting] = link
                 n_limiting += 1
                 if level > 0.0:
                     soonest = min(soonest, least / level)
         n -= 1
         _drop(heap, n)
-    return n_limiting, soonest
+    s.parts[part].n_limiting = n_limiting
+    s.parts[part].soonest = soonest
 
 
 @lean
 def _book(s, seconds, trust):
     """Find what led flows take of the links where that matters; the most by which it changed, as a share of the capacity.
 
-    `trust` is how much of that change is believed at once.
+    `trust` is how much of that change is believed at once. Parts where it is much are stale.
     """
     for i in range(s.inner.size):
-        if s.flows[s.inner[i]].status == LED:
-            s.flows[s.inner[i]].rate, _ = _led_rate(s, s.inner[i], seconds)
+        if s.doing[s.inner[i]] == LED:
+            s.moves[s.inner[i]].rate, _ = _led_rate(s, s.inner[i], seconds)
     most = 0.0
     for link in range(s.links.size):
         total = 0.0
         top = 0.0
-        if s.links[link].n_led > 0 and (s.links[link].n_moving > 0 or s.links[link].safe == 0):
+        if s.links[link].n_led > 0 and (s.shares[link].n_moving > 0 or s.links[link].safe == 0):
             s.tally[LED_VISITS] += s.links[link].drawn_end - s.links[link].drawn_start
             for i in range(s.links[link].drawn_start, s.links[link].drawn_end):
-                if s.flows[s.drawn[i].flow].status == LED:
+                if s.doing[s.drawn[i].flow] == LED:
                     _, pace = _led_rate(s, s.drawn[i].flow, seconds)
                     total += s.drawn[i].share * pace
                     top = max(top, pace)
         change = total - s.links[link].booked
         s.links[link].booked += change if total == 0.0 else trust * change
-        s.links[link].room -= change
+        s.shares[link].room -= change
         s.links[link].top = top
         if abs(change) > most * s.links[link].capacity:
             most = abs(change) / s.links[link].capacity if s.links[link].capacity > 0.0 else np.inf
+        if abs(change) > AGREED * s.clock[TIE] * s.links[link].capacity:
+            s.parts[s.links[link].part].stale = 1
     return most
 
 
 @lean
 def _free_fastest(s, seconds):
-    """Have led flows move by themselves that a link cannot give what they would take; their number."""
-    n = 0
+    """Have led flows move by themselves that a link cannot give what they would take."""
     for link in range(s.links.size):
         if s.links[link].top <= 0.0:
             continue
         fair = s.links[link].level
         begin, end = s.links[link].drawn_start, s.links[link].drawn_end
-        if s.links[link].room < -1e-9 * s.links[link].capacity and fair == np.inf:      # nobody is limited, yet it is too much
+        if s.shares[link].room < -1e-9 * s.links[link].capacity and fair == np.inf:      # nobody is limited, yet it is too much
             led = 0.0
             weight = 0.0
             for i in range(begin, end):
-                if s.flows[s.drawn[i].flow].status == LED:
+                if s.doing[s.drawn[i].flow] == LED:
                     led += s.drawn[i].share * _led_rate(s, s.drawn[i].flow, seconds)[1]
                     weight += s.drawn[i].share
-            fair = max(0.0, led + s.links[link].room) / weight
+            fair = max(0.0, led + s.shares[link].room) / weight
         if s.links[link].top * (1 - s.clock[TIE]) <= fair:
             continue
         for i in range(begin, end):
             f = s.drawn[i].flow
-            if s.flows[f].status == LED and _led_rate(s, f, seconds)[1] * (1 - s.clock[TIE]) > fair:
-                s.flows[f].left = s.flows[f].nbytes * (1.0 - _reach(s, f, 0.0))
+            if s.doing[f] == LED and _led_rate(s, f, seconds)[1] * (1 - s.clock[TIE]) > fair:
+                s.moves[f].left = s.moves[f].nbytes * (1.0 - _reach(s, f, 0.0))
                 _let_go(s, f)
                 _join(s, f)
-                n += 1
-    return n
 
 
 @lean
 def _share(s, seconds):
-    """Rates of all that moves. How many links limit somebody, and the seconds until the first of their flows ends."""
+    """Rates of all that moves. Seconds until the first flow ends that does not follow."""
+    for part in range(s.parts.size):
+        s.parts[part].stale = 1
     trust = 1.0
     last = np.inf
     for _ in range(ROUNDS):
-        n_limiting, soonest = _fill(s, seconds)
-        if s.tally[N_LED] == 0:
+        agreed = True
+        for part in range(s.parts.size):
+            if s.parts[part].stale:
+                agreed = False
+                _fill(s, part, seconds)
+        if agreed or s.tally[N_LED] == 0:
             break
         change = _book(s, seconds, trust)
-        if _free_fastest(s, seconds) == 0 and change <= AGREED * s.clock[TIE]:
-            break
+        _free_fastest(s, seconds)
         if change > 0.9 * last:                     # what is led holds back what leads it
             trust *= 0.5
         last = change
-    return n_limiting, soonest
+    soonest = np.inf
+    for part in range(s.parts.size):
+        soonest = min(soonest, s.parts[part].soonest)
+    return soonest
 
 
 # ---- ends ----------------------------------------------------------------------------------------------------------------
@@ -499,18 +529,17 @@ def _count_down(s, counter, finish):
 @spread
 def _finish(s, f, at):
     """Flow f ends at `at`; later where a link of its way would else have carried more than it can, or faster than it can."""
-    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+    for h in range(s.moves[f].hop_start, s.moves[f].hop_end):
         link = s.hops[h].link
         s.links[link].n_begun -= 1
         if s.changes.size == 0:
-            s.links[link].done += s.hops[h].weight * s.flows[f].nbytes
+            s.links[link].done += s.hops[h].weight * s.moves[f].nbytes
             at = max(at, s.links[link].began + s.links[link].done / s.links[link].capacity)     # it is part of what is done
-            at = max(at, s.flows[f].start + s.hops[h].weight * s.flows[f].nbytes / s.links[link].capacity)
-    if s.flows[f].status == MOVING:
+            at = max(at, s.flows[f].start + s.hops[h].weight * s.moves[f].nbytes / s.links[link].capacity)
+    if s.doing[f] >= MOVING:
         _part(s, f)
-    s.flows[f].status = DONE
-    s.filled[f] = GONE
-    s.flows[f].left = 0.0
+    s.doing[f] = DONE
+    s.moves[f].left = 0.0
     s.flows[f].drain = at
     s.tally[N_BEGUN] -= 1
     s.tally[EVENTS] += 1
@@ -524,10 +553,10 @@ def _finish(s, f, at):
         for i in range(s.flows[f].next_start, s.flows[f].next_end):
             c = s.next[i]
             s.flows[c].freed = max(s.flows[c].freed, at)
-            for j in range(s.flows[c].after_start, s.flows[c].after_end):
+            for j in range(s.moves[c].after_start, s.moves[c].after_end):
                 if s.after[j] == f:
-                    s.flows[c].after_end -= 1
-                    s.after[j] = s.after[s.flows[c].after_end]
+                    s.moves[c].after_end -= 1
+                    s.after[j] = s.after[s.moves[c].after_end]
                     break
     _count_down(s, s.flows[f].inbox, at + s.flows[f].latency)
     _count_down(s, s.flows[f].outbox, at)
@@ -540,40 +569,40 @@ def _hold_back(s, link, seconds):
         f = s.owned[i].flow
         if not _follows(s, f):
             continue
-        may = s.flows[f].left - s.flows[f].brake
-        if may <= 2.0 * seconds * s.flows[f].rate:
-            s.tally[FLOW_VISITS] += s.flows[f].after_end - s.flows[f].after_start
-            s.flows[f].brake = s.flows[f].nbytes * (1.0 - _reach(s, f, 0.0))
+        may = s.moves[f].left - s.flows[f].brake
+        if may <= 2.0 * seconds * s.moves[f].rate:
+            s.tally[FLOW_VISITS] += s.moves[f].after_end - s.moves[f].after_start
+            s.flows[f].brake = s.moves[f].nbytes * (1.0 - _reach(s, f, 0.0))
             reach = _reach(s, f, seconds)
             if reach == 1.0:
                 continue
-            may = s.flows[f].left - s.flows[f].nbytes * (1.0 - reach)
-        s.owned[i].key = min(s.owned[i].key, max(0.0, may) / s.flows[f].factor)
+            may = s.moves[f].left - s.moves[f].nbytes * (1.0 - reach)
+        s.owned[i].key = min(s.owned[i].key, max(0.0, may) / s.moves[f].factor)
 
 
 @spread
 def _wake(s, f):
     """Those that wait for their first chunk of flow f, or of one of its bundle, are to be looked at."""
-    s.flows[f].wake = -1.0
-    if s.flows[f].n_mates == 1:
+    s.moves[f].wake = -1.0
+    if s.moves[f].n_mates == 1:
         s.flows[f].mine = -1.0
         s.queues[Q_WOKEN, s.tally[N_WOKEN]] = f
         s.tally[N_WOKEN] += 1
         return
-    for i in range(s.flows[f].mates_start, s.flows[f].mates_start + s.flows[f].n_mates):
+    for i in range(s.flows[f].mates_start, s.flows[f].mates_start + s.moves[f].n_mates):
         p = s.mates[i]
         if _left(s, p) <= s.flows[p].mine:
             s.flows[p].mine = -1.0
             s.queues[Q_WOKEN, s.tally[N_WOKEN]] = p
             s.tally[N_WOKEN] += 1
         elif s.flows[p].mine >= 0.0:
-            s.flows[f].wake = max(s.flows[f].wake, s.flows[p].mine + (s.flows[f].nbytes - s.flows[p].nbytes))
+            s.moves[f].wake = max(s.moves[f].wake, s.flows[p].mine + (s.moves[f].nbytes - s.moves[p].nbytes))
 
 
 @spread
 def _when(s, f, now, seconds, gone):
     """The time of flow f at which `gone` seconds of a step are over."""
-    if s.flows[f].factor != 1.0:                    # it has another part of the step
+    if s.moves[f].factor != 1.0:                    # it has another part of the step
         return s.flows[f].since + gone / seconds * (now + seconds - s.flows[f].since)
     return now + gone
 
@@ -582,11 +611,11 @@ def _when(s, f, now, seconds, gone):
 def _one_less(s, f, at):
     """The next flow of the bundle of f ends at `at`; bytes until the one after it does."""
     p = _next_to_end(s, f)
-    s.flows[f].n_mates -= 1
-    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
-        s.links[s.hops[h].link].load -= s.hops[h].weight * s.flows[f].factor
+    s.moves[f].n_mates -= 1
+    for h in range(s.moves[f].hop_start, s.moves[f].hop_end):
+        s.shares[s.hops[h].link].load -= s.hops[h].weight * s.moves[f].factor
     _finish(s, p, at)
-    return s.flows[_next_to_end(s, f)].nbytes - s.flows[p].nbytes
+    return s.moves[_next_to_end(s, f)].nbytes - s.moves[p].nbytes
 
 
 @spread
@@ -605,7 +634,7 @@ def _through(s, f, now, seconds, gone):
 @spread
 def _play(s, link, now, seconds):
     """Let a link serve the flows it limits for so long; its level rises with each that ends, what the others have stays."""
-    links, flows, owned, heap = s.links, s.flows, s.owned, s.heap
+    links, moves, doing, owned, heap = s.links, s.moves, s.doing, s.owned, s.heap
     level = links[link].level
     begin, end = links[link].own_start, links[link].own_end
     own = 0.0
@@ -640,11 +669,11 @@ def _play(s, link, now, seconds):
             gone += after
             served = max(served, heap[0].key)
             f = owned[i].flow
-            if flows[f].n_mates > 1:                # one of a bundle, of which the next has its turn
-                share = owned[i].share / flows[f].n_mates
+            if moves[f].n_mates > 1:                # one of a bundle, of which the next has its turn
+                share = owned[i].share / moves[f].n_mates
                 own -= share
                 owned[i].share -= share
-                owned[i].key += _one_less(s, f, _when(s, f, now, seconds, gone)) / flows[f].factor
+                owned[i].key += _one_less(s, f, _when(s, f, now, seconds, gone)) / moves[f].factor
                 heap[0].key = owned[i].key
                 if owned[i].key <= reach:
                     sift(heap, n, 0, False)
@@ -664,9 +693,9 @@ def _play(s, link, now, seconds):
     served += level * (seconds - gone)
     for i in range(begin, end):                     # those that have reached what they may among them
         f = owned[i].flow
-        if flows[f].status == MOVING:
-            flows[f].left = max(0.0, flows[f].left - min(served, owned[i].key) * flows[f].factor)
-            if flows[f].left <= flows[f].wake:
+        if doing[f] >= MOVING:
+            moves[f].left = max(0.0, moves[f].left - min(served, owned[i].key) * moves[f].factor)
+            if moves[f].left <= moves[f].wake:
                 _wake(s, f)
 
 
@@ -677,16 +706,16 @@ def _play(s, link, now, seconds):
 def _last_chunk(s, f, at, horizon):
     """Flow f has its last chunk to send, alone from `at` on: end it, or have it move by itself where a link is full."""
     end = at
-    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+    for h in range(s.moves[f].hop_start, s.moves[f].hop_end):
         link = s.hops[h].link
-        if s.links[link].level < np.inf or s.links[link].room <= 0.0:
+        if s.links[link].level < np.inf or s.shares[link].room <= 0.0:
             end = np.inf
         else:
-            end = max(end, max(at, s.links[link].last) + s.flows[f].left * s.hops[h].weight / s.links[link].room)
+            end = max(end, max(at, s.links[link].last) + s.moves[f].left * s.hops[h].weight / s.shares[link].room)
     if end <= horizon:
-        for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+        for h in range(s.moves[f].hop_start, s.moves[f].hop_end):
             link = s.hops[h].link
-            s.links[link].last = max(at, s.links[link].last) + s.flows[f].left * s.hops[h].weight / s.links[link].room
+            s.links[link].last = max(at, s.links[link].last) + s.moves[f].left * s.hops[h].weight / s.shares[link].room
         _finish(s, f, end)
     else:
         _join_at(s, f, at, horizon)
@@ -707,12 +736,12 @@ def _see_to_reached(s, now, horizon):
                 _part(s, f)
                 _lead(s, f)
             continue
-        if s.flows[f].left > 1e-12 * s.flows[f].nbytes:
+        if s.moves[f].left > 1e-12 * s.moves[f].nbytes:
             _part(s, f)
             _join_at(s, f, max(at, end), horizon)
             continue
         if end > now:                               # within this step
-            at = max(at, end + s.flows[f].piece * s.flows[f].nbytes / s.flows[f].rate)
+            at = max(at, end + s.flows[f].piece * s.moves[f].nbytes / s.moves[f].rate)
         _finish(s, f, at)
 
 
@@ -725,12 +754,12 @@ def _see_to_followers(s, horizon):
         _drop(s.ends, s.tally[N_ENDED])
         for i in range(s.flows[p].next_start, s.flows[p].next_end):
             f = s.next[i]
-            if (s.flows[f].status != LED and s.flows[f].status != WAITING) or _follows(s, f):
+            if (s.doing[f] != LED and s.doing[f] != WAITING) or _follows(s, f):
                 continue
             end = s.flows[f].freed
-            if s.flows[f].status == LED:
+            if s.doing[f] == LED:
                 _let_go(s, f)
-                s.flows[f].left = s.flows[f].piece * s.flows[f].nbytes
+                s.moves[f].left = s.flows[f].piece * s.moves[f].nbytes
                 _last_chunk(s, f, end, horizon)
             else:
                 _join_at(s, f, max(s.flows[f].since, end), horizon)
@@ -739,7 +768,7 @@ def _see_to_followers(s, horizon):
 @spread
 def _has_room(s, f):
     """No link of flow f's way is full, nor could be full of what is led."""
-    for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+    for h in range(s.moves[f].hop_start, s.moves[f].hop_end):
         link = s.hops[h].link
         if s.links[link].level < np.inf or not s.links[link].safe:
             return False
@@ -755,18 +784,18 @@ def _see_to_woken(s, horizon):
         woken = s.queues[Q_WOKEN, i]
         for j in range(s.flows[woken].next_start, s.flows[woken].next_end):
             f = s.next[j]
-            if s.flows[f].status != WAITING or not _follows(s, f):
+            if s.doing[f] != WAITING or not _follows(s, f):
                 continue
             if _reach(s, f, 0.0) < -CLOSE:
                 _wait(s, f)
                 continue
             start = max(s.flows[f].since, min(horizon, s.flows[f].freed))
-            for k in range(s.flows[f].after_start, s.flows[f].after_end):
+            for k in range(s.moves[f].after_start, s.moves[f].after_end):
                 p = s.after[k]
                 start = max(start, s.flows[p].start)
                 if _rate(s, p) > 0.0:
-                    over = 1.0 - _left(s, p) / s.flows[p].nbytes - s.flows[f].piece
-                    start = max(start, horizon - over * s.flows[p].nbytes / _rate(s, p))
+                    over = 1.0 - _left(s, p) / s.moves[p].nbytes - s.flows[f].piece
+                    start = max(start, horizon - over * s.moves[p].nbytes / _rate(s, p))
             _begin(s, f, start)
             if _has_room(s, f):
                 _lead(s, f)
@@ -779,9 +808,9 @@ def _place_inner(s):
     """Say where led flows are that others follow."""
     for i in range(s.inner.size):
         f = s.inner[i]
-        if s.flows[f].status == LED:
-            s.flows[f].left = s.flows[f].nbytes * (1.0 - _reach(s, f, 0.0))
-            if s.flows[f].left <= s.flows[f].wake:
+        if s.doing[f] == LED:
+            s.moves[f].left = s.moves[f].nbytes * (1.0 - _reach(s, f, 0.0))
+            if s.moves[f].left <= s.moves[f].wake:
                 _wake(s, f)
 
 
@@ -790,26 +819,26 @@ def _next_meeting(s, seconds):
     """Seconds until a follower begins or catches up, or is led by another; no need to find it where that is before `seconds`."""
     soonest = np.inf
     for f in range(s.flows.size):
-        begin, end = s.flows[f].after_start, s.flows[f].after_end
-        if begin == end or s.flows[f].status == OUT or s.flows[f].status == DONE:
+        begin, end = s.moves[f].after_start, s.moves[f].after_end
+        if begin == end or s.doing[f] == OUT or s.doing[f] == DONE:
             continue
         pace = 0.0
         x = -s.flows[f].piece                             # where it is, as seen from those that it follows
-        if s.flows[f].status == MOVING:
-            pace = s.flows[f].rate / s.flows[f].nbytes
-            x = 1.0 - s.flows[f].left / s.flows[f].nbytes
-        elif s.flows[f].status == LED:
+        if s.doing[f] >= MOVING:
+            pace = s.moves[f].rate / s.moves[f].nbytes
+            x = 1.0 - s.moves[f].left / s.moves[f].nbytes
+        elif s.doing[f] == LED:
             x = _reach(s, f, 0.0)
             pace = np.inf
             for i in range(begin, end):
                 p = s.after[i]
-                if 1.0 - _left(s, p) / s.flows[p].nbytes - s.flows[f].piece <= x + CLOSE:
-                    pace = min(pace, _rate(s, p) / s.flows[p].nbytes)
+                if 1.0 - _left(s, p) / s.moves[p].nbytes - s.flows[f].piece <= x + CLOSE:
+                    pace = min(pace, _rate(s, p) / s.moves[p].nbytes)
         for i in range(begin, end):
             p = s.after[i]
-            theirs = _rate(s, p) / s.flows[p].nbytes
-            ahead = 1.0 - _left(s, p) / s.flows[p].nbytes - s.flows[f].piece
-            if s.flows[f].status == WAITING:
+            theirs = _rate(s, p) / s.moves[p].nbytes
+            ahead = 1.0 - _left(s, p) / s.moves[p].nbytes - s.flows[f].piece
+            if s.doing[f] == WAITING:
                 if ahead < -CLOSE and theirs > 0.0:
                     soonest = min(soonest, -ahead / theirs)
             elif ahead - x > CLOSE and pace > theirs:
@@ -825,9 +854,9 @@ def _next_meeting(s, seconds):
 @spread
 def _unbind(s, head):
     """A bundle is none: not all of its flows are let go at once."""
-    for i in range(s.flows[head].mates_start, s.flows[head].mates_start + s.flows[head].n_mates):
-        s.flows[s.mates[i]].head = s.mates[i]
-    s.flows[head].n_mates = 1
+    for i in range(s.flows[head].mates_start, s.flows[head].mates_start + s.moves[head].n_mates):
+        s.moves[s.mates[i]].head = s.mates[i]
+    s.moves[head].n_mates = 1
     s.flows[head].n_here = 0
 
 
@@ -836,16 +865,16 @@ def release(s, moving, at):
     """Each of `moving` may move from its time in `at` on, once what it follows lets it."""
     for i in range(moving.size):
         s.flows[moving[i]].since = max(s.flows[moving[i]].since, at[i])
-        s.flows[s.flows[moving[i]].head].n_here += 1
+        s.flows[s.moves[moving[i]].head].n_here += 1
     for i in range(moving.size):
-        head = s.flows[moving[i]].head
-        together = s.flows[head].n_here == s.flows[head].n_mates and s.flows[head].since == s.flows[moving[i]].since
-        if s.flows[head].n_mates > 1 and not together:
+        head = s.moves[moving[i]].head
+        together = s.flows[head].n_here == s.moves[head].n_mates and s.flows[head].since == s.flows[moving[i]].since
+        if s.moves[head].n_mates > 1 and not together:
             _unbind(s, head)
     for i in range(moving.size):
         f = moving[i]
         s.flows[f].n_here = 0
-        if s.flows[f].head == f:
+        if s.moves[f].head == f:
             s.queues[Q_ENTERING, s.tally[N_ENTERING]] = f
             s.tally[N_ENTERING] += 1
 
@@ -863,7 +892,7 @@ def _admit(s, horizon):
         s.tally[EVENTS] += 1
         reach = _reach(s, f, 0.0)
         if _follows(s, f) and reach < -CLOSE:
-            s.flows[f].status = WAITING
+            s.doing[f] = WAITING
             _wait(s, f)
             continue
         start = max(s.flows[f].since, s.flows[f].freed)
@@ -908,17 +937,17 @@ def _weigh_fresh(s, now, seconds, back):
     """Flows that begin within this step, or before it, have that much of it; `back` when it is over."""
     for i in range(s.tally[N_FRESH]):
         f = s.queues[Q_FRESH, i]
-        if s.flows[f].status != MOVING:
+        if s.doing[f] < MOVING:
             continue
         factor = (now + seconds - s.flows[f].since) / seconds
         if back:
             factor = 1.0
-            s.flows[f].rate /= s.flows[f].factor
-        for h in range(s.flows[f].hop_start, s.flows[f].hop_end):
+            s.moves[f].rate /= s.moves[f].factor
+        for h in range(s.moves[f].hop_start, s.moves[f].hop_end):
             link = s.hops[h].link
-            s.links[link].load += (factor - s.flows[f].factor) * s.hops[h].weight * s.flows[f].n_mates
+            s.shares[link].load += (factor - s.moves[f].factor) * s.hops[h].weight * s.moves[f].n_mates
             s.links[link].early = 0.0 if back else max(s.links[link].early, now - s.flows[f].since)
-        s.flows[f].factor = factor
+        s.moves[f].factor = factor
 
 
 @lean
@@ -934,7 +963,7 @@ def _step(s, now, until):
     seconds = max(least, min(seconds, change - now))
     _admit(s, now + seconds)
     _weigh_fresh(s, now, seconds, False)
-    n_limiting, soonest = _share(s, seconds)
+    soonest = _share(s, seconds)
     if soonest > seconds and tally[N_FRESH] == 0:
         soonest = min(soonest * (1 + 1e-12), min(min(change, until), _first_entering(s)) - now)
         if s.after.size > 0 and soonest > seconds:
@@ -946,12 +975,14 @@ def _step(s, now, until):
         s.links[link].last = now
         s.links[link].spare = 0.0
         if s.links[link].level == np.inf:
-            s.links[link].spare = max(0.0, min(s.links[link].capacity, s.links[link].room))
-    for i in range(n_limiting):
-        if s.after.size > 0:
-            _hold_back(s, s.order[i], seconds)
-    for i in range(n_limiting):
-        _play(s, s.order[i], now, seconds)
+            s.links[link].spare = max(0.0, min(s.links[link].capacity, s.shares[link].room))
+    for part in range(s.parts.size):
+        for i in range(s.parts[part].start, s.parts[part].start + s.parts[part].n_limiting):
+            if s.after.size > 0:
+                _hold_back(s, s.order[i], seconds)
+    for part in range(s.parts.size):
+        for i in range(s.parts[part].start, s.parts[part].start + s.parts[part].n_limiting):
+            _play(s, s.order[i], now, seconds)
     _weigh_fresh(s, now, seconds, True)
     tally[N_FRESH] = 0
     horizon = now + seconds
@@ -991,11 +1022,11 @@ def run(s, until):
 
 
 @lean
-def bind(flows, pair, order, start, links, weights, release, mates):
+def bind(flows, moves, pair, order, start, links, weights, release, mates):
     """Bundles among the flows in `order`; returns how many of `mates` have been filled with them.
 
     Args:
-        flows: alone so far.
+        flows, moves: alone so far.
         pair: for each in `order` where it comes from and goes to; rising, and those of one pair nearly by falling bytes.
         start, links, weights: the ways of all flows.
         release: of all flows.
@@ -1007,7 +1038,7 @@ def bind(flows, pair, order, start, links, weights, release, mates):
         while end < order.size and pair[end] == pair[at]:
             f = order[end]
             place = end
-            while place > at and flows[order[place - 1]].nbytes < flows[f].nbytes:
+            while place > at and moves[order[place - 1]].nbytes < moves[f].nbytes:
                 order[place] = order[place - 1]
                 place -= 1
             order[place] = f
@@ -1025,44 +1056,98 @@ def bind(flows, pair, order, start, links, weights, release, mates):
                     alike = False
                     break
             if alike:
-                flows[f].head = head
+                moves[f].head = head
                 mates[n + size] = f
                 size += 1
-        flows[head].n_mates = size
+        moves[head].n_mates = size
         if size > 1:
             n += size
         at = end
     return n
 
 
+@inlined
+def _root(of, link):
+    while of[link] != link:
+        of[link] = of[of[link]]
+        link = of[link]
+    return link
+
+
+@lean
+def find_parts(s, of, n_flows):
+    """Which links flows join; the number of parts, which s.parts[: n] describe.
+
+    Args:
+        of, n_flows: scratch [links].
+    """
+    links, moves, hops, parts = s.links, s.moves, s.hops, s.parts
+    for link in range(links.size):
+        of[link] = link
+        n_flows[link] = 0
+    for f in range(moves.size):
+        first = _root(of, hops[moves[f].hop_start].link)
+        for h in range(moves[f].hop_start + 1, moves[f].hop_end):
+            of[_root(of, hops[h].link)] = first
+    for f in range(moves.size):
+        n_flows[_root(of, hops[moves[f].hop_start].link)] += 1
+    n = 0
+    own = 0
+    for link in range(links.size):                      # what no flow crosses is part of none, and needs no look
+        if n_flows[link] > 0:
+            links[link].part = n
+            parts[n].start = 0
+            parts[n].end = 0
+            parts[n].n_limiting = 0
+            parts[n].stale = 1
+            parts[n].own_start = own
+            own += n_flows[link]
+            n += 1
+    for link in range(links.size):
+        root = _root(of, link)
+        if n_flows[root] > 0:
+            links[link].part = links[root].part
+            parts[links[link].part].end += 1
+    at = 0
+    for part in range(n):
+        parts[part].start = at
+        at += parts[part].end
+        parts[part].end = parts[part].start
+    for link in range(links.size):
+        if n_flows[_root(of, link)] > 0:
+            s.by_part[parts[links[link].part].end] = link
+            parts[links[link].part].end += 1
+    return n
+
+
 @lean
 def list_flows(s):
-    """Make the lists of the links: the flows that move, and all followers."""
-    links, flows, hops = s.links, s.flows, s.hops
+    """Make the lists of the links: the flows that move, and all followers; find the parts."""
+    links, shares, flows, moves, hops, doing = s.links, s.shares, s.flows, s.moves, s.hops, s.doing
     for link in range(links.size):
-        links[link].unfilled = links[link].drawn_end = links[link].list_size = 0
+        shares[link].unfilled = links[link].drawn_end = links[link].list_size = 0
     for f in range(flows.size):
-        for h in range(flows[f].hop_start, flows[f].hop_end):
-            links[hops[h].link].unfilled += 1
-            links[hops[h].link].drawn_end += flows[f].after_end > flows[f].after_start
+        for h in range(moves[f].hop_start, moves[f].hop_end):
+            shares[hops[h].link].unfilled += 1
+            links[hops[h].link].drawn_end += moves[f].after_end > moves[f].after_start
     at = 0
     drawn = 0
     for link in range(links.size):
         links[link].list_start = at
         links[link].drawn_start = drawn
-        at += links[link].unfilled
+        at += shares[link].unfilled
         drawn += links[link].drawn_end
         links[link].drawn_end = links[link].drawn_start
     for f in range(flows.size):
-        flows[f].listed = flows[f].status == MOVING
-        for h in range(flows[f].hop_start, flows[f].hop_end):
+        flows[f].listed = doing[f] >= MOVING
+        for h in range(moves[f].hop_start, moves[f].hop_end):
             link = hops[h].link
             if flows[f].listed:
                 at = links[link].list_start + links[link].list_size
                 s.lists[at].flow = f
                 s.lists[at].share = hops[h].weight
                 links[link].list_size += 1
-            if flows[f].after_end > flows[f].after_start:
+            if moves[f].after_end > moves[f].after_start:
                 s.drawn[links[link].drawn_end].flow = f
                 s.drawn[links[link].drawn_end].share = hops[h].weight
                 links[link].drawn_end += 1
@@ -1079,35 +1164,35 @@ def find_safe(s, sums, most, fed, of_flow, of_port):
     Args:
         sums, most, fed, of_flow, of_port: scratch [links], zero; the last two -1.
     """
-    links, flows, hops = s.links, s.flows, s.hops
+    links, shares, flows, moves, hops = s.links, s.shares, s.flows, s.moves, s.hops
     for link in range(links.size):                      # flows that others follow, sorted by the last link of their ways
-        links[link].unfilled = 0
+        shares[link].unfilled = 0
     for p in range(flows.size):
         if flows[p].next_end > flows[p].next_start:
-            links[hops[flows[p].hop_end - 1].link].unfilled += 1
+            shares[hops[moves[p].hop_end - 1].link].unfilled += 1
     n = 0
     for link in range(links.size):
-        n += links[link].unfilled
-        links[link].unfilled = n
+        n += shares[link].unfilled
+        shares[link].unfilled = n
     for p in range(flows.size):
         if flows[p].next_end > flows[p].next_start:
-            port = hops[flows[p].hop_end - 1].link
-            links[port].unfilled -= 1
-            s.owned[links[port].unfilled].flow = p
+            port = hops[moves[p].hop_end - 1].link
+            shares[port].unfilled -= 1
+            s.owned[shares[port].unfilled].flow = p
     for at in range(n):
         p = s.owned[at].flow
-        last = flows[p].hop_end - 1
+        last = moves[p].hop_end - 1
         port = hops[last].link
         for turn in range(2):                           # what p brings to each link; then the most that any of the port has
             for i in range(flows[p].next_start, flows[p].next_end):
                 f = s.next[i]
-                for h in range(flows[f].hop_start, flows[f].hop_end):
+                for h in range(moves[f].hop_start, moves[f].hop_end):
                     link = hops[h].link
                     if turn == 0:
                         if of_flow[link] != p:
                             of_flow[link] = p
                             sums[link] = 0.0
-                        sums[link] += flows[f].nbytes / flows[p].nbytes / hops[last].weight * hops[h].weight
+                        sums[link] += moves[f].nbytes / moves[p].nbytes / hops[last].weight * hops[h].weight
                         continue
                     if of_port[link] != port:
                         of_port[link] = port
@@ -1123,5 +1208,5 @@ def find_safe(s, sums, most, fed, of_flow, of_port):
 def wait_again(s):
     """Have the flows woken that wait for their first chunk."""
     for f in range(s.flows.size):
-        if s.flows[f].status == WAITING and s.flows[f].after_end > s.flows[f].after_start:
+        if s.doing[f] == WAITING and s.moves[f].after_end > s.moves[f].after_start:
             _wait(s, f)
