@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from clustersim.network.coarse_kernel import Records, State
 
 
+LINE = 64               # bytes of a cache line
 _NOBODY = np.zeros(0, np.int64)
 
 
@@ -45,8 +46,8 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
     none, event, crossing = np.zeros(0, np.int64), np.zeros(0, kernel.EVENT), np.zeros(0, kernel.CROSSING)
     made: State = kernel.State(
         links=links, shares=np.zeros(capacity.size, kernel.SHARE), parts=np.zeros(0, kernel.PART), flows=np.zeros(0, kernel.FLOW),
-        moves=np.zeros(0, kernel.MOVE), doing=np.zeros(0, np.int32), hops=np.zeros(0, kernel.HOP), lists=crossing,
-        drawn=crossing.copy(), owned=np.zeros(0, kernel.OWNED), heap=event, ends=event.copy(), queues=np.zeros((4, 0), np.int64),
+        moves=np.zeros(0, kernel.MOVE), marks=np.zeros(0, kernel.MARK), doing=np.zeros(0, np.int32), hops=np.zeros(0, kernel.HOP), lists=crossing,
+        drawn=np.zeros(0, kernel.DRAWN), owned=np.zeros(0, kernel.OWNED), heap=event, ends=event.copy(), queues=np.zeros((4, 0), np.int64),
         order=np.zeros(capacity.size, np.int64), by_part=np.zeros(capacity.size, np.int64), after=none, next=none.copy(),
         mates=none.copy(), inner=none.copy(), counters=np.zeros(0, kernel.COUNTER), through=none.copy(), changes=to_come,
         tally=np.zeros(kernel.N_TALLY, np.int64), clock=np.zeros(5),
@@ -58,17 +59,17 @@ def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, o
     """The state with more flows, none of them released; they stand behind the old ones. As `sharing.extend`."""
     kernel = _kernel()
     routes = each_link_once(routes)
-    flows, moves = np.zeros(transfers.n, kernel.FLOW), np.zeros(transfers.n, kernel.MOVE)
+    flows, moves, marks = (np.zeros(transfers.n, kind) for kind in (kernel.FLOW, kernel.MOVE, kernel.MARK))
     moves["nbytes"] = moves["left"] = transfers.nbytes
     moves["factor"], moves["head"], moves["n_mates"] = 1.0, np.arange(transfers.n), 1
     flows["piece"] = np.minimum(1.0, transfers.chunk / transfers.nbytes)
     flows["latency"] = routes.latency
-    flows["start"], flows["drain"], flows["mine"] = np.nan, np.inf, -1.0
+    flows["start"], flows["drain"] = np.nan, np.inf
     flows["since"] = flows["freed"] = -np.inf
     flows["inbox"], flows["outbox"] = inbox, outbox
-    mates = bundles(flows, moves, routes, transfers)
+    mates = bundles(moves, marks, routes, transfers)
     moves["head"] += state.flows.size
-    flows["mates_start"] += state.mates.size
+    marks["mates_start"] += state.mates.size
     hops = np.zeros(routes.links.size, kernel.HOP)
     hops["link"], hops["weight"] = routes.links, routes.weights
     counters = np.zeros(n_counters, kernel.COUNTER)
@@ -79,6 +80,7 @@ def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, o
         state,
         np.concatenate((state.flows, flows)),
         np.concatenate((state.moves, moves)),
+        np.concatenate((state.marks, marks)),
         np.concatenate((state.doing, np.full(transfers.n, kernel.OUT, np.int32))),
         np.concatenate((state.hops, hops)),
         np.concatenate((lengths(state.moves, "hop"), np.diff(routes.start))),
@@ -99,16 +101,16 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     renumber = np.full(state.counters.size, -1)
     renumber[counters] = np.arange(counters.size)
     of_hop = np.repeat(position, lengths(state.moves, "hop")) >= 0
-    records, moves = state.flows[flows], state.moves[flows]
+    records, moves, marks = state.flows[flows], state.moves[flows], state.marks[flows]
     records["inbox"], records["outbox"] = renumber[records["inbox"]], renumber[records["outbox"]]
     moves["head"] = position[moves["head"]]
     heads = np.flatnonzero(moves["n_mates"] > 1)
     n_mates = moves["n_mates"][heads].astype(np.int64)
-    mates = position[state.mates[_rows(records["mates_start"][heads], n_mates)]]
-    records["mates_start"][heads] = np.cumsum(n_mates) - n_mates
+    mates = position[state.mates[_rows(marks["mates_start"][heads], n_mates)]]
+    marks["mates_start"][heads] = np.cumsum(n_mates) - n_mates
     queues = np.where(state.queues < state.flows.size, position[state.queues % max(1, state.flows.size)], 0)
     return _assemble(
-        state, records, moves, state.doing[flows], state.hops[of_hop], lengths(moves, "hop"), position[_after(state)],
+        state, records, moves, marks, state.doing[flows], state.hops[of_hop], lengths(moves, "hop"), position[_after(state)],
         lengths(moves, "after"), mates, state.counters[counters], queues,
     )  # fmt: skip
 
@@ -125,13 +127,13 @@ def _rows(start: Ints, length: Ints) -> Ints:
     return places
 
 
-def bundles(flows: Records, moves: Records, routes: Routes, transfers: Transfers) -> Ints:
+def bundles(moves: Records, marks: Records, routes: Routes, transfers: Transfers) -> Ints:
     """Bind flows that follow nothing and go from one GPU to another by the same way, let go at the same moment.
 
     They have one rate, whatever their sizes: on many small transfers of few GPUs that share a node this saves nearly all looks.
 
     Returns:
-        The flows of bundles, row by row, the most bytes first; `flows` know of their rows.
+        The flows of bundles, row by row, the most bytes first; `moves` and `marks` know of their rows.
     """
     free = np.flatnonzero(np.diff(transfers.after_start) == 0)
     pair = transfers.src[free] * (1 + int(transfers.dst.max(initial=0))) + transfers.dst[free]
@@ -142,14 +144,14 @@ def bundles(flows: Records, moves: Records, routes: Routes, transfers: Transfers
     order = np.argsort((pair << 31) - bits)
     mates = np.empty(free.size, np.int64)
     n: int = _kernel().bind(
-        flows, moves, pair[order], free[order], routes.start, routes.links, routes.weights, transfers.release, mates
+        moves, marks, pair[order], free[order], routes.start, routes.links, routes.weights, transfers.release, mates
     )  # fmt: skip
     return mates[:n].copy()
 
 
 def _assemble(
-    state: State, flows: Records, moves: Records, doing: NDArray[np.int32], hops: Records, n_hops: Ints, after: Ints, n_after: Ints,
-    mates: Ints, counters: Records, queues: NDArray[Any],
+    state: State, flows: Records, moves: Records, marks: Records, doing: NDArray[np.int32], hops: Records, n_hops: Ints, after: Ints,
+    n_after: Ints, mates: Ints, counters: Records, queues: NDArray[Any],
 ) -> State:  # fmt: skip
     """A state of these flows over the same links, with what links know of flows made anew."""
     kernel = _kernel()
@@ -159,12 +161,12 @@ def _assemble(
         moves[f"{what}_start"] = moves[f"{what}_end"] - length
     back, following = inverse(after, n_after, n)
     flows["next_start"], flows["next_end"] = back[:-1], back[1:]
-    moves["wake"] = flows["mine"] = -1.0
+    moves["wake"] = marks["mine"] = -1.0
     as_long = np.zeros((4, n), np.int64)
     as_long[:, : min(n, queues.shape[1])] = queues[:, :n]
     made = state._replace(
-        flows=flows, moves=moves, doing=doing, hops=hops, parts=np.zeros(n_links, kernel.PART), lists=np.empty(hops.size, kernel.CROSSING),
-        drawn=np.empty(int(n_hops[n_after > 0].sum()), kernel.CROSSING), owned=np.empty(n, kernel.OWNED),
+        flows=_in_lines(flows), moves=_in_lines(moves), marks=marks, doing=doing, hops=hops, parts=np.zeros(n_links, kernel.PART),
+        lists=np.empty(hops.size, kernel.CROSSING), drawn=np.empty(int(n_hops[n_after > 0].sum()), kernel.DRAWN), owned=np.empty(n, kernel.OWNED),
         heap=np.empty(max(n, n_links), kernel.EVENT), ends=np.empty(n, kernel.EVENT), queues=as_long, after=after,
         next=following, mates=mates, inner=np.flatnonzero((n_after > 0) & (np.diff(back) > 0)), counters=counters,
         through=np.zeros(counters.size, np.int64),
@@ -177,6 +179,15 @@ def _assemble(
     if after.size and state.changes.size == 0:
         kernel.find_safe(made, *(np.zeros(n_links) for _ in range(3)), *(np.full(n_links, -1) for _ in range(2)))
     return made
+
+
+def _in_lines(records: Records) -> Records:
+    """The same, each of them in a cache line of its own."""
+    room = np.empty(records.nbytes + LINE, np.uint8)
+    first = -room.ctypes.data % LINE
+    placed: Records = room[first : first + records.nbytes].view(records.dtype)
+    placed[:] = records
+    return placed
 
 
 def enter(state: State, flows: Ints, at: Floats) -> None:

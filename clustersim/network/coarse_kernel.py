@@ -68,6 +68,7 @@ LINK = np.dtype(
         ("list_start", "i4"), ("list_size", "i4"),      # the moving flows that cross it, some not any more: in `lists`
         ("drawn_start", "i4"), ("drawn_end", "i4"),     # the followers that cross it, moving or not: in `drawn`
         ("own_start", "i4"), ("own_end", "i4"),         # the flows that it limits: in `owned`
+        ("n_held", "i4"),           # how many of these follow others
     ]
 )  # fmt: skip
 PART = np.dtype(                    # links that flows join, directly or by other links: they are shared out by themselves
@@ -93,25 +94,37 @@ MOVE = np.dtype(                    # of a flow, what most loops read: a cache l
         ("n_mates", "i4"),          # of a head: those of the bundle that have not ended, with itself
     ]
 )  # fmt: skip
-FLOW = np.dtype(
+FLOW = np.dtype(                    # another line
     [
-        ("piece", "f8"),            # its chunk as a fraction of itself
-        ("next_start", "i4"), ("next_end", "i4"),       # what follows it
-        ("freed", "f8"),            # when the last of those that it followed and that have ended did
         ("since", "f8"),            # when its source let it go (until then: not before this); when it began to move by itself
+        ("freed", "f8"),            # when the last of those that it followed and that have ended did
         ("start", "f8"),            # when it began to move
         ("drain", "f8"),            # when its last byte left
+        ("piece", "f8"),            # its chunk as a fraction of itself
         ("latency", "f8"),          # seconds from drain to finish
+        ("next_start", "i4"), ("next_end", "i4"),       # what follows it
         ("inbox", "i4"), ("outbox", "i4"),              # counters of its destination and its source
+    ]
+)  # fmt: skip
+MARK = np.dtype(
+    [
         ("mine", "f8"),             # bytes left at which one waits for a chunk of this one flow, see `wake`; -1 without
         ("brake", "f8"),            # when so many bytes are left, what it follows may hold it back; not before
         ("mates_start", "i4"),      # where its bundle stands in `mates`, the flow with the fewest bytes last
+        ("seen", "i4"),             # of what follows it, place in `next` of the first that could not begin when last looked at
         ("n_here", "i4"),           # scratch
         ("listed", "i4"),           # 1 when its links list it
     ]
 )  # fmt: skip
 HOP = np.dtype([("weight", "f8"), ("link", "i8")])
 CROSSING = np.dtype([("share", "f8"), ("flow", "i8")])              # a flow on a link's list, with its weight there
+DRAWN = np.dtype(                   # a follower on a link's list
+    [
+        ("share", "f8"),            # its weight there
+        ("ratio", "f8"),            # its bytes over those of the one flow that it follows; -1 where these are more
+        ("flow", "i4"), ("ahead", "i4"),                # itself, and that flow
+    ]
+)  # fmt: skip
 OWNED = np.dtype([("key", "f8"), ("share", "f8"), ("flow", "i8")])  # bytes that the link has to serve to it
 EVENT = np.dtype([("key", "f8"), ("item", "i8")])
 COUNTER = np.dtype([("last", "f8"), ("waiting", "i8")])             # latest finish so far; flows not yet drained
@@ -126,6 +139,7 @@ class State(NamedTuple):
     parts: Records
     flows: Records
     moves: Records              # [flows]
+    marks: Records              # [flows]
     doing: NDArray[np.int32]    # [flows] DONE ... LED; where it moves by itself the last sharing in which it got a rate
     hops: Records
     lists: Records              # [hops] the moving flows that cross each link
@@ -137,7 +151,7 @@ class State(NamedTuple):
     order: Ints                 # [links] those that limit somebody, see PART
     by_part: Ints               # [links] by their part
     after: Ints                 # what the flows follow, row by row
-    next: Ints                  # what follows them
+    next: Ints                  # what follows them, the smallest chunk as a fraction first
     mates: Ints                 # the flows of bundles
     inner: Ints                 # followers that others follow, in rising order
     counters: Records
@@ -197,13 +211,13 @@ def _left_to_next(s, f):
 @inlined
 def _next_to_end(s, f):
     """Of a bundle with head f, the flow that ends next; f itself where it is alone."""
-    return s.mates[s.flows[f].mates_start + s.moves[f].n_mates - 1] if s.moves[f].n_mates > 1 else f
+    return s.mates[s.marks[f].mates_start + s.moves[f].n_mates - 1] if s.moves[f].n_mates > 1 else f
 
 
 @spread
 def _join(s, f):
     """Flow f moves by itself from now on."""
-    s.flows[f].brake = np.inf
+    s.marks[f].brake = np.inf
     s.doing[f] = MOVING
     s.tally[N_MOVING] += 1
     s.parts[s.links[s.hops[s.moves[f].hop_start].link].part].stale = 1
@@ -211,12 +225,12 @@ def _join(s, f):
         link = s.hops[h].link
         s.shares[link].load += s.hops[h].weight * s.moves[f].n_mates
         s.shares[link].n_moving += 1
-        if s.flows[f].listed == 0:
+        if s.marks[f].listed == 0:
             at = s.links[link].list_start + s.links[link].list_size
             s.lists[at].flow = f
             s.lists[at].share = s.hops[h].weight
             s.links[link].list_size += 1
-    s.flows[f].listed = 1
+    s.marks[f].listed = 1
 
 
 @spread
@@ -241,7 +255,7 @@ def _join_at(s, f, at, horizon):
     s.flows[f].since = at
     _begin(s, f, at)
     if s.moves[f].n_mates > 1:
-        for i in range(s.flows[f].mates_start, s.flows[f].mates_start + s.moves[f].n_mates):
+        for i in range(s.marks[f].mates_start, s.marks[f].mates_start + s.moves[f].n_mates):
             _begin(s, s.mates[i], at)
     if at >= horizon:
         s.doing[f] = OUT
@@ -314,6 +328,16 @@ def _led_rate(s, f, seconds):
     return max(0.0, last - now + s.flows[f].piece) * per_step, max(0.0, then - now) * per_step
 
 
+@spread
+def _pace(s, i, seconds):
+    """Bytes/s that what leads the flow of drawn[i] gives it, without its last chunk."""
+    if s.drawn[i].ratio >= 0.0:
+        p = s.drawn[i].ahead
+        return s.drawn[i].ratio * max(0.0, min(_rate(s, p), _left(s, p) / seconds))
+    _, pace = _led_rate(s, s.drawn[i].flow, seconds)
+    return pace
+
+
 @inlined
 def _follows(s, f):
     """Some flow that f follows has not ended."""
@@ -321,20 +345,26 @@ def _follows(s, f):
 
 
 @spread
-def _wait(s, f):
-    """Flow f waits for its first chunk: what is missing most wakes it. What ends sees to it anyway."""
+def _last_ahead(s, f):
+    """Of what flow f follows the one that lets it least far, and how far that is, as a fraction of it: below 0 it has to wait."""
     worst = -1
-    least = 0.0
+    least = 2.0
     for i in range(s.moves[f].after_start, s.moves[f].after_end):
         p = s.after[i]
         ahead = 1.0 - _left(s, p) / s.moves[p].nbytes - s.flows[f].piece
-        if worst < 0 or ahead < least:
+        if ahead < least:
             worst = p
             least = ahead
-    left = s.moves[worst].nbytes * (1.0 - s.flows[f].piece + 0.5 * CLOSE)
+    return worst, least
+
+
+@spread
+def _wait(s, f, worst):
+    """Flow f waits for its first chunk: `worst`, which it misses most of, wakes it. What ends sees to it anyway."""
     if s.flows[f].piece < 1.0:
+        left = s.moves[worst].nbytes * (1.0 - s.flows[f].piece + 0.5 * CLOSE)
         head = s.moves[worst].head
-        s.flows[worst].mine = max(s.flows[worst].mine, left)
+        s.marks[worst].mine = max(s.marks[worst].mine, left)
         s.moves[head].wake = max(s.moves[head].wake, left + (s.moves[head].nbytes - s.moves[worst].nbytes))
 
 
@@ -346,6 +376,7 @@ def _freeze(s, link, level, at):
     """This link limits its flows without a rate, which go to owned[at:]. Returns their end, and the least that one has left."""
     links, shares, moves, hops, lists, owned, doing = s.links, s.shares, s.moves, s.hops, s.lists, s.owned, s.doing
     fill = s.tally[FILLS]
+    held = 0
     links[link].own_start = at
     keep = links[link].list_start
     least = np.inf
@@ -368,6 +399,7 @@ def _freeze(s, link, level, at):
         use = factor * moves[f].n_mates
         owned[at].share = lists[i].share * use
         moves[f].rate = level * factor
+        held += moves[f].after_end > moves[f].after_start
         least = min(least, key)
         at += 1
         for h in range(moves[f].hop_start, moves[f].hop_end):
@@ -378,6 +410,7 @@ def _freeze(s, link, level, at):
             shares[m].unfilled -= 1
     links[link].list_size = keep - links[link].list_start
     links[link].own_end = at
+    links[link].n_held = held
     links[link].level = level
     return at, least
 
@@ -448,7 +481,7 @@ def _book(s, seconds, trust):
             s.tally[LED_VISITS] += s.links[link].drawn_end - s.links[link].drawn_start
             for i in range(s.links[link].drawn_start, s.links[link].drawn_end):
                 if s.doing[s.drawn[i].flow] == LED:
-                    _, pace = _led_rate(s, s.drawn[i].flow, seconds)
+                    pace = _pace(s, i, seconds)
                     total += s.drawn[i].share * pace
                     top = max(top, pace)
         change = total - s.links[link].booked
@@ -475,14 +508,14 @@ def _free_fastest(s, seconds):
             weight = 0.0
             for i in range(begin, end):
                 if s.doing[s.drawn[i].flow] == LED:
-                    led += s.drawn[i].share * _led_rate(s, s.drawn[i].flow, seconds)[1]
+                    led += s.drawn[i].share * _pace(s, i, seconds)
                     weight += s.drawn[i].share
             fair = max(0.0, led + s.shares[link].room) / weight
         if s.links[link].top * (1 - s.clock[TIE]) <= fair:
             continue
         for i in range(begin, end):
             f = s.drawn[i].flow
-            if s.doing[f] == LED and _led_rate(s, f, seconds)[1] * (1 - s.clock[TIE]) > fair:
+            if s.doing[f] == LED and _pace(s, i, seconds) * (1 - s.clock[TIE]) > fair:
                 s.moves[f].left = s.moves[f].nbytes * (1.0 - _reach(s, f, 0.0))
                 _let_go(s, f)
                 _join(s, f)
@@ -533,9 +566,12 @@ def _finish(s, f, at):
         link = s.hops[h].link
         s.links[link].n_begun -= 1
         if s.changes.size == 0:
-            s.links[link].done += s.hops[h].weight * s.moves[f].nbytes
-            at = max(at, s.links[link].began + s.links[link].done / s.links[link].capacity)     # it is part of what is done
-            at = max(at, s.flows[f].start + s.hops[h].weight * s.moves[f].nbytes / s.links[link].capacity)
+            sent = s.hops[h].weight * s.moves[f].nbytes
+            s.links[link].done += sent
+            if (at - s.links[link].began) * s.links[link].capacity < s.links[link].done:        # it is part of what is done
+                at = s.links[link].began + s.links[link].done / s.links[link].capacity
+            if (at - s.flows[f].start) * s.links[link].capacity < sent:
+                at = s.flows[f].start + sent / s.links[link].capacity
     if s.doing[f] >= MOVING:
         _part(s, f)
     s.doing[f] = DONE
@@ -544,12 +580,11 @@ def _finish(s, f, at):
     s.tally[N_BEGUN] -= 1
     s.tally[EVENTS] += 1
     if s.flows[f].next_end > s.flows[f].next_start:
-        _push(s.ends, s.tally[N_ENDED], at, f)
-        s.tally[N_ENDED] += 1
-        if s.flows[f].mine >= 0.0:                  # who waits for a chunk of it may wait for another's now
-            s.flows[f].mine = -1.0
+        if s.marks[f].mine >= 0.0:                  # who waits for a chunk of it may wait for another's now
+            s.marks[f].mine = -1.0
             s.queues[Q_WOKEN, s.tally[N_WOKEN]] = f
             s.tally[N_WOKEN] += 1
+        frees = False
         for i in range(s.flows[f].next_start, s.flows[f].next_end):
             c = s.next[i]
             s.flows[c].freed = max(s.flows[c].freed, at)
@@ -558,6 +593,10 @@ def _finish(s, f, at):
                     s.moves[c].after_end -= 1
                     s.after[j] = s.after[s.moves[c].after_end]
                     break
+            frees = frees or not _follows(s, c)
+        if frees:
+            _push(s.ends, s.tally[N_ENDED], at, f)
+            s.tally[N_ENDED] += 1
     _count_down(s, s.flows[f].inbox, at + s.flows[f].latency)
     _count_down(s, s.flows[f].outbox, at)
 
@@ -569,10 +608,10 @@ def _hold_back(s, link, seconds):
         f = s.owned[i].flow
         if not _follows(s, f):
             continue
-        may = s.moves[f].left - s.flows[f].brake
+        may = s.moves[f].left - s.marks[f].brake
         if may <= 2.0 * seconds * s.moves[f].rate:
             s.tally[FLOW_VISITS] += s.moves[f].after_end - s.moves[f].after_start
-            s.flows[f].brake = s.moves[f].nbytes * (1.0 - _reach(s, f, 0.0))
+            s.marks[f].brake = s.moves[f].nbytes * (1.0 - _reach(s, f, 0.0))
             reach = _reach(s, f, seconds)
             if reach == 1.0:
                 continue
@@ -585,18 +624,18 @@ def _wake(s, f):
     """Those that wait for their first chunk of flow f, or of one of its bundle, are to be looked at."""
     s.moves[f].wake = -1.0
     if s.moves[f].n_mates == 1:
-        s.flows[f].mine = -1.0
+        s.marks[f].mine = -1.0
         s.queues[Q_WOKEN, s.tally[N_WOKEN]] = f
         s.tally[N_WOKEN] += 1
         return
-    for i in range(s.flows[f].mates_start, s.flows[f].mates_start + s.moves[f].n_mates):
+    for i in range(s.marks[f].mates_start, s.marks[f].mates_start + s.moves[f].n_mates):
         p = s.mates[i]
-        if _left(s, p) <= s.flows[p].mine:
-            s.flows[p].mine = -1.0
+        if _left(s, p) <= s.marks[p].mine:
+            s.marks[p].mine = -1.0
             s.queues[Q_WOKEN, s.tally[N_WOKEN]] = p
             s.tally[N_WOKEN] += 1
-        elif s.flows[p].mine >= 0.0:
-            s.moves[f].wake = max(s.moves[f].wake, s.flows[p].mine + (s.moves[f].nbytes - s.moves[p].nbytes))
+        elif s.marks[p].mine >= 0.0:
+            s.moves[f].wake = max(s.moves[f].wake, s.marks[p].mine + (s.moves[f].nbytes - s.moves[p].nbytes))
 
 
 @spread
@@ -782,12 +821,18 @@ def _see_to_woken(s, horizon):
     s.tally[N_WOKEN] = 0
     for i in range(n):
         woken = s.queues[Q_WOKEN, i]
-        for j in range(s.flows[woken].next_start, s.flows[woken].next_end):
+        gone = 1.0 - _left(s, woken) / s.moves[woken].nbytes if s.doing[woken] > DONE else 1.0
+        for j in range(s.marks[woken].seen, s.flows[woken].next_end):
             f = s.next[j]
+            if s.flows[f].piece > gone + CLOSE:         # those behind it have to wait for more
+                _wait(s, f, woken)
+                break
+            s.marks[woken].seen = j + 1
             if s.doing[f] != WAITING or not _follows(s, f):
                 continue
-            if _reach(s, f, 0.0) < -CLOSE:
-                _wait(s, f)
+            worst, reach = _last_ahead(s, f)
+            if reach < -CLOSE:
+                _wait(s, f, worst)
                 continue
             start = max(s.flows[f].since, min(horizon, s.flows[f].freed))
             for k in range(s.moves[f].after_start, s.moves[f].after_end):
@@ -854,10 +899,10 @@ def _next_meeting(s, seconds):
 @spread
 def _unbind(s, head):
     """A bundle is none: not all of its flows are let go at once."""
-    for i in range(s.flows[head].mates_start, s.flows[head].mates_start + s.moves[head].n_mates):
+    for i in range(s.marks[head].mates_start, s.marks[head].mates_start + s.moves[head].n_mates):
         s.moves[s.mates[i]].head = s.mates[i]
     s.moves[head].n_mates = 1
-    s.flows[head].n_here = 0
+    s.marks[head].n_here = 0
 
 
 @lean
@@ -865,15 +910,15 @@ def release(s, moving, at):
     """Each of `moving` may move from its time in `at` on, once what it follows lets it."""
     for i in range(moving.size):
         s.flows[moving[i]].since = max(s.flows[moving[i]].since, at[i])
-        s.flows[s.moves[moving[i]].head].n_here += 1
+        s.marks[s.moves[moving[i]].head].n_here += 1
     for i in range(moving.size):
         head = s.moves[moving[i]].head
-        together = s.flows[head].n_here == s.moves[head].n_mates and s.flows[head].since == s.flows[moving[i]].since
+        together = s.marks[head].n_here == s.moves[head].n_mates and s.flows[head].since == s.flows[moving[i]].since
         if s.moves[head].n_mates > 1 and not together:
             _unbind(s, head)
     for i in range(moving.size):
         f = moving[i]
-        s.flows[f].n_here = 0
+        s.marks[f].n_here = 0
         if s.moves[f].head == f:
             s.queues[Q_ENTERING, s.tally[N_ENTERING]] = f
             s.tally[N_ENTERING] += 1
@@ -890,10 +935,10 @@ def _admit(s, horizon):
             keep += 1
             continue
         s.tally[EVENTS] += 1
-        reach = _reach(s, f, 0.0)
-        if _follows(s, f) and reach < -CLOSE:
+        worst, reach = _last_ahead(s, f)
+        if reach < -CLOSE:
             s.doing[f] = WAITING
-            _wait(s, f)
+            _wait(s, f, worst)
             continue
         start = max(s.flows[f].since, s.flows[f].freed)
         if start >= horizon:
@@ -978,7 +1023,7 @@ def _step(s, now, until):
             s.links[link].spare = max(0.0, min(s.links[link].capacity, s.shares[link].room))
     for part in range(s.parts.size):
         for i in range(s.parts[part].start, s.parts[part].start + s.parts[part].n_limiting):
-            if s.after.size > 0:
+            if s.links[s.order[i]].n_held > 0:
                 _hold_back(s, s.order[i], seconds)
     for part in range(s.parts.size):
         for i in range(s.parts[part].start, s.parts[part].start + s.parts[part].n_limiting):
@@ -1022,11 +1067,11 @@ def run(s, until):
 
 
 @lean
-def bind(flows, moves, pair, order, start, links, weights, release, mates):
+def bind(moves, marks, pair, order, start, links, weights, release, mates):
     """Bundles among the flows in `order`; returns how many of `mates` have been filled with them.
 
     Args:
-        flows, moves: alone so far.
+        moves, marks: of flows that are alone so far.
         pair: for each in `order` where it comes from and goes to; rising, and those of one pair nearly by falling bytes.
         start, links, weights: the ways of all flows.
         release: of all flows.
@@ -1044,7 +1089,7 @@ def bind(flows, moves, pair, order, start, links, weights, release, mates):
             order[place] = f
             end += 1
         head = order[at]
-        flows[head].mates_start = n
+        marks[head].mates_start = n
         mates[n] = head
         size = 1
         for i in range(at + 1, end):
@@ -1123,10 +1168,10 @@ def find_parts(s, of, n_flows):
 @lean
 def list_flows(s):
     """Make the lists of the links: the flows that move, and all followers; find the parts."""
-    links, shares, flows, moves, hops, doing = s.links, s.shares, s.flows, s.moves, s.hops, s.doing
+    links, shares, moves, marks, hops, doing = s.links, s.shares, s.moves, s.marks, s.hops, s.doing
     for link in range(links.size):
         shares[link].unfilled = links[link].drawn_end = links[link].list_size = 0
-    for f in range(flows.size):
+    for f in range(moves.size):
         for h in range(moves[f].hop_start, moves[f].hop_end):
             shares[hops[h].link].unfilled += 1
             links[hops[h].link].drawn_end += moves[f].after_end > moves[f].after_start
@@ -1138,11 +1183,11 @@ def list_flows(s):
         at += shares[link].unfilled
         drawn += links[link].drawn_end
         links[link].drawn_end = links[link].drawn_start
-    for f in range(flows.size):
-        flows[f].listed = doing[f] >= MOVING
+    for f in range(moves.size):
+        marks[f].listed = doing[f] >= MOVING
         for h in range(moves[f].hop_start, moves[f].hop_end):
             link = hops[h].link
-            if flows[f].listed:
+            if marks[f].listed:
                 at = links[link].list_start + links[link].list_size
                 s.lists[at].flow = f
                 s.lists[at].share = hops[h].weight
@@ -1150,6 +1195,10 @@ def list_flows(s):
             if moves[f].after_end > moves[f].after_start:
                 s.drawn[links[link].drawn_end].flow = f
                 s.drawn[links[link].drawn_end].share = hops[h].weight
+                p = s.after[moves[f].after_start]
+                s.drawn[links[link].drawn_end].ahead = p
+                alone = moves[f].after_end == moves[f].after_start + 1
+                s.drawn[links[link].drawn_end].ratio = moves[f].nbytes / moves[p].nbytes if alone else -1.0
                 links[link].drawn_end += 1
 
 
@@ -1206,7 +1255,17 @@ def find_safe(s, sums, most, fed, of_flow, of_port):
 
 @lean
 def wait_again(s):
-    """Have the flows woken that wait for their first chunk."""
+    """Sort what follows each flow by who may begin first, and have the flows woken that wait for their first chunk."""
+    for p in range(s.flows.size):
+        start, end = s.flows[p].next_start, s.flows[p].next_end
+        s.marks[p].seen = start
+        for i in range(start + 1, end):
+            f = s.next[i]
+            place = i
+            while place > start and s.flows[s.next[place - 1]].piece > s.flows[f].piece:
+                s.next[place] = s.next[place - 1]
+                place -= 1
+            s.next[place] = f
     for f in range(s.flows.size):
         if s.doing[f] == WAITING and s.moves[f].after_end > s.moves[f].after_start:
-            _wait(s, f)
+            _wait(s, f, _last_ahead(s, f)[0])
