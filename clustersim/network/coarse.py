@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.network.changes import Changes
-from clustersim.network.sharing import GROWTH, each_link_once, inverse, lengths
+from clustersim.network.sharing import GROWTH, each_link_once, inverse, joined, lengths
 from clustersim.types import Floats, Ints, Routes, Transfers
 
 if TYPE_CHECKING:
@@ -77,10 +77,10 @@ def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, o
     counters[: state.counters.size] = state.counters
     return _assemble(
         state,
-        np.concatenate((state.flows, flows)),
-        np.concatenate((state.moves, moves)),
+        joined(state.flows, flows),
+        joined(state.moves, moves),
         np.concatenate((state.doing, np.full(transfers.n, kernel.OUT, np.int32))),
-        np.concatenate((state.hops, hops)),
+        joined(state.hops, hops),
         np.concatenate((lengths(state.moves, "hop"), np.diff(routes.start))),
         np.concatenate((_after(state), transfers.after + state.flows.size)),
         np.concatenate((lengths(state.moves, "after"), np.diff(transfers.after_start))),
@@ -99,7 +99,7 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     renumber = np.full(state.counters.size, -1)
     renumber[counters] = np.arange(counters.size)
     of_hop = np.repeat(position, lengths(state.moves, "hop")) >= 0
-    records, moves = state.flows[flows], state.moves[flows]
+    records, moves = state.flows.take(flows), state.moves.take(flows)
     records["inbox"], records["outbox"] = renumber[records["inbox"]], renumber[records["outbox"]]
     moves["head"] = position[moves["head"]]
     heads = np.flatnonzero(moves["n_mates"] > 1)
@@ -108,8 +108,8 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     records["mates_start"][heads] = np.cumsum(n_mates) - n_mates
     queues = np.where(state.queues < state.flows.size, position[state.queues % max(1, state.flows.size)], 0)
     return _assemble(
-        state, records, moves, state.doing[flows], state.hops[of_hop], lengths(moves, "hop"), position[_after(state)],
-        lengths(moves, "after"), mates, state.counters[counters], queues,
+        state, records, moves, state.doing[flows], state.hops.take(np.flatnonzero(of_hop)), lengths(moves, "hop"),
+        position[_after(state)], lengths(moves, "after"), mates, state.counters.take(counters), queues,
     )  # fmt: skip
 
 
