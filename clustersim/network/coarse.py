@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.network.changes import Changes
-from clustersim.network.sharing import GROWTH, each_link_once, inverse, lengths
+from clustersim.network.sharing import GROWTH, each_link_once, inverse, joined, lengths
 from clustersim.types import Floats, Ints, Routes, Transfers
 
 if TYPE_CHECKING:
@@ -43,14 +43,15 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
     to_come = np.zeros(0 if changes is None else changes.time.size, kernel.CHANGE)
     if changes is not None:
         to_come["time"], to_come["link"], to_come["capacity"] = changes.time, changes.link, changes.capacity
-    none, event, crossing = np.zeros(0, np.int64), np.zeros(0, kernel.EVENT), np.zeros(0, kernel.CROSSING)
+    none, event = np.zeros(0, np.int64), np.zeros(0, kernel.EVENT)
     made: State = kernel.State(
         links=links, shares=np.zeros(capacity.size, kernel.SHARE), parts=np.zeros(0, kernel.PART), flows=np.zeros(0, kernel.FLOW),
-        moves=np.zeros(0, kernel.MOVE), marks=np.zeros(0, kernel.MARK), doing=np.zeros(0, np.int32), hops=np.zeros(0, kernel.HOP), lists=crossing,
-        drawn=np.zeros(0, kernel.DRAWN), owned=np.zeros(0, kernel.OWNED), heap=event, ends=event.copy(), queues=np.zeros((4, 0), np.int64),
-        order=np.zeros(capacity.size, np.int64), by_part=np.zeros(capacity.size, np.int64), after=none, next=none.copy(),
-        mates=none.copy(), inner=none.copy(), counters=np.zeros(0, kernel.COUNTER), through=none.copy(), changes=to_come,
-        tally=np.zeros(kernel.N_TALLY, np.int64), clock=np.zeros(5),
+        moves=np.zeros(0, kernel.MOVE), marks=np.zeros(0, kernel.MARK), doing=np.zeros(0, np.int32), hops=np.zeros(0, kernel.HOP),
+        lists=np.zeros(0, kernel.CROSSING), drawn=np.zeros(0, kernel.DRAWN), owned=np.zeros(0, kernel.OWNED), heap=event,
+        ends=event.copy(), queues=np.zeros((4, 0), np.int64), order=np.zeros(capacity.size, np.int64),
+        by_part=np.zeros(capacity.size, np.int64), after=none, next=none.copy(), mates=none.copy(), inner=none.copy(),
+        counters=np.zeros(0, kernel.COUNTER), through=none.copy(), changes=to_come, tally=np.zeros(kernel.N_TALLY, np.int64),
+        clock=np.zeros(5),
     )  # fmt: skip
     return made
 
@@ -78,11 +79,11 @@ def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, o
     counters[: state.counters.size] = state.counters
     return _assemble(
         state,
-        np.concatenate((state.flows, flows)),
-        np.concatenate((state.moves, moves)),
-        np.concatenate((state.marks, marks)),
+        joined(state.flows, flows),
+        joined(state.moves, moves),
+        joined(state.marks, marks),
         np.concatenate((state.doing, np.full(transfers.n, kernel.OUT, np.int32))),
-        np.concatenate((state.hops, hops)),
+        joined(state.hops, hops),
         np.concatenate((lengths(state.moves, "hop"), np.diff(routes.start))),
         np.concatenate((_after(state), transfers.after + state.flows.size)),
         np.concatenate((lengths(state.moves, "after"), np.diff(transfers.after_start))),
@@ -101,7 +102,7 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     renumber = np.full(state.counters.size, -1)
     renumber[counters] = np.arange(counters.size)
     of_hop = np.repeat(position, lengths(state.moves, "hop")) >= 0
-    records, moves, marks = state.flows[flows], state.moves[flows], state.marks[flows]
+    records, moves, marks = state.flows.take(flows), state.moves.take(flows), state.marks.take(flows)
     records["inbox"], records["outbox"] = renumber[records["inbox"]], renumber[records["outbox"]]
     moves["head"] = position[moves["head"]]
     heads = np.flatnonzero(moves["n_mates"] > 1)
@@ -110,8 +111,8 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     marks["mates_start"][heads] = np.cumsum(n_mates) - n_mates
     queues = np.where(state.queues < state.flows.size, position[state.queues % max(1, state.flows.size)], 0)
     return _assemble(
-        state, records, moves, marks, state.doing[flows], state.hops[of_hop], lengths(moves, "hop"), position[_after(state)],
-        lengths(moves, "after"), mates, state.counters[counters], queues,
+        state, records, moves, marks, state.doing[flows], state.hops.take(np.flatnonzero(of_hop)), lengths(moves, "hop"),
+        position[_after(state)], lengths(moves, "after"), mates, state.counters.take(counters), queues,
     )  # fmt: skip
 
 
@@ -150,8 +151,8 @@ def bundles(moves: Records, marks: Records, routes: Routes, transfers: Transfers
 
 
 def _assemble(
-    state: State, flows: Records, moves: Records, marks: Records, doing: NDArray[np.int32], hops: Records, n_hops: Ints, after: Ints,
-    n_after: Ints, mates: Ints, counters: Records, queues: NDArray[Any],
+    state: State, flows: Records, moves: Records, marks: Records, doing: NDArray[np.int32], hops: Records, n_hops: Ints,
+    after: Ints, n_after: Ints, mates: Ints, counters: Records, queues: NDArray[Any],
 ) -> State:  # fmt: skip
     """A state of these flows over the same links, with what links know of flows made anew."""
     kernel = _kernel()
@@ -166,7 +167,8 @@ def _assemble(
     as_long[:, : min(n, queues.shape[1])] = queues[:, :n]
     made = state._replace(
         flows=_in_lines(flows), moves=_in_lines(moves), marks=marks, doing=doing, hops=hops, parts=np.zeros(n_links, kernel.PART),
-        lists=np.empty(hops.size, kernel.CROSSING), drawn=np.empty(int(n_hops[n_after > 0].sum()), kernel.DRAWN), owned=np.empty(n, kernel.OWNED),
+        lists=np.empty(hops.size, kernel.CROSSING), drawn=np.empty(int(n_hops[n_after > 0].sum()), kernel.DRAWN),
+        owned=np.empty(n, kernel.OWNED),
         heap=np.empty(max(n, n_links), kernel.EVENT), ends=np.empty(n, kernel.EVENT), queues=as_long, after=after,
         next=following, mates=mates, inner=np.flatnonzero((n_after > 0) & (np.diff(back) > 0)), counters=counters,
         through=np.zeros(counters.size, np.int64),

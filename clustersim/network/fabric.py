@@ -7,7 +7,7 @@ byte has arrived, and its last outbound byte has left too.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -47,6 +47,17 @@ class Notice(simpy.Event):
         self._ok, self._value = True, None
         self.env.schedule(self, delay=delay)
 
+    def call_last(self, callback: Callable[[simpy.Event], None]) -> None:
+        """Call this behind all who wait for the event, those included that come until it fires."""
+        self._last = callback, self.callbacks
+        self.callbacks.append(_append_last)
+
+
+def _append_last(event: Notice) -> None:
+    """A function of its own: a closure in the list of callbacks that holds the list is garbage that only the collector finds."""
+    callback, callbacks = event._last
+    callbacks.append(callback)
+
 
 @dataclass(eq=False)
 class Exchange:
@@ -63,13 +74,13 @@ class Exchange:
     finish: Floats                  # [transfers]
     base: int = -1                  # its first counter in the solver: inbound [gpus], then outbound [gpus]; -1 not in it
     open_counters: int = 0          # those that have not reached zero
-    told: Ints = field(init=False)  # [gpus] 0 nothing, 1 inbound complete, 2 outbound too
-
+    flows: Ints = field(init=False) # [transfers] their flows in the solver, of those that it has not let go of
+    told: list[int] = field(init=False)     # [gpus] 0 nothing, 1 inbound complete, 2 outbound too
     n_entered: int = field(init=False, default=0)
     known_bound: tuple[float, int] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.told = np.zeros(self.entered.size, np.int64)
+        self.told = [0] * self.entered.size
 
     def enter(self, me: int) -> simpy.Event:
         """GPU `me` is ready. The event fires when its last inbound byte has arrived."""
@@ -83,19 +94,12 @@ class Exchange:
     def go_on(self, me: int) -> float:
         """The earliest time at which GPU `me`, which is in, goes on whatever has arrived."""
         least = self.transfers.least
-        return float(self.entered[me]) + (0.0 if least is None else float(least[me]))
-
-    @cached_property
-    def by_source(self) -> tuple[Ints, Ints]:
-        """Transfers sorted by source [transfers], and where those of each source begin [gpus + 1]."""
-        order = np.argsort(self.transfers.src, kind="stable")
-        return order, np.searchsorted(self.transfers.src[order], np.arange(self.entered.size + 1))
+        return self.entered.item(me) + (0.0 if least is None else least.item(me))
 
     def rows_of(self, gpus: list[int]) -> Ints:
         """The transfers that these GPUs send, in rising order."""
-        rows, first = self.by_source
-        rows = np.concatenate([rows[first[me] : first[me + 1]] for me in gpus])
-        return np.sort(rows) if len(gpus) > 1 else rows
+        rows = [self.laid.sent_by(me) for me in gpus]
+        return rows[0] if len(rows) == 1 else np.sort(np.concatenate(rows))
 
     def bound(self, released: Floats | None = None) -> tuple[float, int]:
         """When the busiest link could have been through at the earliest, given who entered when; and that link.
@@ -198,6 +202,8 @@ class Fluid:
         self._exchanges: list[Exchange] = []            # those in the solver, in the order of their counters
         self._of = np.zeros(0, np.int64)                # [flows] place in that list of each flow of the solver
         self._row = np.zeros(0, np.int64)               # [flows] its row in that exchange
+        self._following = np.inf                        # when the solver goes on, unless flows come before
+        self._read_counters()
         self._arrivals: list[tuple[Exchange, int]] = []
         self._pending: list[float] = []                 # heap: when the events of the loop fire after which `_wake` is called
 
@@ -214,20 +220,26 @@ class Fluid:
 
     def _fire(self, event: Notice, time: float) -> None:
         """Let `event` happen at `time`, and look at the network once all that waits for it has had its turn."""
-        delay = max(0.0, time - self.env.now)
-        heapq.heappush(self._pending, self.env.now + delay)
-        callbacks = event.callbacks
-        callbacks.append(lambda _: callbacks.append(self._wake))       # runs behind those that are appended until then
+        now = self.env.now
+        delay = max(0.0, time - now)
+        heapq.heappush(self._pending, now + delay)
+        event.call_last(self._wake)
         event.succeed_after(delay)
 
     def _wake(self, _: simpy.Event) -> None:
         heapq.heappop(self._pending)
-        if not (self._pending and self._pending[0] <= self.env.now):    # else another look follows at this instant
-            if self._arrivals:
-                self._admit()
-            following = self._run_ahead()
-            if following < (self._pending[0] if self._pending else np.inf):
-                self._fire(Notice(self.env), following)
+        if self._pending and self._pending[0] <= self.env.now:          # another look follows at this instant
+            return
+        if self._arrivals:
+            self._admit()
+        elif self._following > self.env.peek():                         # the solver has nothing to play before that
+            return self._look_at(self._following)
+        self._run_ahead()
+        self._look_at(self._following)
+
+    def _look_at(self, time: float) -> None:
+        if time < (self._pending[0] if self._pending else np.inf):
+            self._fire(Notice(self.env), time)
 
     def _admit(self) -> None:
         """Put the flows of the GPUs that have arrived into the solver; one look at the whole crowd of an instant."""
@@ -237,55 +249,63 @@ class Fluid:
                 self._add(exchange)
             crowd = [me for other, me in arrivals if other is exchange]
             rows = exchange.rows_of(crowd)
-            place = self._exchanges.index(exchange)
-            first, end = np.searchsorted(self._of, (place, place + 1))
-            flows = first + np.searchsorted(self._row[first:end], rows)         # nothing of theirs has gone yet
-            self._solver.enter(self._state, flows, self.env.now + exchange.transfers.release[rows])
+            self._solver.enter(self._state, exchange.flows[rows], self.env.now + exchange.transfers.release[rows])
             for me in crowd:
                 self._tell(exchange, me)
 
-    def _run_ahead(self) -> float:
-        """Play the solver up to the next event of the loop; the time of the solver's next event."""
+    def _run_ahead(self) -> None:
+        """Play the solver up to the next event of the loop."""
+        n = self.cluster.n_gpus
         while True:
-            following = self._solver.run(self._state, self.env.peek())
+            self._following = self._solver.run(self._state, self.env.peek())
             ended = self._solver.take_ended(self._state)
             if not ended.size:
-                return following
-            for counter in ended:
-                exchange = self._exchanges[counter // (2 * self.cluster.n_gpus)]
+                return
+            for counter in ended.tolist():
+                exchange = self._exchanges[counter // (2 * n)]
                 exchange.open_counters -= 1
                 if exchange.open_counters == 0:
                     self._harvest(exchange)
                     self._set_resolution()
-                self._tell(exchange, int(counter) % self.cluster.n_gpus)
+                self._tell(exchange, counter % n)
+
+    def _read_counters(self) -> None:
+        """One field of one record at a time is slow to read; these are the same numbers, and the solver's state has new ones."""
+        self._waiting, self._last = self._state.counters["waiting"], self._state.counters["last"]
 
     def _tell(self, exchange: Exchange, me: int) -> None:
         """Have fired, in time, what GPU `me` waits for in an exchange: inbound complete, and outbound too."""
-        now, n = self.env.now, self.cluster.n_gpus
-        if np.isnan(exchange.entered[me]):
+        inbox, outbox = exchange.base + me, exchange.base + self.cluster.n_gpus + me
+        if self._waiting.item(inbox):
             return
-        inbox, outbox = self._state.counters[exchange.base + me], self._state.counters[exchange.base + n + me]
-        earliest = max(now, exchange.go_on(me))
-        if inbox["waiting"] == 0 and exchange.told[me] == 0:
+        may = exchange.go_on(me)
+        if may != may:                                          # NaN: not in yet
+            return
+        earliest = max(self.env.now, may, self._last.item(inbox))
+        if exchange.told[me] == 0:
             exchange.told[me] = 1
-            self._fire(exchange.arrived[me], max(earliest, float(inbox["last"])))
-        if inbox["waiting"] == 0 and outbox["waiting"] == 0 and exchange.told[me] == 1:
+            self._fire(exchange.arrived[me], earliest)
+        if exchange.told[me] == 1 and not self._waiting.item(outbox):
             exchange.told[me] = 2
-            self._fire(exchange.done[me], max(earliest, float(inbox["last"]), float(outbox["last"])))
+            self._fire(exchange.done[me], max(earliest, self._last.item(outbox)))
 
     def _add(self, exchange: Exchange) -> None:
         """Bring an exchange into the solver, and let go of what is through."""
         n, transfers = self.cluster.n_gpus, exchange.transfers
         for other in self._exchanges:
             self._harvest(other)
-        stay = [i for i, other in enumerate(self._exchanges) if other.open_counters or (other.told < 2).any()]
+        stay = [i for i, other in enumerate(self._exchanges) if other.open_counters or min(other.told) < 2]
         there = np.ones(self._of.size, bool)
         there[self._solver.drained(self._state)] = False
         flows = np.flatnonzero(there)
         counters = (np.array(stay, np.int64)[:, None] * 2 * n + np.arange(2 * n)).ravel()
         self._state = self._solver.keep(self._state, flows, counters)
         self._of, self._row = np.searchsorted(stay, self._of[flows]), self._row[flows]
-        self._exchanges = [self._exchanges[i] for i in stay] + [exchange]
+        self._exchanges = [self._exchanges[i] for i in stay]
+        for i, other in enumerate(self._exchanges):
+            first, end = np.searchsorted(self._of, (i, i + 1))
+            other.flows[self._row[first:end]] = np.arange(first, end)
+        self._exchanges.append(exchange)
         for i, other in enumerate(self._exchanges):
             other.base = 2 * n * i
         ways = exchange.routes if self._idle is None else without(exchange.routes, self._idle)
@@ -295,6 +315,8 @@ class Fluid:
         )  # fmt: skip
         ends = transfers.dst, transfers.src
         exchange.open_counters = sum(int(np.count_nonzero(np.bincount(gpus, minlength=n))) for gpus in ends)
+        self._read_counters()
+        exchange.flows = np.arange(flows.size, flows.size + transfers.n)
         self._of = np.concatenate((self._of, np.full(transfers.n, len(self._exchanges) - 1)))
         self._row = np.concatenate((self._row, np.arange(transfers.n)))
         self._set_resolution()

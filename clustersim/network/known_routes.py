@@ -28,6 +28,18 @@ class Laid:
     def narrow(self) -> Narrow:
         return narrow(self.routes)
 
+    @cached_property
+    def _by_source(self) -> tuple[Ints, list[int]]:
+        """Transfers sorted by source [transfers], and where those of each source begin [gpus that send + 1]."""
+        src = self.transfers.src
+        order = np.argsort(src, kind="stable")
+        return order, np.searchsorted(src[order], np.arange(int(src.max(initial=-1)) + 2)).tolist()
+
+    def sent_by(self, gpu: int) -> Ints:
+        """The transfers of one source, in rising order."""
+        rows, first = self._by_source
+        return rows[first[gpu] : first[gpu + 1]] if gpu + 1 < len(first) else rows[:0]
+
     def fits(self, transfers: Transfers) -> bool:
         """Whether these transfers take the same ways."""
         mine = self.transfers

@@ -33,6 +33,17 @@ def inverse(members: Ints, length: Ints, n: int) -> tuple[Ints, Ints]:
     return back, rows[order].astype(np.int64)
 
 
+def joined(first: Records, second: Records) -> Records:
+    """Records one behind the other, copied whole: np.concatenate copies field by field, which takes 15 times as long.
+
+    So does an index; `take` copies them whole.
+    """
+    assert first.dtype == second.dtype
+    whole = np.dtype((np.void, first.dtype.itemsize))
+    both: Records = np.concatenate((first.view(whole), second.view(whole))).view(first.dtype)
+    return both
+
+
 def empty(capacity: Floats, changes: Changes | None = None) -> State:
     """A state without flows over links of `capacity` bytes/s.
 
@@ -89,8 +100,8 @@ def extend(
     old = state.flows.size
     return _assemble(
         state,
-        np.concatenate((state.flows, flows)),
-        np.concatenate((state.hops, hops)),
+        joined(state.flows, flows),
+        joined(state.hops, hops),
         np.concatenate((lengths(state.flows, "hop"), np.diff(routes.start))),
         np.concatenate((state.after, transfers.after + old)),
         np.concatenate((lengths(state.flows, "after"), np.diff(transfers.after_start))),
@@ -107,7 +118,7 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     renumber = np.full(state.counters.size, -1)
     renumber[counters] = np.arange(counters.size)
     assert (state.flows["status"][position[:-1] < 0] == kernel.DONE).all(), "a flow is left behind"
-    records = state.flows[flows]
+    records = state.flows.take(flows)
     records["inbox"], records["outbox"] = renumber[records["inbox"]], renumber[records["outbox"]]
     records["hold"] = position[records["hold"]]
     of_hop = np.repeat(position[:-1], lengths(state.flows, "hop")) >= 0
@@ -115,8 +126,8 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     edges = (child >= 0) & (position[state.after] >= 0)         # a flow that has drained holds nothing back
     n_after = np.bincount(child[edges], minlength=flows.size)
     return _assemble(
-        state, records, state.hops[of_hop], lengths(records, "hop"), position[state.after[edges]], n_after,
-        state.counters[counters],
+        state, records, state.hops.take(np.flatnonzero(of_hop)), lengths(records, "hop"), position[state.after[edges]], n_after,
+        state.counters.take(counters),
     )  # fmt: skip
 
 
