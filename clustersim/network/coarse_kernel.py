@@ -52,23 +52,23 @@ SHARE = np.dtype(                   # of a link, what most loops read
 LINK = np.dtype(
     [
         ("capacity", "f8"),         # bytes/s
+        ("level", "f8"),            # bytes/s of each flow that it limits; inf while it limits none
         ("began", "f8"),            # when the first of the flows began that it has had without a pause, which is when none
                                     # has begun that has not ended, and all of them could be through;
         ("done", "f8"),             # bytes of those of them that have ended,
         ("n_begun", "i4"),          # and number of those that have not
-        ("level", "f8"),            # bytes/s of each flow that it limits; inf while it limits none
-        ("booked", "f8"),           # bytes/s of the led flows, where that matters
-        ("top", "f8"),              # the fastest of them
-        ("spare", "f8"),            # bytes/s that nobody had in the step before,
-        ("early", "f8"),            # and for how many seconds of it flows that begin now could have had them
-        ("last", "f8"),             # when it has served the last chunks that it was given in this step
         ("n_led", "i4"),
         ("safe", "i4"),             # 1 when led flows alone cannot fill it
         ("part", "i4"),             # see PART
-        ("list_start", "i4"), ("list_size", "i4"),      # the moving flows that cross it, some not any more: in `lists`
-        ("drawn_start", "i4"), ("drawn_end", "i4"),     # the followers that cross it, moving or not: in `drawn`
+        ("last", "f8"),             # when it has served the last chunks that it was given in this step
+        ("n_held", "i4"),           # how many of the flows that it limits follow others
+        ("list_size", "i4"), ("list_start", "i4"),      # the moving flows that cross it, some not any more: in `lists`
         ("own_start", "i4"), ("own_end", "i4"),         # the flows that it limits: in `owned`
-        ("n_held", "i4"),           # how many of these follow others
+        ("drawn_start", "i4"), ("drawn_end", "i4"),     # the followers that cross it, moving or not: in `drawn`
+        ("spare", "f8"),            # bytes/s that nobody had in the step before,
+        ("early", "f8"),            # and for how many seconds of it flows that begin now could have had them
+        ("booked", "f8"),           # bytes/s of the led flows, where that matters
+        ("top", "f8"),              # the fastest of them
     ]
 )  # fmt: skip
 PART = np.dtype(                    # links that flows join, directly or by other links: they are shared out by themselves
@@ -239,14 +239,14 @@ def _begin(s, f, at):
     if s.flows[f].start == s.flows[f].start:
         return
     s.flows[f].start = at
-    s.tally[N_BEGUN] += 1
+    s.tally[N_BEGUN] += s.moves[f].n_mates
     for h in range(s.moves[f].hop_start, s.moves[f].hop_end):
         link = s.hops[h].link
         if s.links[link].n_begun == 0 and at >= s.links[link].began + s.links[link].done / s.links[link].capacity:
             s.links[link].began = at
             s.links[link].done = 0.0
         s.links[link].began = min(s.links[link].began, at)
-        s.links[link].n_begun += 1
+        s.links[link].n_begun += s.moves[f].n_mates
 
 
 @spread
@@ -254,9 +254,6 @@ def _join_at(s, f, at, horizon):
     """Flow f moves by itself from `at` on, which may have been a while ago; from the next step on where not before `horizon`."""
     s.flows[f].since = at
     _begin(s, f, at)
-    if s.moves[f].n_mates > 1:
-        for i in range(s.marks[f].mates_start, s.marks[f].mates_start + s.moves[f].n_mates):
-            _begin(s, s.mates[i], at)
     if at >= horizon:
         s.doing[f] = OUT
         s.queues[Q_ENTERING, s.tally[N_ENTERING]] = f
@@ -651,6 +648,7 @@ def _one_less(s, f, at):
     """The next flow of the bundle of f ends at `at`; bytes until the one after it does."""
     p = _next_to_end(s, f)
     s.moves[f].n_mates -= 1
+    s.flows[p].start = s.flows[f].start
     for h in range(s.moves[f].hop_start, s.moves[f].hop_end):
         s.shares[s.hops[h].link].load -= s.hops[h].weight * s.moves[f].factor
     _finish(s, p, at)
@@ -837,7 +835,7 @@ def _see_to_woken(s, horizon):
             start = max(s.flows[f].since, min(horizon, s.flows[f].freed))
             for k in range(s.moves[f].after_start, s.moves[f].after_end):
                 p = s.after[k]
-                start = max(start, s.flows[p].start)
+                start = max(start, s.flows[s.moves[p].head].start)
                 if _rate(s, p) > 0.0:
                     over = 1.0 - _left(s, p) / s.moves[p].nbytes - s.flows[f].piece
                     start = max(start, horizon - over * s.moves[p].nbytes / _rate(s, p))
