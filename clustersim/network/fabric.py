@@ -230,11 +230,11 @@ class Fluid:
         heapq.heappop(self._pending)
         if self._pending and self._pending[0] <= self.env.now:          # another look follows at this instant
             return
-        if self._arrivals:
+        crowd = bool(self._arrivals)
+        if crowd:
             self._admit()
-        elif self._following > self.env.peek():                         # the solver has nothing to play before that
-            return self._look_at(self._following)
-        self._run_ahead()
+        if crowd or self._following <= self.env.peek():                 # else the solver has nothing to play before that
+            self._run_ahead()
         self._look_at(self._following)
 
     def _look_at(self, time: float) -> None:

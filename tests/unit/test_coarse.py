@@ -65,6 +65,43 @@ def test_followers_on_a_full_link_share_it_and_what_does_not_follow_has_its_part
     np.testing.assert_allclose(state.flows["drain"][[2, 3]], 16.0, rtol=0.002)
 
 
+def test_who_waits_for_a_flow_that_ends_within_the_step_waits_for_the_next_one_then():
+    """One transfer of 1 byte and one of 100, both at 10 B/s, are followed by one of 100 bytes at 50 B/s in chunks of 1: the short
+    one is through after 0.1 s, as is the first chunk of the long one, long before the first step of 1 s is over. The follower
+    keeps up with the long one and has its last chunk to send when that ends at 10 s."""
+    state = played(
+        [10, 10, 50], [[0], [1], [2]], [1, 100, 100], [0, 0, 0], after=[[], [], [0, 1]], chunk=[1, 1, 1], resolution=0.1, seconds=10
+    )  # fmt: skip
+    assert state.flows["start"][2] == pytest.approx(0.1, rel=1e-6)
+    np.testing.assert_allclose(state.flows["drain"], [0.1, 10, 10.02], rtol=1e-9)
+
+
+@pytest.mark.parametrize("late", [0.0, 2.0])
+def test_flows_of_one_way_are_looked_at_as_one_where_they_are_let_go_at_once(late):
+    """Forty flows of 1 to 40 bytes on one link of 10 B/s: flow i ends when 1 + ... + i - 1 bytes and 41 - i times i bytes have
+    gone. Let go at once they are one bundle, and a step looks at one flow; where one comes 2 s later they are none, and when all
+    have gone 820 bytes have."""
+    n = 40
+    release = np.zeros(n)
+    release[7] = late
+    state = played([10], [[0]] * n, np.arange(1.0, n + 1), release, resolution=0.01, seconds=82)
+    i = np.arange(1, n + 1)
+    steps, looks = (state.tally[x] for x in (coarse_kernel.STEPS, coarse_kernel.FLOW_VISITS))
+    if late:
+        assert looks > 20 * steps
+        np.testing.assert_allclose(state.flows["drain"].max(), 82, rtol=1e-9)
+    else:
+        assert looks <= 4 * steps
+        np.testing.assert_allclose(state.flows["drain"], (i * (i - 1) / 2 + (n + 1 - i) * i) / 10, rtol=1e-9)
+
+
+def test_flows_of_one_pair_that_go_different_ways_are_no_bundle():
+    """Two flows of 10 bytes from one GPU to another, over a link of 10 B/s and one of 5 B/s; a third takes the first's way."""
+    state = played([10, 5], [[0], [1], [0]], [10, 10, 10], [0, 0, 0], resolution=0.01)
+    np.testing.assert_array_equal(state.moves["head"], [0, 1, 0])
+    np.testing.assert_allclose(state.flows["drain"], [2, 2, 2], rtol=1e-9)
+
+
 def test_led_flows_are_not_looked_at_where_they_cannot_fill_a_link():
     """Eight transfers over a port of 50 B/s, each followed to seven others over ports of 450 B/s: a step looks at the port's own
     eight, and at the 56 only where a last chunk outlasts a step."""
