@@ -65,15 +65,15 @@ def test_followers_on_a_full_link_share_it_and_what_does_not_follow_has_its_part
     np.testing.assert_allclose(state.flows["drain"][[2, 3]], 16.0, rtol=0.002)
 
 
-def test_who_waits_for_a_flow_that_ends_within_the_step_waits_for_the_next_one_then():
-    """One transfer of 1 byte and one of 100, both at 10 B/s, are followed by one of 100 bytes at 50 B/s in chunks of 1: the short
-    one is through after 0.1 s, as is the first chunk of the long one, long before the first step of 1 s is over. The follower
+def test_who_waits_for_a_flow_that_ends_within_a_step_waits_for_the_next_one_then():
+    """Transfers of 0.2 and of 100 bytes at 10 B/s each are followed by one of 100 bytes at 50 B/s in chunks of 1. The short one
+    is through after 0.02 s, within the first step, which is 0.05 s; the first chunk of the long one is after 0.1 s. The follower
     keeps up with the long one and has its last chunk to send when that ends at 10 s."""
     state = played(
-        [10, 10, 50], [[0], [1], [2]], [1, 100, 100], [0, 0, 0], after=[[], [], [0, 1]], chunk=[1, 1, 1], resolution=0.1, seconds=10
+        [10, 10, 50], [[0], [1], [2]], [0.2, 100, 100], [0] * 3, after=[[], [], [0, 1]], chunk=[1] * 3, resolution=0.1, seconds=10
     )  # fmt: skip
     assert state.flows["start"][2] == pytest.approx(0.1, rel=1e-6)
-    np.testing.assert_allclose(state.flows["drain"], [0.1, 10, 10.02], rtol=1e-9)
+    np.testing.assert_allclose(state.flows["drain"], [0.02, 10, 10.02], rtol=1e-9)
 
 
 @pytest.mark.parametrize("late", [0.0, 2.0])
