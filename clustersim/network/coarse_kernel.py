@@ -121,7 +121,7 @@ CHANGE = np.dtype([("time", "f8"), ("link", "i8"), ("capacity", "f8")])
 class State(NamedTuple):
     """The flows and the links: records and lists of indices, changed in place.
 
-    What is called at every event takes its fields as a plain tuple: the type of a named one numba finds out in Python, 8 us a call.
+    What is called at every event takes its fields as a plain tuple: numba finds out the type of a named one in Python.
     """
 
     links: Records

@@ -114,7 +114,7 @@ CHANGE = np.dtype([("time", "f8"), ("link", "i8"), ("capacity", "f8")])
 class State(NamedTuple):
     """All there is to know about the flows: records and lists of indices that the functions below change in place.
 
-    What is called at every event takes its fields as a plain tuple: the type of a named one numba finds out in Python, 8 us a call.
+    What is called at every event takes its fields as a plain tuple: numba finds out the type of a named one in Python.
     """
 
     links: Records
