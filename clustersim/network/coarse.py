@@ -195,13 +195,13 @@ def _in_lines(records: Records) -> Records:
 def enter(state: State, flows: Ints, at: Floats) -> None:
     """The sources of `flows` are in: they may move from time `at` [flows] on, once what they follow lets them."""
     kernel = _kernel()
-    kernel.release(state, flows, at)
+    kernel.release(tuple(state), flows, at)
 
 
 def run(state: State, until: float) -> float:
     """Play steps up to `until` or until a counter reaches zero; the time from which there is more. See coarse_kernel.run."""
     kernel = _kernel()
-    return float(kernel.run(state, until))
+    return float(kernel.run(tuple(state), until))
 
 
 def take_ended(state: State) -> Ints:

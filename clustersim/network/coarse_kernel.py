@@ -132,7 +132,10 @@ CHANGE = np.dtype([("time", "f8"), ("link", "i8"), ("capacity", "f8")])
 
 
 class State(NamedTuple):
-    """The flows and the links: records and lists of indices, changed in place."""
+    """The flows and the links: records and lists of indices, changed in place.
+
+    What is called at every event takes its fields as a plain tuple: numba finds out the type of a named one in Python.
+    """
 
     links: Records
     shares: Records             # [links]
@@ -904,8 +907,9 @@ def _unbind(s, head):
 
 
 @lean
-def release(s, moving, at):
+def release(fields, moving, at):
     """Each of `moving` may move from its time in `at` on, once what it follows lets it."""
+    s = State(*fields)
     for i in range(moving.size):
         s.flows[moving[i]].since = max(s.flows[moving[i]].since, at[i])
         s.marks[s.moves[moving[i]].head].n_here += 1
@@ -1041,12 +1045,13 @@ def _step(s, now, until):
 
 
 @lean
-def run(s, until):
+def run(fields, until):
     """Play steps up to time `until`, but stop after one in which a counter reached zero. The state may then be a step ahead.
 
     Returns the time from which there is more to play, inf when there is nothing. The counters that reached zero stand in
     s.through[: s.tally[N_DONE]]; the caller empties the list.
     """
+    s = State(*fields)
     tally = s.tally
     while tally[N_DONE] == 0:
         now = s.clock[NOW]

@@ -230,16 +230,13 @@ class Fluid:
         heapq.heappop(self._pending)
         if self._pending and self._pending[0] <= self.env.now:          # another look follows at this instant
             return
-        crowd = bool(self._arrivals)
-        if crowd:
+        flows_come = bool(self._arrivals)
+        if flows_come:
             self._admit()
-        if crowd or self._following <= self.env.peek():                 # else the solver has nothing to play before that
+        if flows_come or self._following <= self.env.peek():            # else the solver has nothing to play before that
             self._run_ahead()
-        self._look_at(self._following)
-
-    def _look_at(self, time: float) -> None:
-        if time < (self._pending[0] if self._pending else np.inf):
-            self._fire(Notice(self.env), time)
+        if self._following < (self._pending[0] if self._pending else np.inf):
+            self._fire(Notice(self.env), self._following)
 
     def _admit(self) -> None:
         """Put the flows of the GPUs that have arrived into the solver; one look at the whole crowd of an instant."""

@@ -112,7 +112,10 @@ CHANGE = np.dtype([("time", "f8"), ("link", "i8"), ("capacity", "f8")])
 
 
 class State(NamedTuple):
-    """All there is to know about the flows: records and lists of indices that the functions below change in place."""
+    """All there is to know about the flows: records and lists of indices that the functions below change in place.
+
+    What is called at every event takes its fields as a plain tuple: numba finds out the type of a named one in Python.
+    """
 
     links: Records
     flows: Records
@@ -1096,8 +1099,9 @@ def _release_event(s, t, horizon):
 
 
 @lean
-def release(s, moving, at):
+def release(fields, moving, at):
     """Each of `moving` may move from its time in `at` on, once what it follows lets it."""
+    s = State(*fields)
     for i in range(moving.size):
         _schedule(s.flows, s.events, s.tally, moving[i], at[i])
 
@@ -1131,7 +1135,7 @@ def _credit(s, n, t):
 
 
 @lean
-def run(s, until):
+def run(fields, until):
     """Play all events up to and including time `until`, but stop after an instant in which a counter reached zero.
 
     Exact where the quantum s.clock[QUANTUM] is 0. Else rates are agreed on at most once per quantum. In between each link works
@@ -1142,6 +1146,7 @@ def run(s, until):
     Returns the time of the next event, inf when there is none. The counters that reached zero stand in
     s.ended[: s.tally[N_DONE]]; the caller empties the list.
     """
+    s = State(*fields)
     links, flows, events, tally, moves, started, changes = s.links, s.flows, s.events, s.tally, s.moves, s.started, s.changes
     ends = s.ends
     quantum = s.clock[QUANTUM]

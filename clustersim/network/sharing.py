@@ -226,13 +226,13 @@ def _descendants(after: Ints, n_after: Ints) -> Ints:
 def enter(state: State, flows: Ints, at: Floats) -> None:
     """The sources of `flows` are in: they may move from time `at` [flows] on, once what they follow lets them."""
     kernel = _kernel()
-    kernel.release(state, flows, at)
+    kernel.release(tuple(state), flows, at)
 
 
 def run(state: State, until: float) -> float:
     """Play events up to `until` or until a counter reaches zero; the time of the next event. See kernel.run."""
     kernel = _kernel()
-    following = float(kernel.run(state, until))
+    following = float(kernel.run(tuple(state), until))
     fault = int(state.tally[kernel.FAULT])
     assert fault != kernel.FAULT_OVERLOAD, "what is booked on a link is not what its flows have"
     assert fault != kernel.FAULT_UNSETTLED, "flows that follow each other over one link did not settle"
