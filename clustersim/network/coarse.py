@@ -89,7 +89,7 @@ def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, o
         np.concatenate((lengths(state.moves, "after"), np.diff(transfers.after_start))),
         np.concatenate((state.mates, mates + state.flows.size)),
         counters,
-        state.queues,
+        *_queued(state),
     )
 
 
@@ -109,11 +109,19 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     n_mates = moves["n_mates"][heads].astype(np.int64)
     mates = position[state.mates[_rows(marks["mates_start"][heads], n_mates)]]
     marks["mates_start"][heads] = np.cumsum(n_mates) - n_mates
-    queues = np.where(state.queues < state.flows.size, position[state.queues % max(1, state.flows.size)], 0)
     return _assemble(
         state, records, moves, marks, state.doing[flows], state.hops.take(np.flatnonzero(of_hop)), lengths(moves, "hop"),
-        position[_after(state)], lengths(moves, "after"), mates, state.counters.take(counters), queues,
+        position[_after(state)], lengths(moves, "after"), mates, state.counters.take(counters),
+        *(position[queue] for queue in _queued(state)),
     )  # fmt: skip
+
+
+def _queued(state: State) -> tuple[Ints, Ints]:
+    """The flows whose sources are in that have not been looked at, and those that began in the last step; no others wait."""
+    kernel = _kernel()
+    assert not state.tally[[kernel.N_WOKEN, kernel.N_REACHED]].any(), "a step is not over"
+    n_entering, n_fresh = state.tally[[kernel.N_ENTERING, kernel.N_FRESH]]
+    return state.queues[kernel.Q_ENTERING, :n_entering], state.queues[kernel.Q_FRESH, :n_fresh]
 
 
 def _after(state: State) -> Ints:
@@ -152,7 +160,7 @@ def bundles(moves: Records, marks: Records, routes: Routes, transfers: Transfers
 
 def _assemble(
     state: State, flows: Records, moves: Records, marks: Records, doing: NDArray[np.int32], hops: Records, n_hops: Ints,
-    after: Ints, n_after: Ints, mates: Ints, counters: Records, queues: NDArray[Any],
+    after: Ints, n_after: Ints, mates: Ints, counters: Records, entering: Ints, fresh: Ints,
 ) -> State:  # fmt: skip
     """A state of these flows over the same links, with what links know of flows made anew."""
     kernel = _kernel()
@@ -163,13 +171,13 @@ def _assemble(
     back, following = inverse(after, n_after, n)
     flows["next_start"], flows["next_end"] = back[:-1], back[1:]
     moves["wake"] = marks["mine"] = -1.0
-    as_long = np.zeros((4, n), np.int64)
-    as_long[:, : min(n, queues.shape[1])] = queues[:, :n]
+    queues = np.empty((4, n), np.int64)
+    queues[kernel.Q_ENTERING, : entering.size], queues[kernel.Q_FRESH, : fresh.size] = entering, fresh
     made = state._replace(
         flows=_in_lines(flows), moves=_in_lines(moves), marks=marks, doing=doing, hops=hops, parts=np.zeros(n_links, kernel.PART),
         lists=np.empty(hops.size, kernel.CROSSING), drawn=np.empty(int(n_hops[n_after > 0].sum()), kernel.DRAWN),
         owned=np.empty(n, kernel.OWNED),
-        heap=np.empty(max(n, n_links), kernel.EVENT), ends=np.empty(n, kernel.EVENT), queues=as_long, after=after,
+        heap=np.empty(max(n, n_links), kernel.EVENT), ends=np.empty(n, kernel.EVENT), queues=queues, after=after,
         next=following, mates=mates, inner=np.flatnonzero((n_after > 0) & (np.diff(back) > 0)), counters=counters,
         through=np.zeros(counters.size, np.int64),
     )  # fmt: skip
@@ -187,9 +195,9 @@ def _in_lines(records: Records) -> Records:
     """The same, each of them in a cache line of its own."""
     room = np.empty(records.nbytes + LINE, np.uint8)
     first = -room.ctypes.data % LINE
-    placed: Records = room[first : first + records.nbytes].view(records.dtype)
-    placed[:] = records
-    return placed
+    room = room[first : first + records.nbytes]
+    room[:] = records.view(np.uint8)                # bytes: NumPy copies records field by field
+    return room.view(records.dtype)
 
 
 def enter(state: State, flows: Ints, at: Floats) -> None:
