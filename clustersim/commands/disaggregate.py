@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from clustersim.commands.arguments import whole_number
 from clustersim.commands.screen import run_progress, stdout_console
+from clustersim.pick import did_you_mean
+from clustersim.places import groups
 from clustersim.types import InputError
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def _points(arguments: Sequence[str]) -> Iterator[Point]:
     for text in arguments:
         side, _, rest = text.partition(".")
         front = f"{side}." if side in SIDES and rest else ""
+        if not front and rest and side not in groups() and (near := did_you_mean(side, SIDES)):
+            raise InputError(f"{text}: keys are of both sides, or behind prefill. and decode. of one{near}")
         own = text.removeprefix(front)
         if own.partition("=")[0] in LENGTHS:
             key, values = own.partition("=")[0], own.partition("=")[2].split(",")

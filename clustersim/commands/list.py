@@ -23,6 +23,8 @@ def command(arguments: list[str]) -> int:
             from clustersim.pick import did_you_mean
             from clustersim.types import InputError
 
+            if group.startswith("-"):
+                raise InputError(f"list {group}: there is no such flag (--json, --config-dir DIR)")
             raise InputError(f"list {group}: there is no such group{did_you_mean(group, known)} (known: {', '.join(known)})")
     found = {group: options_of(group, own) for group in asked or known}
     if "--json" in rest:
@@ -30,8 +32,9 @@ def command(arguments: list[str]) -> int:
         return 0
     for group in found:
         print(f"{group}: {known[group]}")
+        wide = max([18, *map(len, found[group])])
         for name, line in found[group].items():
-            print(_entry(f"  {name:<18} ", line))
+            print(_entry(f"  {name:<{wide}} ", line))
     return 0
 
 
@@ -39,4 +42,4 @@ def _entry(name: str, line: str) -> str:
     """One line where a program reads it; on a terminal as many as it takes."""
     if not sys.stdout.isatty():
         return name + line
-    return textwrap.fill(name + line, get_terminal_size().columns, subsequent_indent=" " * 21)
+    return textwrap.fill(name + line, get_terminal_size().columns, subsequent_indent=" " * len(name))

@@ -123,4 +123,5 @@ def _differences(sweep: SweepData) -> str:
         more = f", … ({len(values)} values)" if len(values) > SHOWN else ""
         rows.append((key, ", ".join(values[:SHOWN]) + more))
     body = html.card("", "", html.table(("key", "values"), rows, text=True, sortable=False))
-    return f"<details><summary>What differs in the configs: {len(rows)} {'key' if len(rows) == 1 else 'keys'}</summary>{body}</details>"
+    count = "1 key" if len(rows) == 1 else f"{len(rows)} keys"
+    return f"<details><summary>What differs in the configs: {count}</summary>{body}</details>"
