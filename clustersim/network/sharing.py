@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clustersim.network.changes import Changes
-from clustersim.types import Floats, InputError, Ints, Routes, Transfers, independent
+from clustersim.types import Floats, InputError, Ints, Routes, Transfers
 
 if TYPE_CHECKING:
     from clustersim.network.kernel import Records, State
 
 _NOBODY = np.zeros(0, np.int64)
-GROWTH = 2.5            # x resolution: soon after the start a step is this share of the time gone by
 
 
 @cache
@@ -278,67 +277,16 @@ def solve_all(state: State, release: Floats) -> None:
     enter(state, np.arange(release.size), release)
     while run(state, np.inf) < np.inf:
         take_ended(state)
-    if (left := release.size - drained(state).size) > 0:
+    need_all(state, drained(state).size)
+
+
+def need_all(state: Any, n_drained: int) -> None:
+    """Raises InputError where flows are left when nothing more happens: a link of theirs stays down."""
+    if (left := state.flows.size - n_drained) > 0:
         assert state.changes.size, "flows are left that nothing will release"
-        stuck = state.flows["limit"][rates(state) == 0]
-        raise InputError(f"changes: {left} flows never end: link {stuck[stuck >= 0][0]} stays down")
-
-
-def drain_times(
-    capacity: Floats, routes: Routes, nbytes: Floats, release: Floats, resolution: float, least: float,
-    changes: Changes | None = None,
-) -> tuple[Floats, int]:
-    """When each flow has drained, [flows] seconds, and how many times rates were recomputed.
-
-    Args:
-        capacity: bytes/s [links].
-        routes, nbytes, release: of the flows; bytes above 0.
-        resolution: see `coarsen`.
-        least: seconds that it takes at least, from the first release on.
-        changes: capacities to come.
-    """
-    from clustersim.network import pruning, symmetry
-
-    small = symmetry.one_of_each(capacity, routes, nbytes, release) if changes is None else None
-    if small is not None:
-        kind, example, capacity, routes = small
-        nbytes, release = nbytes[example], release[example]
-    elif changes is None:
-        routes = pruning.pruned(capacity, each_link_once(routes))
-    if small is None and resolution > 0 and changes is None and (release == release[0]).all():
-        from clustersim.network import steps
-
-        drain, n = steps.drain_times(capacity, routes, nbytes, resolution * least, GROWTH * resolution)
-        return release[0] + drain, n
-    zero = np.zeros(nbytes.size, np.int64)
-    state = extend(
-        empty(capacity, changes), routes, independent(zero, zero, nbytes), inbox=zero, outbox=zero, n_counters=1
-    )
-    if resolution > 0:
-        coarsen(state, resolution, least)
-    solve_all(state, release)
-    drain = state.flows["drain"]
-    if small is None:
-        return drain, solves(state)
-    each: Floats = np.empty(kind.size)
-    symmetry.spread(np.ascontiguousarray(drain), kind, each)
-    return each, solves(state)
-
-
-def coarsen(state: State, resolution: float, seconds: float) -> None:
-    """Agree on rates no more often than every `resolution` x `seconds`; 0 is exact. See kernel.run for what that means.
-
-    Args:
-        seconds: how long the exchange takes at least.
-    """
-    from clustersim.network import kernel
-
-    clock = state.clock
-    clock[kernel.QUANTUM] = resolution * seconds
-    clock[kernel.GROWTH] = GROWTH * resolution
-    clock[kernel.TIE] = max(kernel.SAME_LEVEL, 0.5 * resolution)
-    clock[kernel.STILL] = max(kernel.SAME_RATE, 0.2 * resolution)
-    clock[kernel.SMALL] = 0.03 * resolution * clock[kernel.QUANTUM]
+        on_way = state.hops["link"][np.repeat(state.flows["drain"] == np.inf, lengths(state.flows, "hop"))]
+        down = on_way[state.links["capacity"][on_way] == 0]
+        raise InputError(f"changes: {left} flows never end: link {down[0]} stays down")
 
 
 def check_resolution(resolution: float) -> None:
