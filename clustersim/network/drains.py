@@ -48,7 +48,7 @@ def _played(
         drain, n = steps.drain_times(capacity, routes, nbytes, resolution * least, coarse.GROWTH * resolution)
         return release[0] + drain, n
     zero = np.zeros(nbytes.size, np.int64)
-    flows = independent(zero, zero, nbytes)
+    flows = independent(np.arange(nbytes.size), zero, nbytes)         # each between GPUs of its own
     if resolution > 0:
         steps_of = coarse.extend(coarse.empty(capacity, changes), routes, flows, inbox=zero, outbox=zero, n_counters=1)
         coarse.set_resolution(steps_of, resolution, least)
