@@ -120,7 +120,7 @@ def roofline(model: Model, gpu: GpuSpec) -> Timing:
 
 
 def kernels(
-    model: Model, gpu: GpuSpec, *, tiles: str = "deepgemm_2025_07", constants: str = "gemm", sms_taken: int = 0
+    model: Model, gpu: GpuSpec, *, tiles: str = "deepgemm_2025_07", constants: str = "gemm", sms_taken: int = 0, sms_spared: int = 0
 ) -> Timing:
     """GEMMs in tiles and waves at the rates that kernels reach, and the passes over memory around them (see `blocks`).
 
@@ -131,11 +131,14 @@ def kernels(
         tiles: which tiles GEMMs are cut into, a function of `engine.tiles`.
         constants: file of `conf/kernel/` with the fixed costs.
         sms_taken: SMs that communication keeps to itself.
+        sms_spared: SMs that GEMMs leave alone whether or not anything else runs.
 
     Raises:
         InputError: an unknown rule or file, a GPU whose topology does not say what kernels ask, no SM left.
     """
     made = kernels_of(gpu, tiles, constants, sms_taken)
+    if sms_spared > sms_taken:
+        made = replace(kernels_of(gpu, tiles, constants, sms_spared), free=made.sms)
     plain = replace(blocks.PRECISIONS[model.gemm], weight_bytes=model.weight_bytes)
     routed = replace(plain, weight_bytes=model.expert_weight_bytes)
 
@@ -194,6 +197,14 @@ def fewer_sms(name: str, options: Mapping[str, Any], gpu: GpuSpec, held: int) ->
     fp4 = None if gpu.fp4_flops is None else gpu.fp4_flops * left
     slower = replace(gpu, bf16_achieved=None, fp8_achieved=None, fp4_achieved=None)        # a roofline does not look at them
     return dict(options), replace(slower, bf16_flops=gpu.bf16_flops * left, fp8_flops=gpu.fp8_flops * left, fp4_flops=fp4)
+
+
+def sparing_sms(name: str, options: Mapping[str, Any], held: int) -> dict[str, Any]:
+    """Options of a model of compute whose GEMMs are cut for what an exchange leaves even where none runs: engines set that number
+    once for a pass in which micro-batches overlap (sgl-project/sglang, srt/batch_overlap/operations_strategy.py,
+    `deep_gemm_num_sms`; vllm-project/vllm, v1/worker/gpu_ubatch_wrapper.py, `SMControlContextManager`).
+    """
+    return {**options, "sms_spared": held} if name == "kernels" else dict(options)
 
 
 def kernels_of(gpu: GpuSpec, rule: str, constants: str, sms_taken: int) -> Kernels:
