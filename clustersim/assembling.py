@@ -178,7 +178,8 @@ def _sparing(run: Run, cluster: Cluster) -> Timing:
     """How long things compute where GEMMs leave the exchange's SMs alone."""
     exchange, given = run.options("exchange")
     name, options = run.options("compute")
-    options = timing.sparing_sms(name, options, sms_held(exchange, given, cluster)) if name != "none" else dict(options)
+    if name != "none" and ":" not in name:
+        options = timing.sparing_sms(name, options, cluster.gpu, sms_held(exchange, given, cluster))
     made: Timing = bind("compute", name, find(timing, name, "compute"), options)(run.model, cluster.gpu)
     return made
 

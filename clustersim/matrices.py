@@ -50,7 +50,7 @@ def entries(part: Part, hidden: int, *, absorbed: bool = False) -> tuple[tuple[i
 
 
 def per_head(part: Part) -> slice:
-    """Which of absorbed `gemms` and `entries` are small products of every head by itself, in one batched GEMM: latents' expansion."""
+    """Which of absorbed `gemms` and `entries` every head multiplies by itself, in a batched GEMM: the expansion of latents."""
     first = 0 if not isinstance(part, Latent) else 1 if part.q_rank is None else 2
     return slice(first, first + 2 if isinstance(part, Latent) else 0)
 

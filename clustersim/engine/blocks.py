@@ -93,7 +93,8 @@ def mixer_kernels_seconds(
 
     Decoding, attention takes the longer of its arithmetic and of streaming what it looks at, and two passes: a tile of queries is
     read before and its output written behind, and what parts of a long cache make is added up. The expansion of latents is not
-    quantised: engines multiply it in BF16, head by head. States are read and written. Prefill of a state space is the longer of its arithmetic and of two passes over its channels, a convolution and a scan.
+    quantised: engines multiply it in BF16, head by head. States are read and written.
+    Prefill of a state space is the longer of its arithmetic and of two passes over its channels, a convolution and a scan.
 
     Args:
         tokens: int [gpus].
