@@ -16,6 +16,7 @@ from clustersim.model import Model
 from clustersim.pick import bind, find
 from clustersim.types import Choices, Floats, InputError, Ints, ScoreProcess, Workload
 from clustersim.workload import balancing, routers
+from clustersim.workload.deal import sequence_numbers
 from clustersim.workload.routers.activation import Scores, activated
 from clustersim.workload.sampler import BEYOND
 from clustersim.workload.scores import experts_alone
@@ -174,7 +175,7 @@ def rerouted(
             "rng": lambda: np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(layer, gpu, 1)))),
             "bias": lambda: bias(layer),
             "token_ids": lambda: None if token_ids is None else token_ids[first:last],
-            "sequence": lambda: np.cumsum(np.append(True, np.diff(workload.context[first:last]) != 1)) - 1,
+            "sequence": lambda: sequence_numbers(workload.context[first:last]),
             "layer": lambda: layer,
             "near": lambda: near(gpu),
         }
