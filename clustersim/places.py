@@ -78,7 +78,7 @@ def yaml_fault(error: Exception) -> str:
 def _first_comment(path: Path) -> str:
     for line in path.read_text(encoding="utf-8").splitlines():
         text = line.strip()
-        if text.startswith("#") and not text.startswith(("# @package", "# clustersim +experiment=")):
+        if text.startswith("#") and not text.startswith("# @package"):
             return text.lstrip("# ").rstrip()
         if text and not text.startswith("#"):
             break
