@@ -16,9 +16,11 @@ from clustersim.types import InputError
 RECOMPUTE = {       # what is computed again going back, and so not kept
     "none": "nothing",
     "selective": "scores of attention (arXiv 2205.05198; with flash attention they never are kept)",
+    "norm_act": "norms and what comes out of activations (Megatron-LM: layernorm, moe_act)",
     "deepseek_v3": "norms, up-projections of multi-head latent attention, outputs of SwiGLU (arXiv 2412.19437 §3.2.3)",
     "full": "whole layers, from their inputs",
 }
+OUTPUTS = ("norm_act", "deepseek_v3")       # those that keep no outputs of norms and activations
 STATISTICS = 4.0    # bytes per head and token that flash attention keeps: the logarithm of the sum, in FP32
 
 
@@ -71,7 +73,7 @@ def _kept_of_part(
 ) -> float:
     """A part with the norm before it and what is added after it."""
     between, a, linear = _between(parallel), keeping.value, keeping.linear
-    normed = 0.0 if keeping.recompute == "deepseek_v3" else linear * hidden / between
+    normed = 0.0 if keeping.recompute in OUTPUTS else linear * hidden / between
     around = a * hidden / between + normed + (hidden / between if keeping.dropout else 0.0)
     if isinstance(part, Attention):
         return around + _attention(part, parallel.tensor, keeping, sequence)
@@ -96,7 +98,7 @@ def _kept_of_part(
 
 def _ffn(size: float, matrices: int, keeping: Keeping) -> float:
     """What goes into the activation function, and what comes out of it."""
-    activated = 0.0 if keeping.recompute == "deepseek_v3" else keeping.linear * size
+    activated = 0.0 if keeping.recompute in OUTPUTS else keeping.linear * size
     inward = keeping.linear if keeping.recompute == "deepseek_v3" else keeping.value
     return (matrices - 1) * inward * size + activated
 

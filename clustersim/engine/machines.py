@@ -40,7 +40,7 @@ class Machine:
     grouped: Callable[[Ints, Ints, int, int, int], Values]  # rows [slots], GPU of each, GPUs, columns, inner dimension
     grouped_weight: Callable[[Ints, Ints, int, int, int], Values]
     mixing: Callable[[Values, bool], Values]                # FLOPs of attention's scores or of a scan; whether it is the way back
-    move: Callable[[int, Values], Values]                   # kernels, bytes through memory
+    move: Callable[[int | Values, Values], Values]          # kernels, bytes through memory
 
 
 def none() -> Machine:
@@ -110,8 +110,9 @@ def kernels(
     def grouped(rows: Ints, owner: Ints, n_gpus: int, n: int, k: int) -> Values:
         seconds: Values = grouped_seconds(rows, owner, n_gpus, n, k, layout="contiguous", precision=precision, kernels=made)
         used: Ints = np.bincount(owner, rows, n_gpus).astype(np.int64)
-        if precision.rate != "bf16":
-            seconds = seconds + _quantised(made, used, k, precision, scaling)
+        if precision.rate != "bf16":                # what every expert works on is quantised by itself
+            slots: Ints = np.bincount(owner, rows > 0, n_gpus).astype(np.int64)
+            seconds = seconds + _quantised(made, used, k, precision, scaling, slots)
         launched: Values = seconds + made.launch_s * (used > 0)
         return launched
 
@@ -177,9 +178,16 @@ def _turned(made: Kernels, rows: Ints, n: int, k: int, precision: Precision, sca
     return np.where(rows > 0, 2 * made.pass_s + moved / made.gpu.memory_achieved, 0.0)
 
 
-def _quantised(made: Kernels, rows: Ints, k: int, precision: Precision, scaling: str) -> Values:
-    """Values read and written in FP8: once, or by rows and by columns; a scale of the whole is found by reading them before."""
+def _quantised(
+    made: Kernels, rows: Ints, k: int, precision: Precision, scaling: str, tensors: int | Ints = 1
+) -> Values:
+    """Values read and written in FP8: once, or by rows and by columns; a scale of the whole is found by reading them before.
+
+    A kernel for each tensor; of a scale of the whole three, of which one makes the scale.
+
+    Source: github:NVIDIA/TransformerEngine pytorch/csrc (`split_quantize`, `Float8CurrentScalingQuantizer::quantize_impl`).
+    """
     assert made.gpu.memory_achieved is not None
-    read, written = (2 if scaling == "tensor" else 1), (1 if scaling == "block" else 2)
+    read, written, each = (2 if scaling == "tensor" else 1), (1 if scaling == "block" else 2), (3 if scaling == "tensor" else 1)
     moved = rows * k * (read * WIDE + written * precision.activation_bytes)
-    return np.where(rows > 0, read * made.pass_s + moved / made.gpu.memory_achieved, 0.0)
+    return np.where(rows > 0, each * tensors * made.pass_s + moved / made.gpu.memory_achieved, 0.0)
