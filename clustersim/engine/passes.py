@@ -7,6 +7,7 @@ through memory; `share` of a tensor group's GPUs splits matrices by columns and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,12 +80,13 @@ def part_passes(
     mixing = part.mixing_flops(1.0, False) * pairs if _by_pairs(part) else part.mixing_flops(1.0, False) * tokens
     if mixing.any():
         total += Passes(
-            forward_s=machine.mixing(mixing / tensor, False), input_s=machine.mixing(BACK_MIXING * mixing / tensor, True),
-            weight_s=np.zeros(tokens.size),
+            forward_s=machine.mixing(mixing / tensor, False, _width(part)),
+            input_s=machine.mixing(BACK_MIXING * mixing / tensor, True, _width(part)), weight_s=np.zeros(tokens.size),
         )  # fmt: skip
     between, inside = tokens * (hidden * WIDE / pieces), rows * (_inner(part) * WIDE / tensor)
     # norm: in and out; residual: two in, one out. Back: gradient and input in, gradient out; sum with the one passed by
-    back = machine.move(2, 6 * between) + machine.move(1, 4 * inside) + _again(part, hidden, rows, between, machine, tensor, habits)
+    again = _again(part, hidden, rows, between, machine, tensor, habits)
+    back = machine.move(2, 6 * between) + machine.move(1, 4 * inside) + again
     return total + Passes(
         forward_s=machine.move(2, 5 * between) + machine.move(1, 2 * inside), input_s=back, weight_s=np.zeros(tokens.size)
     )
@@ -176,6 +178,17 @@ def _product(machine: Machine, rows: Ints, n: int, k: int) -> Passes:
 
 def _by_pairs(part: Part) -> bool:
     return isinstance(part, Attention | Latent)
+
+
+def _width(part: Part) -> float:
+    """Of a head, mean over queries and values; where a state is kept nothing depends on it."""
+    match part:
+        case Attention():
+            return float(part.head_dim)
+        case Latent():
+            return (part.nope_dim + part.rope_dim + part.value_dim) / 2
+        case _:
+            return math.inf
 
 
 def _inner(part: Part) -> float:

@@ -16,7 +16,7 @@ from clustersim.assembling import MEASURED_BATCH, assemble
 from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, flag, positive, whole
 from clustersim.engine import machines
-from clustersim.engine.activations import OUTPUTS, Keeping
+from clustersim.engine.activations import LATENTS, OUTPUTS, Keeping
 from clustersim.engine.blocks import PRECISIONS
 from clustersim.engine.collectives import Wires, send_s, wires_of
 from clustersim.engine.launches import FUSED, NOTHING, Launches, expert_launches, head_launches, own_launches
@@ -317,7 +317,7 @@ def _recompute(run: Run) -> bool:
 def _habits(run: Run) -> Habits:
     """How the framework goes about a layer; DeepSeek's own is known by its products and exchanges alone."""
     workload, exchange = run.config["workload"], run.options("exchange")[0]
-    outputs, latents = workload["recompute"] in OUTPUTS, workload["recompute"] == "deepseek_v3"
+    outputs, latents = workload["recompute"] in OUTPUTS, workload["recompute"] in LATENTS
     again = Habits(norms_again=outputs, activations_again=outputs, latents_again=latents)
     if workload["framework"] is None:
         return again
