@@ -116,10 +116,7 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
     if workload["phase"] != of_group:
         raise InputError(f"workload.phase={workload['phase']}: is set by the group; write workload={workload['phase']}")
     decoding = decoding_from(workload)
-    for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute", "schedule"):
-        for key, value in config[group].items():
-            if value == "???" or (key == "path" and not value):
-                raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")
+    _check_needed(config)
     plain = (config["schedule"].get("name"), config["schedule"].get("shared")) == ("in_order", "after")
     if workload["phase"] == "training" and not plain:
         raise InputError(f"schedule={config['schedule']['name']}: orders a forward pass; training has parallel.order")
@@ -148,6 +145,14 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         causes=flag("causes", config["causes"]),
         replicates=whole("replicates", config["replicates"], least=1),
     )
+
+
+def _check_needed(config: Mapping[str, Any]) -> None:
+    """Every option has what its file leaves to the user."""
+    for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute", "schedule"):
+        for key, value in config[group].items():
+            if value == "???" or (key == "path" and not value):
+                raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")
 
 
 def _check_types(config: Mapping[str, Any], choices: Mapping[str, str], own: Path | None) -> None:

@@ -44,7 +44,6 @@ class Kernel:
     constants: Mapping[str, Constant]
     covers: Mapping[str, tuple[float, float]]       # the range in which they were found: tokens_per_gpu, sms, gpus, hidden ...
     limits: Mapping[str, float]                     # what the kernel itself refuses to go beyond
-    digest: str                                     # sha256 of the file
 
     def __getitem__(self, key: str) -> float:
         if key not in self.constants:
@@ -174,7 +173,6 @@ def _read(name: str, path: Path, _: int) -> Kernel:
         constants={key: _constant(f"kernel {name}.{key}", one) for key, one in given["constants"].items()},
         covers={key: (float(low), float(high)) for key, (low, high) in (given.get("covers") or {}).items()},
         limits={key: float(most) for key, most in (given.get("limits") or {}).items()},
-        digest=hashlib.sha256(text.encode()).hexdigest(),
     )  # fmt: skip
 
 

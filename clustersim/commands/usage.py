@@ -14,7 +14,7 @@ USAGE = (                       # what is typed after `clustersim`, and what it 
     ("--cfg [KEY=VALUE ...]", "the whole config of a run, without running it"),
     ("--config-dir DIR ...", "with options of your own: DIR/topology/mine.yaml is topology=mine, DIR/experiment/mine.yaml is "
      "+experiment=mine"),
-    ("list [GROUP]", "all options, one line each; --json"),
+    ("list [GROUP]", "all options, one line each; GROUP=OPTION: its keys and what they mean; --json"),
     ("inspect PATH", "what a topology, a model, a trace or the folder of a run is (--plot draws a topology or a trace, "
      "-o FILE.png says where; --check: is the trace sound?)"),
     ("convert SRC -o DIR", "a trace from what another system recorded; --from FORMAT, else it is recognised (clustersim convert "

@@ -18,6 +18,7 @@ from clustersim.pick import bind, did_you_mean, find
 from clustersim.types import Choices, Floats, InputError, Ints
 from clustersim.workload import capacity_policies, capacity_sizes
 from clustersim.workload.capacity_policies import ELSEWHERE, Contest
+from clustersim.workload.deal import sequence_numbers
 
 _CHOICES = {"per": ("expert", "gpu"), "scope": ("source", "group", "global"), "where": ("source", "expert")}
 _OWN = ("factor", "rule", "drop", *_CHOICES, "group_tokens", "pad", "pad_multiple", "renormalise", "protect")
@@ -151,11 +152,11 @@ def protected_tokens(rng: np.random.Generator, rule: Rule, context: Ints) -> NDA
     DeepSeek-V2 (arXiv 2405.04434, section 2.2.4) never drops those of about a tenth of the sequences.
 
     Args:
-        context: int [tokens], place in its sequence, from 1; a sequence begins at 1.
+        context: int [tokens], tokens that each looks at (`sequence_numbers`).
     """
     if not rule.protect:
         return None
-    sequence = np.cumsum(context == 1) - 1
+    sequence = sequence_numbers(context)
     return np.asarray((rng.random(int(sequence.max(initial=-1)) + 1) < rule.protect)[sequence])
 
 

@@ -74,6 +74,17 @@ def test_padding_on_arrival_is_computed_and_does_not_travel():
     assert (computed < 16).all()
 
 
+def test_without_a_limit_what_arrives_is_filled_up_to_what_the_fullest_slot_has():
+    rows = np.array([[9, 2, 0], [1, 3, 4]])                 # [source GPUs, slots]; 10, 5 and 4 arrive
+    sent, computed = padding_rows(rule(pad=True, where="expert"), SimpleNamespace(room=None), rows, np.full(2, 12), np.arange(3))
+    assert sent is None
+    assert computed.tolist() == [0, 5, 6]
+    _, computed = padding_rows(
+        rule(pad=True, where="expert", pad_multiple=8), SimpleNamespace(room=None), rows, np.full(2, 12), np.arange(3)
+    )
+    assert computed.tolist() == [6, 11, 12], "16 rows each"
+
+
 def test_every_replica_has_a_buffer_of_its_own():
     what, limited, rows = routed(np.random.default_rng(0), 24, 4, 2, {"factor": 1.0, "pad": True})
     halves = np.concatenate([rows // 2, rows - rows // 2], axis=1)

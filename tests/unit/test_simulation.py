@@ -180,6 +180,23 @@ def test_a_run_id_does_not_change_with_comments_and_sources_nor_with_where_files
     assert len(ids) == 1
 
 
+@pytest.mark.parametrize(("kernel", "constant", "overrides"), [
+    ("gemm", "3us", ["compute.constants={}"]),
+    ("deepep_v1", "62us", ["exchange=deepep_normal", "exchange.kernel={}"]),
+    ("megatron", "0.74", ["workload=training", "workload.framework={}"]),
+])  # fmt: skip
+def test_a_run_id_changes_with_a_constant_in_a_file_and_not_with_the_name_of_the_file(tmp_path, kernel, constant, overrides):
+    text = (PACKAGE / "conf" / "kernel" / f"{kernel}.yaml").read_text()
+    assert f"value: {constant}," in text
+    texts = {"same": text, "alike": f"# another word\n{text}", "other": text.replace(f"value: {constant},", "value: 0.5,")}
+    ids = {}
+    for name, written in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(written)
+        ids[name] = identify(compose([said.format(tmp_path / f"{name}.yaml") for said in overrides])).run_id
+    assert ids["same"] == ids["alike"] == identify(compose([said.format(kernel) for said in overrides])).run_id
+    assert ids["same"] != ids["other"]
+
+
 def test_a_run_id_changes_with_a_plug_in_of_the_users(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     ids = []

@@ -10,7 +10,7 @@ from clustersim import exchange as exchanges
 from clustersim import load_cluster
 from clustersim.config import compose
 from clustersim.engine import timing
-from clustersim.exchange.software import sms_held
+from clustersim.exchange.software import equipped, sms_held
 from clustersim.types import InputError
 
 H100 = load_cluster("h100_sxm", nodes=1)
@@ -49,6 +49,13 @@ def test_more_sms_than_a_gpu_has_are_refused():
     nameless = dataclasses.replace(H100, gpu=dataclasses.replace(H100.gpu, sms=None))
     with pytest.raises(InputError, match=r"gpu\.sms"):
         sms_held("deepep_normal", {}, nameless)
+
+
+@pytest.mark.parametrize("name", ["hybrid_ep", "deepep_v2"])
+def test_nothing_is_copied_without_an_sm(name):
+    with pytest.raises(InputError, match=r"exchange\.sms=0: it is copied by at least one SM"):
+        equipped(name, {"sms": 0}, H100)
+    assert equipped(name, {"sms": 1}, H100).capacity.min() > 0
 
 
 def test_compute_with_fewer_sms_takes_longer():
