@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clustersim.pick import did_you_mean
-from clustersim.places import ADDED, GROUPS, PACKAGE, group_folder, groups, option_files
+from clustersim.places import ADDED, GROUPS, PACKAGE, group_folder, groups, option_files, yaml_fault
 from clustersim.types import InputError
 
 FROM_FILES = {"topology": ("machine", "nodes"), "model": ("model", "hidden")}      # groups whose option may be one's own file
@@ -96,6 +96,11 @@ def _check_group(override: Any, own: Path | None) -> None:
         raise InputError(f"{override.input_line}: write {plus}{override.input_line.lstrip('+')}")
     for value in override.sweep_iterator() if override.is_sweep_override() else [override.value()]:
         if str(value) not in known and not (group in FROM_FILES and _is_file(value)):
+            if group in FROM_FILES and str(value).endswith((".yaml", ".yml")):
+                raise InputError(f"{group}={shown(value)}: there is no such file")
+            if group == "model" and str(value).endswith(".json"):
+                how = f"clustersim convert {value} --from hf-config -o my.yaml makes a file for model=my.yaml"
+                raise InputError(f"{group}={shown(value)}: is no YAML file; {how}")
             raise InputError(f"{group}={shown(value)}: there is no such {group}{did_you_mean(str(value), known)} {offer}")
 
 
@@ -234,7 +239,7 @@ def _mapping(path: Path) -> Any:
     try:
         node = load_yaml(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a YAML file: {_first_line(error)}") from error
+        raise InputError(f"{path}: not a YAML file: {yaml_fault(error)}") from error
     if not isinstance(node, DictConfig):
         raise InputError(f"{path}: sets no keys")
     return node
@@ -259,7 +264,7 @@ def with_own_files(overrides: Sequence[str]) -> list[str]:
             try:
                 node = load_yaml(path)
             except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-                raise InputError(f"{text}: not a YAML file: {_first_line(error)}") from error
+                raise InputError(f"{text}: not a YAML file: {yaml_fault(error)}") from error
             what, needed = FROM_FILES[key]
             if needed not in node:
                 raise InputError(f"{text}: does not describe a {what} (no key {needed})")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from clustersim.deciding import (
     loads_seen,
     looks_at_load,
     nothing_seen,
+    older,
     periodic_keys,
     plan_once,
     plan_periodic,
@@ -133,6 +134,7 @@ def plan_from(run: Run, setting: Setting, place: Place, stream: Stream) -> tuple
         seen = loads_seen(read_loads(str(options["path"]), run.model))
     else:
         seen = steps_seen(setting, stream.past)
+        seen = older(setting, seen, drift) if (drift := _drift(options)) else seen
     return plan_once(setting, place, seen, len(stream.steps)), stream
 
 
@@ -221,6 +223,14 @@ def _steps(run: Run) -> dict[str, Any]:
     keys = {key: workload[key] for key in ("steps", "deal", "domain_steps")}
     made_up = name not in ("tiny", "file") and run.decoding is not None and keys["deal"] == "batched"
     return keys | ({"deal": "sequences"} if made_up else {})
+
+
+def _drift(options: Mapping[str, Any]) -> float:
+    """How far loads have moved since a placement was decided."""
+    drift = options.get("drift", 0.0)
+    if isinstance(drift, bool) or not isinstance(drift, int | float) or not 0 <= drift < 1:
+        raise InputError(f"decide.drift={drift}: must be a number from 0 up to 1")
+    return float(drift)
 
 
 def _first_tokens(value: Any) -> int | None:

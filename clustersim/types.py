@@ -146,6 +146,7 @@ class Transfers:
     least: Floats | None = None                 # [gpus] seconds after entering before which a GPU does not go on; None: 0
     messages: Floats | None = None              # [transfers] messages it is sent in; None: nothing is known
     logical_bytes: float | None = None          # as benchmarks count: payload of every copy, those that stay at home included
+    ways: Routes | None = None                  # in place of those of the machine; a source may be its own destination then
 
     @property
     def n(self) -> int:

@@ -56,6 +56,7 @@ class Ran:
     step_s: float                       # when the last GPU was through
     solves: int                         # rate computations of the network
     events: int                         # events of the loop
+    beside: tuple[float, ...] = ()      # when each of what was on its way beside it had arrived
 
 
 def play_program(
@@ -65,6 +66,7 @@ def play_program(
     work_of: Callable[[int, int], Work],
     progress: Callable[[int], None] = lambda done: None,
     watch: Callable[[int, Exchange], None] = lambda op, exchange: None,
+    beside: Sequence[Transfers] = (),
 ) -> Ran:
     """Play a program on all GPUs.
 
@@ -74,9 +76,14 @@ def play_program(
         work_of: the work of a layer and micro-batch; asked once, when the first GPU gets there, and kept until the last leaves.
         progress: told how many operations the last GPU has left.
         watch: shown an exchange, by its place in `ops`, before it is forgotten.
+        beside: what is on its way over the same links from the start on; no stream waits for it.
     """
     env = simpy.Environment()
     player = _Player(env, cluster, network(env, cluster), ops, work_of, progress, watch)
+    others = [player.network.exchange(transfers) for transfers in beside]
+    for exchange in others:
+        for me in range(cluster.n_gpus):
+            exchange.enter(me)
     for me in range(cluster.n_gpus):
         env.process(player.computing(me))
         env.process(player.communicating(me))
@@ -89,6 +96,7 @@ def play_program(
     return Ran(
         start=player.start, end=player.end, free=player.free, exchanges=player.accounts, solves=player.network.solves,
         step_s=float(player.free.max(initial=0.0)), events=events,
+        beside=tuple(float(exchange.finish.max(initial=0.0)) for exchange in others),
     )  # fmt: skip
 
 

@@ -16,13 +16,14 @@ from clustersim.pick import did_you_mean
 from clustersim.places import group_folder, options
 from clustersim.simulation import simulate
 from clustersim.types import InputError
+from clustersim.validation.imbalances import DRIFT
 from clustersim.validation.machines import TOPOLOGIES, machine
 from clustersim.validation.notes import needed, note, only
 
 KEYS = (
     "model", "gpu", "gpus", "gpus_per_node", "nic", "phase", "schedule", "shared", "tokens_per_gpu", "batch", "context",
     "context_spread", "sequence", "draft", "accepted", "drafter", "dtype", "exchange", "sms", "load", "router", "slots",
-    "network",
+    "drift", "network",
 )  # fmt: skip
 SIZES = ("tensor", "expert_tensor", "context_parallel", "pipeline", "expert")       # of parallel groups
 METRICS = (
@@ -138,7 +139,11 @@ def _load(case: Mapping[str, Any], run: Run) -> list[str]:
         asked += ["trace=file", f"trace.path={load}"] if Path(load).is_dir() else ["trace=sampled", f"trace.preset={load}"]
     slots = case.get("slots")
     if slots is not None:
-        asked += [f"placement.slots={slots}", *(["placement=eplb"] if slots > run.model.n_experts else [])]
+        asked.append(f"placement.slots={slots}")
+    if slots is not None and slots > run.model.n_experts:
+        asked += ["placement=eplb", f"decide.drift={case.get('drift', DRIFT)}"]
+    elif case.get("drift") is not None:
+        raise InputError(f"case.drift={case['drift']}: is what loads moved since EPLB decided; give slots, more than experts")
     return asked
 
 
