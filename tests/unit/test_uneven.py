@@ -10,7 +10,8 @@ from clustersim.workload.source import from_sampler
 from clustersim.workload.uneven import Uneven, sizes_of, trimmed, with_prompts
 
 RUN = [
-    "model=deepseek_v3", "model.n_layers=5", "trace=sampled", "router=model", "topology.nodes=2", "memory=ignore", "network=bound",
+    "model=deepseek_v3", "model.n_layers=5", "trace=sampled", "router=model", "topology.nodes=2", "memory=ignore",
+    "network=bound",
 ]  # fmt: skip
 DECODE = [*RUN, "workload=decode", "workload.context_spread=0", "exchange=deepep_low_latency", "trace.tokens=independent"]
 
