@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from clustersim.cluster import Cluster
-from clustersim.network import packets, sharing
+from clustersim.network import drains, packets, sharing
 from clustersim.network.bounds import busiest_link_end, latest_end, link_bytes
 from clustersim.types import Floats, InputError, TransferResult, independent
 from clustersim.ways import in_one_block
@@ -68,7 +68,7 @@ def transfer(
         solves = packets.solves(packed)
     elif src.size:
         least = bound - float(begin.min())
-        drain, solves = sharing.drain_times(cluster.capacity, routes, each, begin, resolution, least)
+        drain, solves = drains.drain_times(cluster.capacity, routes, each, begin, resolution, least)
         loads.write_pairs(src, dst, drain, routes.latency, finish)
     last = np.fmax.reduce(finish, axis=None)            # of those that are known; NaN without any
     return TransferResult(
