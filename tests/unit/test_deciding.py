@@ -209,7 +209,7 @@ def test_overlapped_moves_travel_beside_a_step_and_serve_from_the_next_on():
 
 
 def test_a_move_breaks_even_when_what_it_held_up_is_gained_back():
-    """A pass of 10 s takes 12 with moves beside it and 8 after them: they cost the 4 s that it could have been faster, two gains."""
+    """A pass of 10 s takes 12 with moves beside it and 8 after them: they cost 4 s, which is two gains."""
 
     def steps(*seconds, beside=()):
         moved = [SimpleNamespace(moved_slots=1)]
