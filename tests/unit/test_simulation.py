@@ -501,6 +501,22 @@ def test_a_run_from_a_parameters_file_depends_on_what_is_in_it(tmp_path):
     assert not runs[0].tables["experts"].equals(runs[1].tables["experts"])
 
 
+@pytest.mark.parametrize(
+    "more", [["exchange=node_dedup"], ["exchange=pxn", "network=bound"], ["schedule=chunked", "exchange=direct"]], ids=str
+)
+def test_a_machine_of_twice_the_rates_and_half_the_latencies_takes_half_the_time(more):
+    """No constant in seconds is left where computing is a roofline and no kernel is priced."""
+    twice = [
+        "topology.gpu.bf16=1978.8 TFLOP/s", "topology.gpu.fp8=3957.8 TFLOP/s", "topology.gpu.memory_bandwidth=6.7 TB/s",
+        "topology.nvlink.bandwidth=900 GB/s", "topology.nvlink.achievable=783.8 GB/s", "topology.nvlink.latency=468.125 ns",
+        "topology.nic.bandwidth=800Gb/s", "topology.nic.latency=1.4us",
+    ]  # fmt: skip
+    whole, half = (fresh("compute=roofline", *more, *machine).tables["gpus"] for machine in ([], twice))
+    for name in whole.columns:
+        if name.endswith("_s"):
+            assert whole[name].to_numpy() == pytest.approx(2 * half[name].to_numpy(), rel=1e-6, abs=1e-12), name
+
+
 def test_layers_that_repeat_the_trace_s_are_dropped_from_by_draws_of_their_own():
     """Six layers fill eight: 6 and 7 ask for what 0 and 1 do. Dropless they do the same; by lot others lose."""
     plain = run("model.n_layers=8").tables["experts"]
