@@ -28,6 +28,8 @@ def parse(overrides: Sequence[str]) -> list[Any]:
     Raises:
         InputError: not key=value, a setting of Hydra's, or an option that a group does not have.
     """
+    if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
+        raise InputError(f"overrides: must be a list of texts, for example ['capacity.factor=1.25'], and is {overrides!r}")
     for text in overrides:
         if text.startswith("~"):
             raise InputError(f"{text}: nothing can be left out, every key is needed; give it another value instead")
