@@ -28,6 +28,8 @@ def parse(overrides: Sequence[str]) -> list[Any]:
     Raises:
         InputError: not key=value, a setting of Hydra's, or an option that a group does not have.
     """
+    if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
+        raise InputError(f"overrides: must be a list of texts, for example ['capacity.factor=1.25'], and is {overrides!r}")
     for text in overrides:
         if text.startswith("~"):
             raise InputError(f"{text}: nothing can be left out, every key is needed; give it another value instead")
@@ -158,7 +160,10 @@ def _copied(value: Any) -> Any:
 def _set(values: dict[str, Any], override: Any) -> bool:
     """Set one value as Hydra would; False where it takes Hydra to do so, or to say why it cannot be."""
     value = override.value()
-    if "[" in override.key_or_group or value == "???" or not (value is None or isinstance(value, str | int | float | bool)):
+    each = value if isinstance(value, list) else [value]
+    if "[" in override.key_or_group or not all(one is None or isinstance(one, str | int | float | bool) for one in each):
+        return False
+    if "???" in each:
         return False
     *way, leaf = override.key_or_group.split(".")
     node: Any = values
@@ -170,7 +175,8 @@ def _set(values: dict[str, Any], override: Any) -> bool:
         return False
     if leaf not in node and not (override.is_add() or override.is_force_add()):
         return False
-    node[leaf] = str(value) if isinstance(value, str) else value
+    plain = [str(one) if isinstance(one, str) else one for one in each]
+    node[leaf] = plain if isinstance(value, list) else plain[0]
     return True
 
 

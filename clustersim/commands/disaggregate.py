@@ -32,14 +32,14 @@ def command(arguments: list[str]) -> int:
             raise InputError(f"disaggregate: needs {key}=TOKENS; for example clustersim disaggregate prompt=4096 output=1024 "
                              "model=deepseek_v3 prefill.topology.nodes=4 decode.topology.nodes=16")  # fmt: skip
     from clustersim.disaggregation import disaggregated
+    from clustersim.playing import part_of
 
     rows, output = [], Path("results")
     with run_progress() as progress:
         for i, point in enumerate(points):
-            progress(i / len(points), f"{i + 1} of {len(points)}")
             lengths = {key: whole_number(key, point[key]) for key in LENGTHS}
             prefill, decode = (_of_side(point, side) for side in SIDES)
-            found = disaggregated(prefill, decode, prompt=lengths["prompt"], output=lengths["output"])
+            found = disaggregated(prefill, decode, **lengths, progress=part_of(progress, i, len(points)))
             output = found.prefill.save().parents[1]
             found.decode.save()
             rows.append({**point, **lengths, **found.row()})
