@@ -106,7 +106,7 @@ def assemble(run: Run) -> Parts:
         top_k=router.options.get("k") or run.model.top_k,
         protected=capacities.protected_tokens(capacities.stream(run.seed), rule, stream.steps[0].context),
         recorder=_recorder(run, cluster),
-        timing=timed,
+        timing=_sparing(run, cluster) if schedule.spares else timed,
         beside=None if schedule.plain else _beside(run, cluster),
         schedule=schedule,
         sm_seconds=sm_seconds(exchange_name, cluster) if schedule.kernels else None,
@@ -174,6 +174,16 @@ def _beside(run: Run, cluster: Cluster) -> Timing | None:
         return None
     options, gpu = timing.fewer_sms(name, options, cluster.gpu, held)
     made: Timing = bind("compute", name, find(timing, name, "compute"), options)(run.model, gpu)
+    return made
+
+
+def _sparing(run: Run, cluster: Cluster) -> Timing:
+    """How long things compute where GEMMs leave the exchange's SMs alone."""
+    exchange, given = run.options("exchange")
+    name, options = run.options("compute")
+    if name != "none" and ":" not in name:
+        options = timing.sparing_sms(name, options, cluster.gpu, sms_held(exchange, given, cluster))
+    made: Timing = bind("compute", name, find(timing, name, "compute"), options)(run.model, cluster.gpu)
     return made
 
 
