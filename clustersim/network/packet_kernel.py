@@ -38,7 +38,7 @@ FAULT_BUSY, FAULT_QUEUE, FAULT_LANDED, FAULT_PIPE = 1, 2, 3, 4
 
 LINK = np.dtype(
     [
-        ("capacity", "f8"),         # bytes/s
+        ("capacity", "f8"),         # bytes/s; where it changes, when the packet on it, or the last one, left or will have left
         ("latency", "f8"),          # seconds from a packet's last byte to its arrival, and of a credit on its way back
         ("free_at", "f8"),          # when the packet on it, or the last one, has left
         ("busy", "f8"),             # seconds of sending so far
@@ -53,6 +53,8 @@ LINK = np.dtype(
         ("queued", "i8"),           # fifo: packets in it
         ("free", "i8"),             # fifo: places that are neither taken nor promised
         ("is_blocked", "i8"),       # fifo: its first packet waits for a place in the next queue
+        ("fastest", "f8"),          # bytes/s: the most that it will ever have
+        ("change_at", "i8"), ("change_end", "i8"),                                              # those to come, in `changes`
     ]
 )  # fmt: skip
 FLOW = np.dtype(
@@ -88,6 +90,7 @@ HOP = np.dtype(
     ]
 )  # fmt: skip
 MESSAGE = np.dtype([("time", "f8"), ("hop", "i8")])     # a packet that arrives over a link; -1 - hop: a credit that comes back
+CHANGE = np.dtype([("time", "f8"), ("capacity", "f8")])
 EVENT = np.dtype([("key", "f8"), ("item", "i8")])        # link: a packet has left; L + link: pipe; 2 L + flow: its source is in
 COUNTER = np.dtype([("last", "f8"), ("waiting", "i8")])         # latest finish so far; flows not yet through
 
@@ -103,6 +106,7 @@ class State(NamedTuple):
     queues: Ints                # fifo: hops of the packets in the queue of each link, link by link
     heap: Records               # [2 links + flows] the next event of each
     counters: Records
+    changes: Records            # capacities to come, link by link, by time
     after: Ints                 # what the flows follow, row by row
     next: Ints                  # what follows them
     pending: Ints               # [links] those to look at when all events of an instant are known
@@ -289,8 +293,26 @@ def _out_of_pipe(links, pipes, heap, tally, link):
     return hop
 
 
+@lean
+def _carry(links, changes, link, begin, nbytes):
+    """When a link whose capacity changes will have carried so many bytes, from `begin` on; it has the capacity of then."""
+    at, capacity = links[link].change_at, links[link].capacity
+    while at < links[link].change_end and changes[at].time <= begin:
+        capacity = changes[at].capacity
+        at += 1
+    end = begin + nbytes / capacity
+    while at < links[link].change_end and end > changes[at].time:
+        nbytes -= capacity * (changes[at].time - begin)
+        begin, capacity = changes[at].time, changes[at].capacity
+        at += 1
+        end = begin + nbytes / capacity if nbytes > 0.0 else begin
+    links[link].change_at = at
+    links[link].capacity = capacity
+    return end
+
+
 @inlined
-def _send(links, flows, hops, heap, tally, chunk, link, h, t):
+def _send(links, flows, hops, changes, heap, tally, chunk, link, h, t):
     """The next packet of hop h begins to cross its link, no sooner than the one before has left."""
     f = hops[h].flow
     if links[link].serving >= 0 or links[link].free_at > t * (1 + 2 * SAME):
@@ -301,6 +323,8 @@ def _send(links, flows, hops, heap, tally, chunk, link, h, t):
     hops[h].sent += 1
     size = (chunk if hops[h].sent < flows[f].packets else flows[f].tail) * hops[h].weight
     seconds = size / links[link].capacity
+    if links[link].change_at < links[link].change_end:
+        seconds = _carry(links, changes, link, begin, size) - begin
     links[link].serving = h
     links[link].free_at = begin + seconds
     links[link].busy += seconds
@@ -317,7 +341,7 @@ def _send_first(s, link, t):
     links[link].place_head = _wrapped(links[link].place_head + 1, links[link].places)
     links[link].queued -= 1
     links[link].is_blocked = 0
-    _send(links, s.flows, s.hops, s.heap, s.tally, s.chunk, link, h, t)
+    _send(links, s.flows, s.hops, s.changes, s.heap, s.tally, s.chunk, link, h, t)
 
 
 @lean
@@ -399,13 +423,13 @@ def _arrive(links, flows, hops, served, queues, pending, counters, ended, tally,
 
 
 @inlined
-def _serve_in_turn(links, flows, hops, served, heap, tally, chunk, link, t):
+def _serve_in_turn(links, flows, hops, served, changes, heap, tally, chunk, link, t):
     """round_robin: an idle link sends a packet of the flow whose turn it is."""
     h = _take_turn(links, hops, served, link)
     if h >= 0:
         hops[h].queued -= 1
         hops[h].credit -= 1
-        _send(links, flows, hops, heap, tally, chunk, link, h, t)
+        _send(links, flows, hops, changes, heap, tally, chunk, link, h, t)
         if hops[h].queued > 0 and hops[h].credit > 0:
             _line_up(links, hops, served, link, h)
 
@@ -454,7 +478,7 @@ def run(s, until):
             if tally[IS_FIFO] == 1:
                 _serve_first(s, link, t)
             elif links[link].serving < 0:
-                _serve_in_turn(links, flows, hops, served, heap, tally, s.chunk, link, t)
+                _serve_in_turn(links, flows, hops, served, s.changes, heap, tally, s.chunk, link, t)
         if tally[FAULT] != 0:
             return math.nan
         if tally[N_DONE] > 0:

@@ -13,6 +13,7 @@ import numpy as np
 
 from clustersim.cluster import Cluster
 from clustersim.lanes import routes_of
+from clustersim.network.changes import Changes
 from clustersim.network.sharing import inverse
 from clustersim.pick import did_you_mean
 from clustersim.types import Floats, InputError, Ints, Routes, Transfers
@@ -28,8 +29,9 @@ MOST_HOPS = 10**9       # packets times links of one run: minutes
 
 
 def empty(
-    capacity: Floats, latency: Floats, chunk: str | float = CHUNK, queue: str = "round_robin", n_wires: int | None = None
-) -> State:
+    capacity: Floats, latency: Floats, chunk: str | float = CHUNK, queue: str = "round_robin", n_wires: int | None = None,
+    changes: Changes | None = None,
+) -> State:  # fmt: skip
     """A state without flows.
 
     Args:
@@ -37,9 +39,10 @@ def empty(
         chunk: bytes of a packet, as text (`64KiB`) or as a number.
         queue: "round_robin", a queue per flow and link, or "fifo", one per link.
         n_wires: how many of the links are wires, the others are lanes; None: all.
+        changes: capacities to come. A packet that is on a link then goes on at the new one.
 
     Raises:
-        InputError: a chunk that is not above 0, or another queue.
+        InputError: a chunk that is not above 0, another queue, a link that stays down.
     """
     from clustersim.network import packet_kernel as kernel
 
@@ -50,9 +53,11 @@ def empty(
     links["capacity"], links["latency"] = capacity, latency
     for name in ("serving", "now_head", "now_tail", "later_head", "later_tail"):
         links[name] = -1
-    fastest = capacity.copy()
-    fastest[n if n_wires is None else n_wires :] = capacity[:n_wires].max(initial=0.0)      # bytes/s that may come to a lane
-    links["places"] = CREDITS + np.ceil(2 * latency.max(initial=0.0) * fastest / size)
+    links["fastest"] = capacity
+    to_come = _changes_by_link(links, changes)
+    coming = links["fastest"].copy()
+    coming[n if n_wires is None else n_wires :] = coming[:n_wires].max(initial=0.0)         # bytes/s that may come to a lane
+    links["places"] = CREDITS + np.ceil(2 * latency.max(initial=0.0) * coming / size)
     links["place_start"] = np.cumsum(links["places"]) - links["places"]
     links["free"] = links["places"]
     tally = np.zeros(kernel.N_TALLY, np.int64)
@@ -61,9 +66,27 @@ def empty(
     return kernel.State(
         links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP), served=none,
         pipes=np.zeros(0, kernel.MESSAGE), queues=np.zeros(links["places"].sum(), np.int64), heap=np.zeros(2 * n, kernel.EVENT),
-        counters=np.zeros(0, kernel.COUNTER), after=none, next=none, pending=np.zeros(n, np.int64), ended=none,
+        counters=np.zeros(0, kernel.COUNTER), changes=to_come, after=none, next=none, pending=np.zeros(n, np.int64), ended=none,
         tally=tally, chunk=size,
     )  # fmt: skip
+
+
+def _changes_by_link(links: Records, changes: Changes | None) -> Records:
+    """The changes link by link; `links` is told where, and of the fastest."""
+    from clustersim.network import packet_kernel as kernel
+
+    if changes is None:
+        return np.zeros(0, kernel.CHANGE)
+    order = np.argsort(changes.link, kind="stable")
+    to_come = np.zeros(order.size, kernel.CHANGE)
+    to_come["time"], to_come["capacity"] = changes.time[order], changes.capacity[order]
+    links["change_end"] = np.cumsum(np.bincount(changes.link, minlength=links.size))
+    links["change_at"] = np.append(0, links["change_end"][:-1])
+    np.maximum.at(links["fastest"], changes.link, changes.capacity)
+    last = links["change_end"][np.unique(changes.link)] - 1
+    if (down := np.flatnonzero(to_come["capacity"][last] == 0)).size:
+        raise InputError(f"changes: link {np.unique(changes.link)[down[0]]} stays down, so nothing would get through")
+    return to_come
 
 
 def chunk_bytes(chunk: str | float) -> float:
@@ -192,7 +215,7 @@ def _refuse_many(hops: float, chunk: float) -> None:
 def _credits(state: State) -> Ints:
     """Packets that a flow may have beyond each link: CREDITS, and what the link sends until a credit of its first is back."""
     links = state.links
-    credits: Ints = (CREDITS + np.ceil(2 * links["latency"] * links["capacity"] / state.chunk)).astype(np.int64)
+    credits: Ints = (CREDITS + np.ceil(2 * links["latency"] * links["fastest"] / state.chunk)).astype(np.int64)
     return credits
 
 
@@ -227,8 +250,8 @@ def _assemble(
     tally = state.tally.copy()
     return kernel.State(
         links=links, flows=flows, hops=hops, served=served, pipes=pipes, queues=now[state.queues],
-        heap=_events(state, links, pipes, flow_now, n, tally), counters=counters, after=after, next=following,
-        pending=state.pending, ended=np.zeros(counters.size, np.int64), tally=tally, chunk=state.chunk,
+        heap=_events(state, links, pipes, flow_now, n, tally), counters=counters, changes=state.changes, after=after,
+        next=following, pending=state.pending, ended=np.zeros(counters.size, np.int64), tally=tally, chunk=state.chunk,
     )  # fmt: skip
 
 
