@@ -164,7 +164,7 @@ def _send(links, flows, hops, changes, heap, tally, chunk, link, h, t):
     push(heap, tally, begin + seconds, link)
 
 
-@lean
+@inlined
 def _send_first(s, link, t):
     """fifo: the first packet of a link's queue begins to cross it; its place is free when it has left."""
     links = s.links
@@ -175,7 +175,7 @@ def _send_first(s, link, t):
     _send(links, s.flows, s.hops, s.changes, s.heap, s.tally, s.chunk, link, h, t)
 
 
-@lean
+@inlined
 def _serve_first(s, link, t):
     """fifo: give away the free places of a link's queue in turn; send its first packet if there is a place for it beyond."""
     links, flows, hops, served = s.links, s.flows, s.hops, s.served
