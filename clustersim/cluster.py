@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from clustersim import fabrics, handmade, routes, units
 from clustersim.gpuspec import GpuSpec, Power, gpu_from, power_from
 from clustersim.pick import bind, did_you_mean, find
-from clustersim.places import data_folder
+from clustersim.places import data_folder, yaml_fault
 from clustersim.route_table import read_table
 from clustersim.routes import Table, Wires
 from clustersim.types import Floats, InputError, Ints, Routes
@@ -124,7 +124,7 @@ def load_cluster(name: str | Path, **overrides: Any) -> Cluster:
     try:
         fields = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"topology={name}: not a YAML file: {str(error).splitlines()[0]}") from error
+        raise InputError(f"topology={name}: not a YAML file: {yaml_fault(error)}") from error
     if not isinstance(fields, dict):
         raise InputError(f"topology={name}: {path} holds no fields")
     for key, value in overrides.items():
@@ -296,7 +296,8 @@ def _check_keys(name: str, fields: Mapping[str, Any]) -> None:
             continue
         given = fields.get(section)
         if not isinstance(given, Mapping):
-            raise InputError(f"topology.{section}={given}: {name} needs its fields: {', '.join(known)}")
+            is_what = "is missing" if given is None else f"is {given!r}"
+            raise InputError(f"topology.{section}: {is_what} in {name}; it has the fields: {', '.join(known)}")
         allowed = (*known, *OPTIONAL.get(section, ()))
         for key in given:
             if key not in allowed:

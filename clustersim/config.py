@@ -18,6 +18,7 @@ from clustersim.pick import did_you_mean
 from clustersim.places import GROUPS, option_files
 from clustersim.types import InputError
 from clustersim.workload.serving import Decoding, decoding_from
+from clustersim.workload.uneven import Uneven, uneven_from
 
 HOW = ("output", "workers", "shard", "export", "config_dir")          # keys that say how and where to run, not what
 PHASES = ("prefill", "decode", "training")
@@ -37,6 +38,7 @@ class Run:
     group: Group                        # of GPUs that share attention; of a forward pass, one GPU in training
     group_tokens: int                   # that go through the model in a step and group
     decoding: Decoding | None           # None: prefill
+    uneven: Uneven                      # how batches differ between GPUs
     capacity_factor: float | None
     seed: int
     output: Path
@@ -128,7 +130,9 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         model = model.with_drafter(decoding.drafting)
     if workload["phase"] != "training":
         sharing = group_from(config["parallel"], experts=bool(model.n_experts))
-    each = _tokens(workload, sharing) * (decoding.per_sequence if decoding else 1)
+    uneven = uneven_from(workload)
+    batch = _tokens(workload, sharing) if uneven.batches is None else uneven.mean
+    each = batch * (decoding.per_sequence if decoding else 1)
     return Run(
         study=choices.get("experiment", "runs"),
         overrides=tuple(overrides),
@@ -138,7 +142,8 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         tokens_per_gpu=-(-each // sharing.tensor),
         group=sharing,
         group_tokens=each,
-        decoding=decoding if decoding is None else replace(decoding, sequences=each // decoding.per_sequence),
+        decoding=decoding if decoding is None else replace(decoding, sequences=batch),
+        uneven=uneven,
         capacity_factor=capacity["factor"],         # judged with the rest of the capacity rule
         seed=whole("seed", config["seed"], least=0),
         output=_folder("output", config["output"]),

@@ -13,7 +13,7 @@ from typing import Any
 from clustersim import units
 from clustersim.gpuspec import GpuSpec
 from clustersim.pick import did_you_mean
-from clustersim.places import PACKAGE
+from clustersim.places import PACKAGE, yaml_fault
 from clustersim.types import InputError
 
 FOLDER = PACKAGE / "conf" / "kernel"
@@ -165,7 +165,7 @@ def _read(name: str, path: Path, _: int) -> Kernel:
     try:
         given = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"kernel={name}: not a YAML file: {str(error).splitlines()[0]}") from error
+        raise InputError(f"kernel={name}: not a YAML file: {yaml_fault(error)}") from error
     if not isinstance(given, Mapping) or not isinstance(given.get("constants"), Mapping):
         raise InputError(f"kernel={name}: {path} has no constants")
     return Kernel(

@@ -181,3 +181,7 @@ class TransferResult:
     solves: int                                 # how many times rates were recomputed; of `packet`: packets sent over links
     bound: float                                # release-date makespan of the busiest link: no schedule is faster
     upper_bound: float                          # max-min sharing is not slower: the most that the loads along one route add up to
+
+    def __repr__(self) -> str:
+        return f"TransferResult(makespan={self.makespan:.6g}, bound={self.bound:.6g}, solves={self.solves}, finish " \
+            f"{list(self.finish.shape)}, link_bytes {list(self.link_bytes.shape)})"  # fmt: skip

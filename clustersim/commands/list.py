@@ -42,6 +42,8 @@ def _check(text: str, own: Path | None) -> None:
     from clustersim.pick import did_you_mean
     from clustersim.types import InputError
 
+    if group.startswith("-"):
+        raise InputError(f"list {group}: there is no such flag (--json, --config-dir DIR)")
     if group not in known:
         raise InputError(f"list {group}: there is no such group{did_you_mean(group, known)} (known: {', '.join(known)})")
     offered = option_files(group, own)
@@ -62,8 +64,10 @@ def _show(text: str, own: Path | None) -> None:
     group, equals, option = text.partition("=")
     if not equals:
         print(f"{group}: {groups(own)[group]}")
-        for name, line in options_of(group, own).items():
-            print(_entry(f"  {name:<18} ", line))
+        lines = options_of(group, own)
+        wide = max([18, *map(len, lines)])
+        for name, line in lines.items():
+            print(_entry(f"  {name:<{wide}} ", line))
         return
     print(_entry(f"{text}: ", options_of(group, own)[option]))
     content = _content(text, own)
@@ -76,4 +80,4 @@ def _entry(name: str, line: str) -> str:
     """One line where a program reads it; on a terminal as many as it takes."""
     if not sys.stdout.isatty():
         return (name + line).rstrip()
-    return textwrap.fill(name + line, get_terminal_size().columns, subsequent_indent=" " * 21)
+    return textwrap.fill(name + line, get_terminal_size().columns, subsequent_indent=" " * min(len(name), 43))

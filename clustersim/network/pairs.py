@@ -30,6 +30,8 @@ def transfer(
     """
     from clustersim.network import loads
 
+    if not isinstance(cluster, Cluster):
+        raise InputError(f"cluster: must be a Cluster, as cs.load_cluster(NAME) gives, and is {cluster!r}")
     n = cluster.n_gpus
     sizes = np.ascontiguousarray(_numbers("nbytes", nbytes))
     if sizes.shape != (n, n):

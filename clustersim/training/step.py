@@ -16,16 +16,18 @@ from clustersim.assembling import MEASURED_BATCH, assemble
 from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, flag, positive, whole
 from clustersim.engine import machines
-from clustersim.engine.activations import Keeping
+from clustersim.engine.activations import LATENTS, OUTPUTS, Keeping
 from clustersim.engine.blocks import PRECISIONS
 from clustersim.engine.collectives import Wires, send_s, wires_of
-from clustersim.engine.launches import NOTHING, Launches, expert_launches, head_launches, own_launches
+from clustersim.engine.launches import FUSED, NOTHING, Launches, expert_launches, head_launches, own_launches
 from clustersim.engine.machines import Machine
 from clustersim.engine.memory import Load, Memory, need
+from clustersim.engine.passes import Habits
 from clustersim.engine.pipeline_play import Flow, play_pipeline
 from clustersim.engine.pipelines import Pipeline, Task
 from clustersim.engine.stages import chunks_of
 from clustersim.exchange.software import sms_held, wait_beside
+from clustersim.kernels import load_kernel
 from clustersim.model import Model
 from clustersim.network import packets
 from clustersim.parallel import Parallel, parallel_from
@@ -189,7 +191,7 @@ def _stages(
             model=model, parallel=parallel, batch=batch, layers=layers, traffic=nobody, alike=alike.__getitem__, routings=1,
             cluster=cluster, network=pick(networks, name, **options), wires=wires, machine=machine, beside=machine,
             hand_over=_hand_over(0.0, 1), wait_s=0.0, recompute=_recompute(run), launches=_launches(run, parallel),
-            partitioned=False,
+            partitioned=False, habits=_habits(run),
         ), counts  # fmt: skip
     try:
         parts = assemble(_group_run(run, parallel, batch, small.gpus_per_node))
@@ -221,7 +223,7 @@ def _stages(
         model=model, parallel=parallel, batch=batch, layers=layers, traffic=sent, alike=same.__getitem__, routings=len(steps),
         cluster=parts.cluster, network=parts.network, wires=wires, machine=_machine(run, parts.cluster, 0),
         beside=_machine(run, parts.cluster, kept), wait_s=_late(run, parts.run.tokens_per_gpu), recompute=_recompute(run),
-        launches=_launches(run, parallel), partitioned=run.config["workload"]["framework"] is None,
+        launches=_launches(run, parallel), habits=_habits(run), partitioned=run.config["workload"]["framework"] is None,
         hand_over=_hand_over(2 * _sender(parallel, batch, model, wires)(0, 1) if parallel.pipeline > 1 else 0.0, group),
         aside=_asides(run, parallel, batch, parts.cluster, wires),
     ), counts  # fmt: skip
@@ -280,7 +282,9 @@ def _launches(run: Run, parallel: Parallel) -> Callable[[int], tuple[Launches, L
         if layer < 0:
             return head_launches(graphs), NOTHING
         own = own_launches(model.layers[layer], model.hidden, precision, exchange=exchange, graphs=graphs)
-        return own, expert_launches(slots, precision, graphs=graphs) if layer in model.moe_layers else NOTHING
+        if layer not in model.moe_layers:
+            return own, NOTHING
+        return own, expert_launches(slots, precision, exchange=exchange, graphs=graphs, biased=model.expert_biases)
 
     return of
 
@@ -317,8 +321,19 @@ def _memory(run: Run, parallel: Parallel, batch: Batch, micro_batches: int, clus
 
 
 def _recompute(run: Run) -> bool:
-    """Whether layers are run once more; what else is computed again to save memory is not priced."""
+    """Whether layers are run once more."""
     return bool(run.config["workload"]["recompute"] == "full")
+
+
+def _habits(run: Run) -> Habits:
+    """How the framework goes about a layer; DeepSeek's own is known by its products and exchanges alone."""
+    workload, exchange = run.config["workload"], run.options("exchange")[0]
+    outputs, latents = workload["recompute"] in OUTPUTS, workload["recompute"] in LATENTS
+    again = Habits(norms_again=outputs, activations_again=outputs, latents_again=latents)
+    if workload["framework"] is None:
+        return again
+    kernels = load_kernel("host")["router_fused" if exchange in FUSED else "router"]
+    return replace(again, router=int(kernels), copies=exchange not in FUSED)
 
 
 def _asides(

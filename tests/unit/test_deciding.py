@@ -139,6 +139,14 @@ def test_several_wishes_for_an_expert_are_shared_by_those_who_have_it():
     assert np.bincount(move.src).tolist() == [2, 2]
 
 
+def test_an_expert_comes_from_the_own_node_though_others_have_sent_less():
+    """GPUs 1 and 3 want expert 0, which 0 and 2 hold: 1 asks 0, of its node, as 3 asks 2. So do 1's and 2's neighbours."""
+    nodes = np.array([0, 0, 0, 1])
+    old = Placement(gpu_of=np.arange(4), expert_of=np.array([0, 1, 2, 0]))
+    move = moves_between(old, Placement(gpu_of=np.arange(4), expert_of=np.array([0, 0, 0, 0])), nodes)
+    assert (move.src.tolist(), move.dst.tolist()) == ([0, 0], [1, 2])
+
+
 def test_with_a_double_buffer_all_moves_go_at_once_and_without_they_wait_for_what_they_overwrite():
     """A chain: GPU 0's expert goes to 1, whose expert goes to 2, whose expert is no longer wanted there."""
     old = Placement(gpu_of=np.array([0, 1, 2, 3]), expert_of=np.array([0, 1, 2, 2]))
@@ -163,6 +171,17 @@ def test_a_ring_of_moves_is_broken_by_one_that_is_put_aside():
     assert staged == 2, "one for the ring of each layer"
     assert transfers.after.size == 4
     assert (transfers.after < np.repeat(np.arange(transfers.n), np.diff(transfers.after_start))).all()
+
+
+def test_what_is_put_aside_waits_for_nobody():
+    """GPUs 0 and 1 exchange experts 0 and 1, and GPU 2 gets expert 0 too. What comes to GPU 0 is put aside meanwhile."""
+    old = Placement(gpu_of=np.arange(3), expert_of=np.array([0, 1, 2]))
+    new = Placement(gpu_of=np.arange(3), expert_of=np.array([1, 0, 0]))
+    transfers, staged = transfers_of([moves_between(old, new, np.zeros(3, int))], 100.0, double_buffer=False)
+    assert staged == 1
+    assert (transfers.src.tolist(), transfers.dst.tolist()) == ([0, 1, 0], [2, 0, 1])
+    assert transfers.after_start.tolist() == [0, 0, 0, 1]
+    assert transfers.after.tolist() == [1]
 
 
 def test_exposed_moves_hold_a_step_up_and_free_ones_do_not():

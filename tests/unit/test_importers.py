@@ -455,7 +455,7 @@ def test_convert_recognises_writes_and_says_what_it_found(tmp_path, capsys):
 BAD = {
     "nothing there": (["absent", "-o", "out"], "absent: no such file or folder"),
     "no destination": (["x.csv"], "takes one file or folder, and -o DIR"),
-    "misspelt format": (["x.csv", "--from", "tabel", "-o", "out"], "--from=tabel: there is no such --from; it offers"),
+    "misspelt format": (["x.csv", "--from", "tabel", "-o", "out"], "--from=tabel: there is no such format; it offers"),
     "misspelt option": (["x.csv", "-o", "out", "expert=3"], "convert.expert: table takes experts, model; did you mean"),
     "text for a number": (["x.csv", "-o", "out", "experts=many"], "convert.experts=many: must be a whole number or null"),
     "not recognised": (["notes.txt", "-o", "out"], "notes.txt: no format is recognised; say --from FORMAT"),

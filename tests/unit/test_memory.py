@@ -270,5 +270,5 @@ def test_what_is_not_known_is_refused_by_name(change, said_so):
     with pytest.raises(InputError) as caught:
         need(model("mixtral_8x7b"), Parallel(gpus=8, expert=8), Load(**({"phase": "training"} | change)))
     assert said_so in str(caught.value)
-    with pytest.raises(InputError, match="recompute=al: must be one of none, selective, deepseek_v3, full"):
+    with pytest.raises(InputError, match="recompute=al: must be one of none, selective, norm_act, latents, deepseek_v3, full"):
         Keeping(recompute="al")
