@@ -49,6 +49,7 @@ class Habits:
 
     router: int = 0             # kernels of a router forward, in FP32 as Megatron-LM has it; 0: one product and nothing around it
     copies: bool = False        # a token is copied for each of its experts before it is sent, and its results are summed at home
+    padded: bool = False        # experts' rows are padded for quantised products by a pass of their own, and cut off after them
     norms_again: bool = False   # norms are computed again on the way back, not kept
     activations_again: bool = False     # the same of the activations of FFNs and experts
     latents_again: bool = False         # and of the up-projections of multi-head latent attention
@@ -132,7 +133,7 @@ def expert_passes(
         through: float [gpus], tokens that arrived.
 
     Source: github:NVIDIA/Megatron-LM core/fusions/fused_bias_geglu.py (`weighted_bias_quick_geglu_impl`) and
-    core/transformer/moe/experts.py (`_apply_bias`).
+    core/transformer/moe/experts.py (`_apply_bias`, `quantization_padding`, which exchanges that permute for themselves skip).
     """
     wide = (part.matrices - 1) * part.size
     used: Values = np.bincount(owner, rows, n_gpus)
@@ -147,6 +148,9 @@ def expert_passes(
     activation = machine.move(1, used * (wide + part.size) * WIDE)
     back = machine.move(1, used * (2 * wide + part.size) * WIDE)
     forward = machine.move(2, 2 * moved)
+    if habits.padded:
+        forward = forward + machine.move(2, used * (4 * hidden * WIDE))
+        back = back + machine.move(2, used * (4 * hidden * WIDE))
     if part.biased:
         slots: Values = np.bincount(owner, minlength=n_gpus)
         activation = activation + machine.move(3, used * (4 * wide * WIDE))

@@ -333,7 +333,8 @@ def _habits(run: Run) -> Habits:
     if workload["framework"] is None:
         return again
     kernels = load_kernel("host")["router_fused" if exchange in FUSED else "router"]
-    return replace(again, router=int(kernels), copies=exchange not in FUSED)
+    plain = exchange not in FUSED
+    return replace(again, router=int(kernels), copies=plain, padded=plain and run.model.gemm != "bf16")
 
 
 def _asides(

@@ -69,6 +69,12 @@ def test_experts_make_their_activation_again():
     assert again[1] - plain[1] == pytest.approx(KERNEL + 200 * 3 * 32 * 2)
 
 
+def test_rows_are_padded_and_cut_off_again_both_ways():
+    plain, padded = of_experts(MOE), of_experts(MOE, Habits(padded=True))
+    each = 2 * KERNEL + 200 * 4 * HIDDEN * 2
+    assert np.subtract(padded, plain) == pytest.approx([each, each])
+
+
 def test_biases_and_clamps_of_experts_are_kernels_of_their_own():
     """200 rows, two experts. Forward two clamps (a half each, in and out) and both joined: 4 values for each that goes in; biases
     are two kernels, and two for each expert. Back 5 values for each that went in, two kernels more, and six for each expert."""
