@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clustersim import fabrics, handmade, routes, units
 from clustersim.gpuspec import GpuSpec, Power, gpu_from, power_from
-from clustersim.pick import bind, did_you_mean, find
+from clustersim.pick import bind, did_you_mean, find, options_of
 from clustersim.places import data_folder, yaml_fault
 from clustersim.route_table import read_table
 from clustersim.routes import Table, Wires
@@ -216,7 +216,7 @@ def _choose(module: ModuleType, key: str, section: Any) -> Callable[..., Any]:
         raise InputError(f"{key}={section}: must name one of {', '.join(sorted(module.__all__))}, as {key}.name")
     name = str(section["name"])
     function = find(module, name, key)
-    taken = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    taken = options_of(function)
     options = {str(k): value for k, value in section.items() if k != "name" and value is not None}
     if unknown := [option for option in options if option not in taken]:
         near = did_you_mean(unknown[0], taken)

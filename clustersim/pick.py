@@ -84,10 +84,16 @@ def bind(kind: str, name: str, function: Callable[..., Any], options: Mapping[st
     return partial(function, **options)
 
 
+def options_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only parameters of a function, which are its options, and their defaults (`inspect.Parameter.empty`: none)."""
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
 @lru_cache(maxsize=256)
 def _described(function: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The options that a function takes, and what it says of their types; looked up once, for it takes a millisecond."""
-    accepted = tuple(p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY)
+    accepted = tuple(options_of(function))
     try:
         return accepted, get_type_hints(function)
     except (NameError, TypeError):      # a function of the user's, whose annotations are their own business

@@ -11,6 +11,7 @@ import polars as pl
 from clustersim.report.reading import RunData
 from clustersim.report.run_figures import by_link
 from clustersim.report.wording import NONE, class_in_words, in_words, known, nbytes, number, percent, seconds, times
+from clustersim.results.tables import link_class
 
 EVEN, FREE = 1.05, 1.05  # ratios below which bytes count as evenly spread, and exchanges as free of contention
 
@@ -75,6 +76,10 @@ def _of_the_class(row: Mapping[str, Any]) -> list[str]:
 def _of_the_link(run: RunData) -> str:
     links = by_link(run)
     first = links.row(0, named=True)
+    kind = run.summary["bottleneck_class"]
+    if kind is not None and kind != link_class(first["name"]):
+        which = in_words(first["name"])
+        return f"Over the whole step {which} carries most ({seconds(first['busy_s'])}), but others hold exchanges up."
     peers = links.filter(pl.col("kind") == first["kind"])
     even = first["busy_s"] / float(peers["busy_s"].to_numpy().mean())
     text = f"Over the whole step the busiest link is {in_words(first['name'])}: its bytes alone take {seconds(first['busy_s'])}"

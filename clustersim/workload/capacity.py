@@ -5,7 +5,6 @@ The policies (who stays) are in `capacity_policies`, the formulas (how many plac
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.pick import bind, did_you_mean, find
+from clustersim.pick import bind, did_you_mean, find, options_of
 from clustersim.types import Choices, Floats, InputError, Ints
 from clustersim.workload import capacity_policies, capacity_sizes
 from clustersim.workload.capacity_policies import ELSEWHERE, Contest
@@ -77,10 +76,10 @@ def rule_from(config: Mapping[str, Any]) -> Rule:
     size = find(capacity_sizes, config["rule"], "capacity.rule")
     policy = find(capacity_policies, config["drop"], "capacity.drop")
     options = {key: value for key, value in config.items() if key not in _OWN}
-    taken = {key: [f for f in (size, policy) if key in _keyword_only(f)] for key in options}
+    taken = {key: [f for f in (size, policy) if key in options_of(f)] for key in options}
     for key in options:
         if not taken[key]:
-            known = (*_OWN, *_keyword_only(size), *_keyword_only(policy))
+            known = (*_OWN, *options_of(size), *options_of(policy))
             raise InputError(f"capacity.{key}: there is no such key{_near(key, known)} (known: {', '.join(known)})")
     size, policy = (
         bind("capacity", config[name], f, {key: value for key, value in options.items() if f in taken[key]})
@@ -205,10 +204,6 @@ def _check_together(rule: Rule, drop: str) -> None:
     if drop in ELSEWHERE and (rule.per == "gpu" or rule.where == "expert"):
         wrong = "per=gpu" if rule.per == "gpu" else "where=expert"
         raise InputError(f"capacity.drop={drop}: finds another expert before dispatch; not with capacity.{wrong}")
-
-
-def _keyword_only(function: Callable[..., Any]) -> list[str]:
-    return [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
 def _near(key: str, known: tuple[str, ...]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.model import Model
-from clustersim.pick import bind, find
+from clustersim.pick import bind, find, options_of
 from clustersim.types import Choices, Floats, InputError, Ints, ScoreProcess, Workload
 from clustersim.workload import balancing, routers
 from clustersim.workload.deal import sequence_numbers
@@ -81,7 +81,7 @@ def router_from(name: str, options: Mapping[str, Any], model: Model, *, phase: s
         given, kind = {**given, **model.router}, "model.router"
         name = str(given.pop("name", ""))
     function = find(routers, name, kind)
-    takes = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    takes = options_of(function).keys()
     if "k" in takes and given.get("k") is None:
         given["k"] = model.top_k
     notes: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,7 @@ from clustersim.placement import contiguous, eplb_global, round_robin
 from clustersim.placement.measures import balancedness, least_max_load, measure, utilisation
 from clustersim.placement.migration import moves_between, transfers_of
 from clustersim.placement.replicas import token_hash
+from clustersim.results.placements import rebalance_summary
 from clustersim.types import Choices, InputError, Placement, Workload, independent
 from tests.placed import place, room
 
@@ -204,6 +206,23 @@ def test_overlapped_moves_travel_beside_a_step_and_serve_from_the_next_on():
     assert [moves is None for moves in plan.moves] == [True, True, False, True]
     assert [most_replicas(p)[0] for p in plan.placements] == [1, 1, 1, 5]
     assert [most_replicas(p)[0] for p in periodic(stream).placements] == [1, 1, 5, 5]
+
+
+def test_a_move_breaks_even_when_what_it_held_up_is_gained_back():
+    """A pass of 10 s takes 12 with moves beside it and 8 after them: they cost 4 s, which is two gains."""
+
+    def steps(*seconds, beside=()):
+        moved = [SimpleNamespace(moved_slots=1)]
+        played = [SimpleNamespace(step_s=s, background_s=float(i in beside)) for i, s in enumerate(seconds)]
+        return [SimpleNamespace(played=one, held_s=0.0, measured=moved) for one in played]
+
+    row = rebalance_summary(
+        steps(12.0, 8.0, 8.0, beside=[0]), steps(10.0, 10.0, 10.0), rebalances=1, expert_bytes=5.0, buffer_bytes=7.0
+    )
+    assert row["gross_gain"] == pytest.approx(0.2)
+    assert row["net_gain"] == pytest.approx(1 - 28 / 30)
+    assert row["break_even_steps"] == pytest.approx(2.0)
+    assert (row["moved_experts"], row["migration_bytes"], row["buffer_bytes"]) == (3, 15.0, 7.0)
 
 
 def test_moves_that_would_not_pay_in_time_are_not_made():

@@ -203,6 +203,12 @@ def test_a_run_id_changes_with_a_constant_in_a_file_and_not_with_the_name_of_the
     assert ids["same"] != ids["other"]
 
 
+def test_a_preset_by_its_name_or_by_its_file_is_the_same_run():
+    file = PACKAGE / "workload" / "data" / "presets" / "narrow_domain.yaml"
+    by_name = run_id("trace=sampled", "trace.preset=narrow_domain")
+    assert run_id("trace=sampled", f"trace.parameters={file}") == by_name != run_id("trace=sampled")
+
+
 def test_a_run_id_changes_with_a_plug_in_of_the_users(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     ids = []
@@ -493,3 +499,28 @@ def test_a_run_from_a_parameters_file_depends_on_what_is_in_it(tmp_path):
         runs.append(cs.simulate([*COUNTED, "network=bound", f"trace.parameters={tmp_path}/p.yaml"]))
     assert runs[0].run_id != runs[1].run_id
     assert not runs[0].tables["experts"].equals(runs[1].tables["experts"])
+
+
+@pytest.mark.parametrize(
+    "more", [["exchange=node_dedup"], ["exchange=pxn", "network=bound"], ["schedule=chunked", "exchange=direct"]], ids=str
+)
+def test_a_machine_of_twice_the_rates_and_half_the_latencies_takes_half_the_time(more):
+    """No constant in seconds is left where computing is a roofline and no kernel is priced."""
+    twice = [
+        "topology.gpu.bf16=1978.8 TFLOP/s", "topology.gpu.fp8=3957.8 TFLOP/s", "topology.gpu.memory_bandwidth=6.7 TB/s",
+        "topology.nvlink.bandwidth=900 GB/s", "topology.nvlink.achievable=783.8 GB/s", "topology.nvlink.latency=468.125 ns",
+        "topology.nic.bandwidth=800Gb/s", "topology.nic.latency=1.4us",
+    ]  # fmt: skip
+    whole, half = (fresh("compute=roofline", *more, *machine).tables["gpus"] for machine in ([], twice))
+    for name in whole.columns:
+        if name.endswith("_s"):
+            assert whole[name].to_numpy() == pytest.approx(2 * half[name].to_numpy(), rel=1e-6, abs=1e-12), name
+
+
+def test_layers_that_repeat_the_trace_s_are_dropped_from_by_draws_of_their_own():
+    """Six layers fill eight: 6 and 7 ask for what 0 and 1 do. Dropless they do the same; by lot others lose."""
+    plain = run("model.n_layers=8").tables["experts"]
+    drawn = run("model.n_layers=8", "capacity.factor=0.5", "capacity.drop=random").tables["layers"]
+    assert plain.filter(pl.col("layer") == 6)["kept"].equals(plain.filter(pl.col("layer") == 0)["kept"])
+    assert drawn["dropped"][0] == drawn["dropped"][6], "as many, whoever they are"
+    assert drawn["fully_dropped_tokens"][0] != drawn["fully_dropped_tokens"][6]
