@@ -171,6 +171,7 @@ def played(config: Mapping[str, Any]) -> Model:
         n_experts=moe.experts if moe else 0, top_k=moe.top_k if moe else 0, expert_ffn=moe.size if moe else 0,
         n_shared_experts=int(moe is not None and moe.shared_size > 0), shared_ffn=moe.shared_size if moe else 0,
         zero_experts=moe.zero_experts if moe else 0, expert_matrices=moe.matrices if moe else 3,
+        expert_biases=moe.biased if moe else False,
         tied_embeddings=given.tied_embeddings, positions=given.positions, blocks=given.core.layers,
         encoders=tuple(given.encoders.items()), retrieval=given.retrieval, expert_weight_bytes=given.expert_dtype,
         weight_bytes=given.dtype, **wire,

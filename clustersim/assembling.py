@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -61,16 +61,18 @@ class Parts:
 
 
 def assemble(run: Run) -> Parts:
+    """The parts that a run's config names.
+
+    Raises:
+        InputError: a name, option or value that cannot be, parts that do not go together, or more memory than the GPUs have.
+    """
     config, model = run.config, run.model
     cluster = _cluster(run.topology, json.dumps(config["topology"]))
-    exchange_name, exchange_options = run.options("exchange")
-    exchange = pick(exchanges, exchange_name, **exchange_options)
+    exchange_name, exchange_options, exchange = _exchange(run)
     groups = TensorGroups(
         group=run.group, wires=wires_of(cluster) if run.group.tensor > 1 else None,
         n_gpus=run.group.of(cluster.n_gpus).gpus,
     )  # fmt: skip
-    if run.group.inside:
-        exchange_name, exchange, exchange_options = "direct", exchanges.direct, {}          # nothing leaves its GPU
     cluster = equipped(exchange_name, exchange_options, cluster)
     name, options = run.options("compute")
     timed = bind("compute", name, find(timing, name, "compute"), options)(model, cluster.gpu)
@@ -84,13 +86,7 @@ def assemble(run: Run) -> Parts:
     stream = stream_from(run, setting, place, router)
     plan, stream = plan_from(run, setting, place, stream)
     network_name, network_options = run.options("network")
-    if rule.sends_padding and ":" not in exchange_name and exchange_name not in exchanges.PADDING:
-        key = "pad=true" if rule.pad else f"pad_multiple={rule.pad_multiple}"
-        can = " or ".join(sorted(exchanges.PADDING))
-        raise InputError(
-            f"capacity.{key}: exchange={exchange_name} cannot send padding; use exchange={can}, "
-            "or capacity.where=expert, which pads on arrival"
-        )
+    _check_padding(rule, exchange_name)
     memory = memory_of(run, cluster, stream.steps[-1], setting.room.slots_of)
     check_memory(run, cluster, memory)
     return Parts(
@@ -110,11 +106,18 @@ def assemble(run: Run) -> Parts:
         top_k=router.options.get("k") or run.model.top_k,
         protected=capacities.protected_tokens(capacities.stream(run.seed), rule, stream.steps[0].context),
         recorder=_recorder(run, cluster),
-        timing=timed,
+        timing=_sparing(run, cluster) if schedule.spares else timed,
         beside=None if schedule.plain else _beside(run, cluster),
         schedule=schedule,
         sm_seconds=sm_seconds(exchange_name, cluster) if schedule.kernels else None,
     )
+
+
+def _exchange(run: Run) -> tuple[str, Mapping[str, Any], Callable[..., Any]]:
+    """Name, options and function of the exchange; the plainest where nothing leaves its GPU."""
+    name, options = run.options("exchange")
+    exchange = pick(exchanges, name, **options)
+    return ("direct", {}, exchanges.direct) if run.group.inside else (name, options, exchange)
 
 
 def _beyond(run: Run, cluster: Cluster, schedule: Schedule) -> tuple[str, ...]:
@@ -174,6 +177,16 @@ def _beside(run: Run, cluster: Cluster) -> Timing | None:
     return made
 
 
+def _sparing(run: Run, cluster: Cluster) -> Timing:
+    """How long things compute where GEMMs leave the exchange's SMs alone."""
+    exchange, given = run.options("exchange")
+    name, options = run.options("compute")
+    if name != "none" and ":" not in name:
+        options = timing.sparing_sms(name, options, cluster.gpu, sms_held(exchange, given, cluster))
+    made: Timing = bind("compute", name, find(timing, name, "compute"), options)(run.model, cluster.gpu)
+    return made
+
+
 def _recorder(run: Run, cluster: Cluster) -> Recorder | None:
     """What keeps exchanges for a time line, when one is asked for."""
     first, most, arrows = timeline_window(run)
@@ -200,6 +213,18 @@ def timeline_window(run: Run) -> tuple[int, int, str]:
 def _cluster(name: str, fields: str) -> Cluster:
     """The machine that this JSON describes; the jobs of a sweep share it."""
     return build_cluster(name, json.loads(fields))
+
+
+def _check_padding(rule: capacities.Rule, exchange: str) -> None:
+    """InputError where rows are filled up before they travel, and the exchange has no way to send them."""
+    if not rule.sends_padding or ":" in exchange or exchange in exchanges.PADDING:
+        return
+    key = "pad=true" if rule.pad else f"pad_multiple={rule.pad_multiple}"
+    can = " or ".join(sorted(exchanges.PADDING))
+    raise InputError(
+        f"capacity.{key}: exchange={exchange} cannot send padding; use exchange={can}, "
+        "or capacity.where=expert, which pads on arrival"
+    )
 
 
 def _check_counts(

@@ -42,7 +42,8 @@ def _dispatch(arguments: list[str]) -> int:
     if any(a in ("-h", "--help") for a in arguments):
         from clustersim.commands import usage
 
-        print(usage.page())
+        named = next((a for a in arguments if a in COMMANDS), "run")
+        print(usage.page() if named == "run" else usage.page_of(named))
         return 0
     if "--version" in arguments:
         from clustersim import __version__
@@ -57,8 +58,11 @@ def _dispatch(arguments: list[str]) -> int:
         return _run(first, arguments[1:])
     if first and "=" not in first and first[0] not in "-+~":
         from clustersim.pick import did_you_mean
+        from clustersim.places import GROUPS
         from clustersim.types import InputError
 
+        if first in GROUPS or "." in first:
+            raise InputError(f"{first}: a key needs a value, {first}=VALUE (clustersim --cfg shows all keys and their values)")
         raise InputError(f"{first}: there is no such command{did_you_mean(first, COMMANDS)} (see clustersim --help)")
     return _run("run", arguments)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim import fabrics, handmade, routes, units
-from clustersim.gpuspec import GpuSpec, Power
-from clustersim.pick import bind, did_you_mean, find
-from clustersim.places import data_folder
+from clustersim.gpuspec import GpuSpec, Power, gpu_from, power_from
+from clustersim.pick import bind, did_you_mean, find, options_of
+from clustersim.places import data_folder, yaml_fault
 from clustersim.route_table import read_table
 from clustersim.routes import Table, Wires
 from clustersim.types import Floats, InputError, Ints, Routes
@@ -125,7 +124,7 @@ def load_cluster(name: str | Path, **overrides: Any) -> Cluster:
     try:
         fields = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"topology={name}: not a YAML file: {str(error).splitlines()[0]}") from error
+        raise InputError(f"topology={name}: not a YAML file: {yaml_fault(error)}") from error
     if not isinstance(fields, dict):
         raise InputError(f"topology={name}: {path} holds no fields")
     for key, value in overrides.items():
@@ -161,7 +160,8 @@ def build_cluster(name: str, fields: Mapping[str, Any]) -> Cluster:
             raise InputError(f"topology.fabric: {name} has no NICs to join (nic.bandwidth is null)")
     wired = fields.get("graph", fields)
     nominal = {key: _nominal(key, wired.get(key)) for key in ("nvlink", "nic")}
-    return _freeze(name, n_nodes, per_node, _gpu(fields["gpu"]), graph, rail_of, fields.get("routing"), nominal, _power(fields))
+    gpu, power = gpu_from(fields["gpu"]), power_from(fields.get("power"))
+    return _freeze(name, n_nodes, per_node, gpu, graph, rail_of, fields.get("routing"), nominal, power)
 
 
 def _draw_nvlink(graph: nx.DiGraph, nvlink: Mapping[str, Any], n_nodes: int, per_node: int) -> None:
@@ -216,7 +216,7 @@ def _choose(module: ModuleType, key: str, section: Any) -> Callable[..., Any]:
         raise InputError(f"{key}={section}: must name one of {', '.join(sorted(module.__all__))}, as {key}.name")
     name = str(section["name"])
     function = find(module, name, key)
-    taken = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    taken = options_of(function)
     options = {str(k): value for k, value in section.items() if k != "name" and value is not None}
     if unknown := [option for option in options if option not in taken]:
         near = did_you_mean(unknown[0], taken)
@@ -296,7 +296,8 @@ def _check_keys(name: str, fields: Mapping[str, Any]) -> None:
             continue
         given = fields.get(section)
         if not isinstance(given, Mapping):
-            raise InputError(f"topology.{section}={given}: {name} needs its fields: {', '.join(known)}")
+            is_what = "is missing" if given is None else f"is {given!r}"
+            raise InputError(f"topology.{section}: {is_what} in {name}; it has the fields: {', '.join(known)}")
         allowed = (*known, *OPTIONAL.get(section, ()))
         for key in given:
             if key not in allowed:
@@ -327,40 +328,3 @@ def _nominal(section: str, fields: Any) -> float:
     if not isinstance(fields, Mapping) or fields.get("bandwidth") is None:
         return 0.0
     return units.parse_bandwidth(fields["bandwidth"], f"topology.{section}.bandwidth")
-
-
-def _power(fields: Mapping[str, Any]) -> Power | None:
-    """What the devices draw; a machine may leave it out, or single ones of it."""
-    given, known = fields.get("power"), [field.name for field in dataclasses.fields(Power)]
-    if given is None:
-        return None
-    if not isinstance(given, Mapping):
-        raise InputError(f"topology.power={given}: must have {', '.join(known)}, or be null")
-    for key in given:
-        if key not in known:
-            near = did_you_mean(str(key), known)
-            raise InputError(f"topology.power.{key}: there is no such key{near} (known: {', '.join(known)})")
-    watts = {key: units.parse_watts(value, f"topology.power.{key}") for key, value in given.items() if value is not None}
-    return Power(**watts)
-
-
-def _gpu(fields: Mapping[str, Any]) -> GpuSpec:
-    def said(key: str, parse: Callable[[object, str], float]) -> float | None:
-        value = fields.get(key)
-        return None if value is None else parse(value, f"topology.gpu.{key}")
-
-    return GpuSpec(
-        name=str(fields["name"]),
-        bf16_flops=units.parse_flops(fields["bf16"], "topology.gpu.bf16"),
-        fp8_flops=units.parse_flops(fields["fp8"] if fields["fp8"] is not None else fields["bf16"], "topology.gpu.fp8"),
-        fp4_flops=said("fp4", units.parse_flops),
-        memory=units.parse_bytes(fields["memory"], "topology.gpu.memory"),
-        memory_bandwidth=units.parse_bandwidth(fields["memory_bandwidth"], "topology.gpu.memory_bandwidth"),
-        sms=None if fields.get("sms") is None else _whole("topology.gpu.sms", fields["sms"]),
-        l2_bandwidth=said("l2_bandwidth", units.parse_bandwidth),
-        memory_latency=said("memory_latency", units.parse_seconds),
-        bf16_achieved=said("bf16_achieved", units.parse_flops),
-        fp8_achieved=said("fp8_achieved", units.parse_flops),
-        fp4_achieved=said("fp4_achieved", units.parse_flops),
-        memory_achieved=said("memory_achieved", units.parse_bandwidth),
-    )

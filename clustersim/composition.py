@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clustersim.pick import did_you_mean
-from clustersim.places import ADDED, GROUPS, PACKAGE, group_folder, groups, option_files
+from clustersim.places import ADDED, GROUPS, PACKAGE, group_folder, groups, option_files, yaml_fault
 from clustersim.types import InputError
 
 FROM_FILES = {"topology": ("machine", "nodes"), "model": ("model", "hidden")}      # groups whose option may be one's own file
@@ -28,6 +28,8 @@ def parse(overrides: Sequence[str]) -> list[Any]:
     Raises:
         InputError: not key=value, a setting of Hydra's, or an option that a group does not have.
     """
+    if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
+        raise InputError(f"overrides: must be a list of texts, for example ['capacity.factor=1.25'], and is {overrides!r}")
     for text in overrides:
         if text.startswith("~"):
             raise InputError(f"{text}: nothing can be left out, every key is needed; give it another value instead")
@@ -96,6 +98,11 @@ def _check_group(override: Any, own: Path | None) -> None:
         raise InputError(f"{override.input_line}: write {plus}{override.input_line.lstrip('+')}")
     for value in override.sweep_iterator() if override.is_sweep_override() else [override.value()]:
         if str(value) not in known and not (group in FROM_FILES and _is_file(value)):
+            if group in FROM_FILES and str(value).endswith((".yaml", ".yml")):
+                raise InputError(f"{group}={shown(value)}: there is no such file")
+            if group == "model" and str(value).endswith(".json"):
+                how = f"clustersim convert {value} --from hf-config -o my.yaml makes a file for model=my.yaml"
+                raise InputError(f"{group}={shown(value)}: is no YAML file; {how}")
             raise InputError(f"{group}={shown(value)}: there is no such {group}{did_you_mean(str(value), known)} {offer}")
 
 
@@ -153,7 +160,10 @@ def _copied(value: Any) -> Any:
 def _set(values: dict[str, Any], override: Any) -> bool:
     """Set one value as Hydra would; False where it takes Hydra to do so, or to say why it cannot be."""
     value = override.value()
-    if "[" in override.key_or_group or value == "???" or not (value is None or isinstance(value, str | int | float | bool)):
+    each = value if isinstance(value, list) else [value]
+    if "[" in override.key_or_group or not all(one is None or isinstance(one, str | int | float | bool) for one in each):
+        return False
+    if "???" in each:
         return False
     *way, leaf = override.key_or_group.split(".")
     node: Any = values
@@ -165,7 +175,8 @@ def _set(values: dict[str, Any], override: Any) -> bool:
         return False
     if leaf not in node and not (override.is_add() or override.is_force_add()):
         return False
-    node[leaf] = str(value) if isinstance(value, str) else value
+    plain = [str(one) if isinstance(one, str) else one for one in each]
+    node[leaf] = plain if isinstance(value, list) else plain[0]
     return True
 
 
@@ -230,7 +241,7 @@ def _mapping(path: Path) -> Any:
     try:
         node = load_yaml(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a YAML file: {_first_line(error)}") from error
+        raise InputError(f"{path}: not a YAML file: {yaml_fault(error)}") from error
     if not isinstance(node, DictConfig):
         raise InputError(f"{path}: sets no keys")
     return node
@@ -255,7 +266,7 @@ def with_own_files(overrides: Sequence[str]) -> list[str]:
             try:
                 node = load_yaml(path)
             except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-                raise InputError(f"{text}: not a YAML file: {_first_line(error)}") from error
+                raise InputError(f"{text}: not a YAML file: {yaml_fault(error)}") from error
             what, needed = FROM_FILES[key]
             if needed not in node:
                 raise InputError(f"{text}: does not describe a {what} (no key {needed})")

@@ -18,6 +18,7 @@ from clustersim.pick import did_you_mean
 from clustersim.places import GROUPS, option_files
 from clustersim.types import InputError
 from clustersim.workload.serving import Decoding, decoding_from
+from clustersim.workload.uneven import Uneven, uneven_from
 
 HOW = ("output", "workers", "shard", "export", "config_dir")          # keys that say how and where to run, not what
 PHASES = ("prefill", "decode", "training")
@@ -37,6 +38,7 @@ class Run:
     group: Group                        # of GPUs that share attention; of a forward pass, one GPU in training
     group_tokens: int                   # that go through the model in a step and group
     decoding: Decoding | None           # None: prefill
+    uneven: Uneven                      # how batches differ between GPUs
     capacity_factor: float | None
     seed: int
     output: Path
@@ -116,10 +118,7 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
     if workload["phase"] != of_group:
         raise InputError(f"workload.phase={workload['phase']}: is set by the group; write workload={workload['phase']}")
     decoding = decoding_from(workload)
-    for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute", "schedule"):
-        for key, value in config[group].items():
-            if value == "???" or (key == "path" and not value):
-                raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")
+    _check_needed(config)
     plain = (config["schedule"].get("name"), config["schedule"].get("shared")) == ("in_order", "after")
     if workload["phase"] == "training" and not plain:
         raise InputError(f"schedule={config['schedule']['name']}: orders a forward pass; training has parallel.order")
@@ -131,7 +130,9 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         model = model.with_drafter(decoding.drafting)
     if workload["phase"] != "training":
         sharing = group_from(config["parallel"], experts=bool(model.n_experts))
-    each = _tokens(workload, sharing) * (decoding.per_sequence if decoding else 1)
+    uneven = uneven_from(workload)
+    batch = _tokens(workload, sharing) if uneven.batches is None else uneven.mean
+    each = batch * (decoding.per_sequence if decoding else 1)
     return Run(
         study=choices.get("experiment", "runs"),
         overrides=tuple(overrides),
@@ -141,13 +142,22 @@ def judged(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[st
         tokens_per_gpu=-(-each // sharing.tensor),
         group=sharing,
         group_tokens=each,
-        decoding=decoding if decoding is None else replace(decoding, sequences=each // decoding.per_sequence),
+        decoding=decoding if decoding is None else replace(decoding, sequences=batch),
+        uneven=uneven,
         capacity_factor=capacity["factor"],         # judged with the rest of the capacity rule
         seed=whole("seed", config["seed"], least=0),
         output=_folder("output", config["output"]),
         causes=flag("causes", config["causes"]),
         replicates=whole("replicates", config["replicates"], least=1),
     )
+
+
+def _check_needed(config: Mapping[str, Any]) -> None:
+    """Every option has what its file leaves to the user."""
+    for group in ("trace", "router", "placement", "decide", "exchange", "network", "compute", "schedule"):
+        for key, value in config[group].items():
+            if value == "???" or (key == "path" and not value):
+                raise InputError(f"{group}.{key}: {group}={config[group]['name']} needs it; write {group}.{key}=...")
 
 
 def _check_types(config: Mapping[str, Any], choices: Mapping[str, str], own: Path | None) -> None:

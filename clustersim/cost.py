@@ -73,10 +73,10 @@ def step_joules(row: Mapping[str, Any], cluster: Cluster, gpus: int) -> float | 
     if power is None or power.gpu_idle is None or power.gpu_peak is None:
         return None
     nics = [link for link in cluster.links if link.kind == "nic_up"]
-    rate = sum(link.capacity for link in nics)
+    scale = gpus / cluster.n_gpus
+    rate = sum(link.capacity for link in nics) * scale
     sent = row.get("nic_bytes")
     busy = 1.0 if sent is None else min(1.0, sent / (rate * step_s)) if rate and step_s else 0.0
-    scale = gpus / cluster.n_gpus
     return (
         _drawn(power.gpu_idle, power.gpu_peak, step_s, row["compute_s"]) * gpus
         + _drawn(power.nic_idle, power.nic_peak, step_s, busy * step_s) * len(nics) * scale

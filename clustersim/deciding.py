@@ -16,12 +16,14 @@ from clustersim.lanes import routes_of
 from clustersim.model import Model
 from clustersim.network.bounds import busiest_link_end, chained, link_bytes
 from clustersim.placement import static
+from clustersim.placement.changing import drifted, included
 from clustersim.placement.migration import moves_between, transfers_of
 from clustersim.placement.objective import UNITS, Goal, Price, tokens_of
 from clustersim.placement.past import Past, Room
 from clustersim.placement.replicas import chosen_slots
 from clustersim.types import Floats, InputError, Ints, Placement, Routing, Transfers, Workload
 
+DRIFT_STREAM = 7_000_002                # of the random numbers of loads that moved on, apart from every layer's
 MANY_TOKENS = 1 << 30                   # so many that arithmetic decides how long they take
 
 Place = Callable[[np.random.Generator, Past, Room], Placement]
@@ -147,6 +149,22 @@ def _routing(asked: Ints, source: Ints, index: Ints) -> Routing:
 
 
 @lru_cache(maxsize=4)
+def older(setting: Setting, seen: Seen, drift: float) -> Seen:
+    """What was known before loads moved on by `drift` (see `changing.drifted`): loads alone, no tokens."""
+    top_k = setting.model.top_k
+
+    def known(layer: int) -> Past:
+        load = seen(layer).load
+        share = load.sum(axis=0) * (top_k / max(load.sum(), 1.0))
+        rng = np.random.default_rng(np.random.SeedSequence(setting.seed, spawn_key=(DRIFT_STREAM, layer)))
+        if not load.any():
+            return Past(load=load)
+        before = drifted(rng, included(share, top_k), drift, top_k)
+        return Past(load=load * np.divide(before, share, out=np.zeros_like(share), where=share > 0))
+
+    return known
+
+
 def price_of(setting: Setting) -> Price:
     """What a copy of a token costs each link, and a token and a slot a GPU.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from clustersim.engine.gpu import time_alone
 from clustersim.identity import identify
 from clustersim.network import fluid
 from clustersim.outcome import Result
+from clustersim.playing import Progress, part_of
 from clustersim.simulation import simulate
 from clustersim.types import InputError, Transfers, independent
 
@@ -74,7 +74,10 @@ class Disaggregated:
         }  # fmt: skip
 
 
-def disaggregated(prefill: Sequence[str], decode: Sequence[str], *, prompt: int, output: int) -> Disaggregated:
+def disaggregated(
+    prefill: Sequence[str], decode: Sequence[str], *, prompt: int, output: int,
+    progress: Progress = lambda fraction, what: None,
+) -> Disaggregated:  # fmt: skip
     """Serve requests of `prompt` tokens that become `output` more, on nodes that prefill and nodes that decode.
 
     A prompt longer than a batch, of a GPU or of those that share attention, is taken in pieces, one pass after the other. When a
@@ -84,6 +87,7 @@ def disaggregated(prefill: Sequence[str], decode: Sequence[str], *, prompt: int,
     Args:
         prefill, decode: overrides of the two runs, of one model and topology; nodes, exchange and schedule may differ.
             Sequences in decoding hold the prompt and half of the output on average, unless `workload.context` is given.
+        progress: told now and then the fraction done, 0 to 1, and what is being done.
 
     Raises:
         InputError: runs of two models or topologies, or what a run raises.
@@ -99,7 +103,7 @@ def disaggregated(prefill: Sequence[str], decode: Sequence[str], *, prompt: int,
     for what, one, other in (("model", first.model.name, then.model.name), ("topology", first.topology, then.topology)):
         if one != other:
             raise InputError(f"{what}={other}: decoding goes on with what {what}={one} has prefilled; give both the same")
-    left, right = (_played(identify(run).run_id, run.overrides) for run in (first, then))
+    left, right = (_played(run, part_of(progress, i, 2)) for i, run in enumerate((first, then)))
     cache = describe(first.config["model"]).cache_bytes(prompt, first.model.cache_bytes)
     requests = first.group_tokens * passes / prompt / first.group.tensor        # of a GPU's share of a batch
     transfer_s = _transfer_s(first, then, cache * requests)
@@ -113,10 +117,17 @@ def disaggregated(prefill: Sequence[str], decode: Sequence[str], *, prompt: int,
     )  # fmt: skip
 
 
-@lru_cache(maxsize=2)
-def _played(run_id: str, overrides: tuple[str, ...]) -> Result:
-    """The run, kept: of points that differ in one side the other is played once. `run_id` knows when a file has changed."""
-    return simulate(overrides)
+_KEPT: dict[str, Result] = {}           # the last two runs, by run_id, which knows when a file has changed
+
+
+def _played(run: Run, progress: Progress) -> Result:
+    """The run, kept: of points that differ in one side the other is played once."""
+    run_id = identify(run).run_id
+    result = _KEPT.pop(run_id, None) or simulate(run, progress=progress)
+    if len(_KEPT) > 1:
+        _KEPT.pop(next(iter(_KEPT)))
+    _KEPT[run_id] = result
+    return result
 
 
 def _nics(run: Run) -> float:

@@ -119,7 +119,7 @@ def _made(parts: Parts) -> dict[str, Any]:
     decoding = parts.run.decoding
     if decoding is None:
         return {}
-    sequences = decoding.sequences * (parts.cluster.n_gpus // parts.run.group.tensor)
+    sequences = parts.workload.source.size // decoding.per_sequence
     return {"made": sequences * decoding.accepted, "sequences": sequences}
 
 

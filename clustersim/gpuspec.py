@@ -1,10 +1,14 @@
-"""What the data sheet says of one GPU, and what benchmarks reach of it. Knows no kernel."""
+"""What the data sheet says of one GPU, what benchmarks reach of it, and what devices draw. Knows no kernel, links no GPUs."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
+from clustersim import units
+from clustersim.pick import did_you_mean
 from clustersim.types import InputError
 
 _PEAKS = ("bf16_flops", "fp8_flops", "memory", "memory_bandwidth")
@@ -87,6 +91,58 @@ class Power:
                 raise InputError(f"topology.power.{part}_{missing}: is needed beside the other, or both are null")
             if idle is not None and peak is not None and idle > peak:
                 raise InputError(f"topology.power.{part}_idle = {idle:g} W: cannot exceed {part}_peak = {peak:g} W")
+
+
+def gpu_from(given: Mapping[str, Any]) -> GpuSpec:
+    """The GPU that the section `gpu` of a topology describes; its keys are known to be there.
+
+    Raises:
+        InputError: a value without a unit or out of its range.
+    """
+
+    def said(key: str, parse: Callable[[object, str], float]) -> float | None:
+        value = given.get(key)
+        return None if value is None else parse(value, f"topology.gpu.{key}")
+
+    return GpuSpec(
+        name=str(given["name"]),
+        bf16_flops=units.parse_flops(given["bf16"], "topology.gpu.bf16"),
+        fp8_flops=units.parse_flops(given["fp8"] if given["fp8"] is not None else given["bf16"], "topology.gpu.fp8"),
+        fp4_flops=said("fp4", units.parse_flops),
+        memory=units.parse_bytes(given["memory"], "topology.gpu.memory"),
+        memory_bandwidth=units.parse_bandwidth(given["memory_bandwidth"], "topology.gpu.memory_bandwidth"),
+        sms=_whole("topology.gpu.sms", given.get("sms")),
+        l2_bandwidth=said("l2_bandwidth", units.parse_bandwidth),
+        memory_latency=said("memory_latency", units.parse_seconds),
+        bf16_achieved=said("bf16_achieved", units.parse_flops),
+        fp8_achieved=said("fp8_achieved", units.parse_flops),
+        fp4_achieved=said("fp4_achieved", units.parse_flops),
+        memory_achieved=said("memory_achieved", units.parse_bandwidth),
+    )
+
+
+def power_from(given: Any) -> Power | None:
+    """What the section `power` of a topology says; None for one that leaves it out. Single devices may be left out too.
+
+    Raises:
+        InputError: a key that is not known, a value without a unit or below 0.
+    """
+    known = [field.name for field in fields(Power)]
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise InputError(f"topology.power={given}: must have {', '.join(known)}, or be null")
+    for key in given:
+        if key not in known:
+            near = did_you_mean(str(key), known)
+            raise InputError(f"topology.power.{key}: there is no such key{near} (known: {', '.join(known)})")
+    return Power(**{key: units.parse_watts(value, f"topology.power.{key}") for key, value in given.items() if value is not None})
+
+
+def _whole(key: str, value: Any) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InputError(f"{key}={value}: must be a whole number from 1 up")
+    return value
 
 
 def _given(value: float | None) -> float:

@@ -174,6 +174,7 @@ def _moe(experts: str, size: str, *, mla: bool = False) -> Callable[[_Reader], d
             "dense_ffn": c("intermediate_size") if dense else 0, "vocab": c("vocab_size"),
             "tied_embeddings": bool(c("tie_word_embeddings", default=False)),
             "attention": _latent(c) if mla else _grouped(c), "router": _router(c), **weights,
+            **({"expert_biases": True} if c("model_type") == "gpt_oss" else {}),
         }  # fmt: skip
 
     return made

@@ -17,8 +17,9 @@ from clustersim.places import PACKAGE
 from clustersim.types import InputError
 from clustersim.workload.sampler_parameters import parameters_file
 
-PHYSICS = 11             # raised whenever the same config gives other numbers; part of every run_id
+PHYSICS = 13             # raised whenever the same config gives other numbers; part of every run_id
 
+KERNELS = (("compute", "constants"), ("exchange", "kernel"), ("workload", "framework"))      # keys that name a file of constants
 TINY = PACKAGE / "workload" / "data" / "tiny"   # the trace that comes with the package
 
 
@@ -49,12 +50,10 @@ def identify(run: Run) -> Identity:
         trace.pop(key, None)
     said = {**_without_sources(config), "trace": trace}
     files = {name: _file_digest(*stamp) for name, stamp in _own_plug_ins(config)}
-    if constants := config["compute"].get("constants"):
-        files["compute.constants"] = kernel_digest(str(constants))
-        said["compute"] = {**said["compute"], "constants": None}
-    if kernel := config["exchange"].get("kernel"):
-        files["exchange.kernel"] = kernel_digest(str(kernel))
-        said["exchange"] = {**said["exchange"], "kernel": None}
+    for group, key in KERNELS:
+        if kernel := config[group].get(key):
+            files[f"{group}.{key}"] = kernel_digest(str(kernel))
+            said[group] = {**said[group], key: None}
     if config["decide"]["name"] == "load_file":
         files["decide.path"] = trace_digest({"name": "file", "path": config["decide"]["path"]}) or ""
         said["decide"] = {**said["decide"], "path": None}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from clustersim.deciding import (
     loads_seen,
     looks_at_load,
     nothing_seen,
+    older,
     periodic_keys,
     plan_once,
     plan_periodic,
@@ -32,7 +33,7 @@ from clustersim.engine.timing import Timing
 from clustersim.identity import trace_digest, trace_path
 from clustersim.pick import bind, did_you_mean, find, pick
 from clustersim.placement.past import no_room, room_for
-from clustersim.types import InputError, Trace, Transfers, Workload
+from clustersim.types import InputError, Ints, Trace, Transfers, Workload
 from clustersim.units import format_bytes
 from clustersim.workload import source
 from clustersim.workload.loads import read_loads
@@ -40,6 +41,7 @@ from clustersim.workload.routing import Router, rerouted
 from clustersim.workload.serving import with_lengths
 from clustersim.workload.streams import Recorded, Stream, passes_of, rerouted_stream, shared_out, stream_of
 from clustersim.workload.trace_source import recorded_tokens
+from clustersim.workload.uneven import sizes_of, trimmed, with_prompts
 
 
 def setting_of(run: Run, cluster: Cluster, exchange: Callable[..., Transfers], timing: Timing) -> tuple[Setting, Place]:
@@ -85,18 +87,49 @@ def stream_from(run: Run, setting: Setting, place: Place, router: Router) -> Str
     """
     tensor, per_sequence = run.group.tensor, run.decoding.per_sequence if run.decoding else 1
     groups = setting.cluster.n_gpus // tensor
+    sizes = None if run.uneven.even else sizes_of(run.uneven, run.group_tokens // per_sequence, groups, run.seed)
+    if sizes is not None:
+        run = _widest(run, int(sizes.max()), per_sequence)
     if not run.model.n_experts:
-        return shared_out(in_flight(run, without_experts(run, router, groups), groups), tensor, per_sequence)
+        stream = _uneven(run, without_experts(run, router, groups), sizes, per_sequence)
+        return shared_out(in_flight(run, stream, groups), tensor, per_sequence)
     if run.config["trace"]["name"] in ("sampled", "balanced") and run.model.zero_experts not in (0, router.extra):
         raise InputError(
             f"router={router.name}: chooses among {router.extra} experts without weights, and model={run.model.name} has "
             f"{run.model.zero_experts}; use router=longcat router.n_zero={run.model.zero_experts} trace=sampled"
         )
-    stream = _recorded(run, groups, router.extra, looks_at_load(place))
+    stream = _uneven(run, _recorded(run, groups, router.extra, looks_at_load(place)), sizes, per_sequence)
     near = _near(setting, place, tensor) if "near" in router.wants else _nobody_near
     label = f"trace={run.config['trace']['name']}"
     stream = rerouted_stream(stream, lambda i, step: rerouted(step, router, run.model, run.seed + i, name=label, near=near))
     return shared_out(in_flight(run, stream, groups), tensor, per_sequence)
+
+
+def _widest(run: Run, batch: int, per_sequence: int) -> Run:
+    """The run with the largest batch on every GPU; what is too much is taken off."""
+    decoding = run.decoding if run.decoding is None else replace(run.decoding, sequences=batch)
+    return replace(run, group_tokens=batch * per_sequence, decoding=decoding)
+
+
+def _uneven(run: Run, stream: Stream, sizes: Ints | None, per_sequence: int) -> Stream:
+    """The stream with batches of these sizes, and prompts as long as asked.
+
+    Raises:
+        InputError: what is asked for is made for one pass over made-up prompts, or `trimmed` cannot.
+    """
+    spread, trace = run.uneven.prompt_spread, run.config["trace"]["name"]
+    asked = f"workload.prompt_spread={spread}" if spread else "workload.batch_spread, workload.batches"
+    if spread and trace not in ("sampled", "balanced"):
+        raise InputError(f"{asked}: trace={trace} has sequences of its own; use trace=sampled or balanced")
+    if run.decoding is None and (spread or sizes is not None) and len(stream.steps) > 1:
+        raise InputError(f"{asked}: prompts that go on from pass to pass are all of one length on all GPUs; use workload.steps=1")
+    if spread:
+        mean = int(run.config["trace"]["sequence"])
+        stream = replace(stream, steps=tuple(with_prompts(step, mean, spread, run.seed) for step in stream.steps))
+    if sizes is None:
+        return stream
+    cut = partial(trimmed, tokens=sizes * per_sequence)
+    return replace(stream, steps=tuple(map(cut, stream.steps)), past=tuple(map(cut, stream.past)))
 
 
 def in_flight(run: Run, stream: Stream, n_gpus: int) -> Stream:
@@ -133,6 +166,7 @@ def plan_from(run: Run, setting: Setting, place: Place, stream: Stream) -> tuple
         seen = loads_seen(read_loads(str(options["path"]), run.model))
     else:
         seen = steps_seen(setting, stream.past)
+        seen = older(setting, seen, drift) if (drift := _drift(options)) else seen
     return plan_once(setting, place, seen, len(stream.steps)), stream
 
 
@@ -221,6 +255,14 @@ def _steps(run: Run) -> dict[str, Any]:
     keys = {key: workload[key] for key in ("steps", "deal", "domain_steps")}
     made_up = name not in ("tiny", "file") and run.decoding is not None and keys["deal"] == "batched"
     return keys | ({"deal": "sequences"} if made_up else {})
+
+
+def _drift(options: Mapping[str, Any]) -> float:
+    """How far loads have moved since a placement was decided."""
+    drift = options.get("drift", 0.0)
+    if isinstance(drift, bool) or not isinstance(drift, int | float) or not 0 <= drift < 1:
+        raise InputError(f"decide.drift={drift}: must be a number from 0 up to 1")
+    return float(drift)
 
 
 def _first_tokens(value: Any) -> int | None:

@@ -17,7 +17,7 @@ def njit(function: Callable[..., Any], **options: Any) -> Any:
 
     Machine code on disk is good as long as the file of the function is as it was, and those of all compiled functions that
     its module has imported, or these of theirs. (numba looks at the first alone.) Numbers that are compiled in stand in
-    the function's own file: where others would come from is not looked at.
+    one of these files, as a test says: where others would come from is not looked at.
     """
     import numba
 

@@ -13,7 +13,7 @@ from typing import Any
 from clustersim import units
 from clustersim.gpuspec import GpuSpec
 from clustersim.pick import did_you_mean
-from clustersim.places import PACKAGE
+from clustersim.places import PACKAGE, yaml_fault
 from clustersim.types import InputError
 
 FOLDER = PACKAGE / "conf" / "kernel"
@@ -44,7 +44,6 @@ class Kernel:
     constants: Mapping[str, Constant]
     covers: Mapping[str, tuple[float, float]]       # the range in which they were found: tokens_per_gpu, sms, gpus, hidden ...
     limits: Mapping[str, float]                     # what the kernel itself refuses to go beyond
-    digest: str                                     # sha256 of the file
 
     def __getitem__(self, key: str) -> float:
         if key not in self.constants:
@@ -166,7 +165,7 @@ def _read(name: str, path: Path, _: int) -> Kernel:
     try:
         given = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"kernel={name}: not a YAML file: {str(error).splitlines()[0]}") from error
+        raise InputError(f"kernel={name}: not a YAML file: {yaml_fault(error)}") from error
     if not isinstance(given, Mapping) or not isinstance(given.get("constants"), Mapping):
         raise InputError(f"kernel={name}: {path} has no constants")
     return Kernel(
@@ -174,7 +173,6 @@ def _read(name: str, path: Path, _: int) -> Kernel:
         constants={key: _constant(f"kernel {name}.{key}", one) for key, one in given["constants"].items()},
         covers={key: (float(low), float(high)) for key, (low, high) in (given.get("covers") or {}).items()},
         limits={key: float(most) for key, most in (given.get("limits") or {}).items()},
-        digest=hashlib.sha256(text.encode()).hexdigest(),
     )  # fmt: skip
 
 

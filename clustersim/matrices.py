@@ -22,7 +22,7 @@ def gemms(part: Part, hidden: int, *, absorbed: bool = False) -> tuple[tuple[int
 
     Weights that read the same input are one GEMM. A backward pass has two of each: m x k x n for the input, n x m x k for the
     weights. `absorbed`: multi-head latent attention as it decodes, where the expansion of latents to keys and values is
-    a part of queries and outputs; the heads' own small products stand as one of the same weights and FLOPs.
+    a part of queries and outputs; the heads' own small products (`per_head`) stand as one of the same weights and FLOPs.
     """
     match part:
         case Attention(heads=heads, kv_heads=kv_heads, head_dim=dim, gated=gated):
@@ -47,6 +47,12 @@ def gemms(part: Part, hidden: int, *, absorbed: bool = False) -> tuple[tuple[int
 def entries(part: Part, hidden: int, *, absorbed: bool = False) -> tuple[tuple[int, int], ...]:
     """Of `gemms` those before scores, states or scans: all but the last, and of absorbed latents but the last two."""
     return gemms(part, hidden, absorbed=absorbed)[: -2 if absorbed and isinstance(part, Latent) else -1]
+
+
+def per_head(part: Part) -> slice:
+    """Which of absorbed `gemms` and `entries` every head multiplies by itself, in a batched GEMM: the expansion of latents."""
+    first = 0 if not isinstance(part, Latent) else 1 if part.q_rank is None else 2
+    return slice(first, first + 2 if isinstance(part, Latent) else 0)
 
 
 def split(part: Part, gpus: int) -> Part:

@@ -93,6 +93,7 @@ class Model:
     hidden: int                         # activations per token
     expert_ffn: int                     # intermediate size of one routed expert
     expert_matrices: int = 3            # of a routed or shared expert: 3 gated, 2 not
+    expert_biases: bool = False         # experts add biases, and what goes into their activation is clamped (GPT-OSS)
     shared_ffn: int = 0                 # intermediate size of the shared experts together
     dense_ffn: int = 0                  # intermediate size of the FFN of a dense layer; of the short form only
     vocab: int
@@ -120,6 +121,8 @@ class Model:
             raise InputError("model.attention: must be given exactly where layers are not")
         if not isinstance(self.name, str):
             raise InputError(f"model.name = {self.name!r}: must be text")
+        if not isinstance(self.expert_biases, bool):
+            raise InputError(f"model.expert_biases = {self.expert_biases!r}: must be true or false")
         for key in ("n_dense_layers", "n_shared_experts", "shared_ffn", "dense_ffn"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -224,7 +227,7 @@ def _written_out(model: Model) -> tuple[tuple[Part, ...], ...]:
 
     moe = Moe(
         experts=model.n_experts, top_k=model.top_k, size=model.expert_ffn, shared_size=model.shared_ffn,
-        matrices=model.expert_matrices, zero_experts=model.zero_experts,
+        matrices=model.expert_matrices, zero_experts=model.zero_experts, biased=model.expert_biases,
     )  # fmt: skip
     n_dense = model.n_dense_layers
     return tuple((attention(i), Dense(size=model.dense_ffn) if i < n_dense else moe) for i in range(model.n_layers))

@@ -39,6 +39,11 @@ class Result:
     timeline: Callable[[], Iterator[str]] | None    # the events that `export.timeline` asked for
     provenance: dict[str, Any]              # what run.json says
 
+    def __repr__(self) -> str:
+        row = self.summary
+        what = f"{row['model']} on {row['gpus']} GPUs of {row['topology']}, a step of {row['step_s']:.6g} s"
+        return f"Result({self.run_id}: {what}; summary, notes, tables {', '.join(self.tables)})"
+
     @property
     def folder(self) -> Path:
         """Where `save` writes."""

@@ -174,6 +174,7 @@ class Moe:
     matrices: int = 3
     shared_size: int = 0                # intermediate size of the shared experts together
     zero_experts: int = 0               # without weights: they cost a choice and nothing else (LongCat-Flash)
+    biased: bool = False                # experts add biases, and what goes into their activation is clamped (GPT-OSS)
 
     def params(self, hidden: int) -> int:
         return self.experts * self.expert(hidden) + self._others(hidden)

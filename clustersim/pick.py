@@ -12,10 +12,16 @@ from typing import Any, get_args, get_type_hints
 
 from clustersim.types import InputError
 
+MOST_MEANT = 4          # names that are offered at once
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' for the nearest of `known`, or '' when none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    """'; did you mean X?' for those of `known` that begin so, if they are few, else the nearest, or '' when none is near."""
+    known = list(known)
+    begun = sorted(one for one in known if one.startswith(name))
+    if len(name) > 2 and 1 < len(begun) <= MOST_MEANT:
+        return f"; did you mean {', '.join(begun[:-1])} or {begun[-1]}?"
+    near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -45,8 +51,9 @@ def find(module: ModuleType, name: str, key: str) -> Callable[..., Any]:
     home, _, leaf = str(name).rpartition(":")
     own = getattr(module, "__all__", ())
     if not home and leaf not in own:
+        kind = "format" if key.endswith("--from") else key.rpartition(".")[2]
         raise InputError(
-            f"{key}={name}: there is no such {key.rpartition('.')[2]}; it offers {', '.join(sorted(own)) or 'none of its own'} "
+            f"{key}={name}: there is no such {kind}; it offers {', '.join(sorted(own)) or 'none of its own'} "
             f"(or give package.module:function){did_you_mean(leaf, own)}"
         )
     try:
@@ -77,10 +84,16 @@ def bind(kind: str, name: str, function: Callable[..., Any], options: Mapping[st
     return partial(function, **options)
 
 
+def options_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only parameters of a function, which are its options, and their defaults (`inspect.Parameter.empty`: none)."""
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
 @lru_cache(maxsize=256)
 def _described(function: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The options that a function takes, and what it says of their types; looked up once, for it takes a millisecond."""
-    accepted = tuple(p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY)
+    accepted = tuple(options_of(function))
     try:
         return accepted, get_type_hints(function)
     except (NameError, TypeError):      # a function of the user's, whose annotations are their own business

@@ -68,6 +68,13 @@ def options(folder: Path) -> dict[str, str]:
     return {path.stem: _first_comment(path) for path in sorted(folder.glob("*.yaml"))}
 
 
+def yaml_fault(error: Exception) -> str:
+    """What is wrong with a YAML file, and in which line, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    what = str(getattr(error, "problem", None) or error).splitlines()[0]
+    return what if mark is None else f"{what} in line {mark.line + 1}, column {mark.column + 1}"
+
+
 def _first_comment(path: Path) -> str:
     for line in path.read_text(encoding="utf-8").splitlines():
         text = line.strip()

@@ -191,6 +191,7 @@ def _own_times(parts: Parts, timed: Timing, mine: NDArray[np.bool_] | None = Non
     return OwnTimes(
         timed, parts.run.model, tokens if mine is None else workload_of(tokens, mine), cluster.n_gpus,
         groups=parts.groups, per_sequence=None if decoding is None else decoding.per_sequence, ends=ends,
+        padded=parts.run.uneven.padded,
         inputs=whole("workload.encoder_inputs", parts.run.config["workload"].get("encoder_inputs", 0), least=0),
         inbound=float(cluster.capacity[nics].min()) if nics else np.inf,
     )  # fmt: skip
@@ -220,7 +221,8 @@ def _expert_work(parts: Parts, piece: Piece, gpu_of: Ints) -> ExpertWork:
         return ExpertWork(seconds=seconds, beside=None, dispatch=None, combine=None)
     layout: dict[str, Any] = {}
     if parts.run.decoding is not None and parts.run.config["exchange"]["name"] in MASKED:
-        buffered: Floats = np.bincount(gpu_of, minlength=n) * np.float64(n * parts.run.tokens_per_gpu)
+        most = np.bincount(parts.workload.source).max(initial=parts.run.tokens_per_gpu)
+        buffered: Floats = np.bincount(gpu_of, minlength=n) * np.float64(n * most)
         layout = {"layout": "masked", "buffered": buffered}
     return ExpertWork(
         seconds=parts.timing.experts(piece.rows, gpu_of, n, **layout),

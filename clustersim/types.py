@@ -146,6 +146,7 @@ class Transfers:
     least: Floats | None = None                 # [gpus] seconds after entering before which a GPU does not go on; None: 0
     messages: Floats | None = None              # [transfers] messages it is sent in; None: nothing is known
     logical_bytes: float | None = None          # as benchmarks count: payload of every copy, those that stay at home included
+    ways: Routes | None = None                  # in place of those of the machine; a source may be its own destination then
 
     @property
     def n(self) -> int:
@@ -180,3 +181,7 @@ class TransferResult:
     solves: int                                 # how many times rates were recomputed; of `packet`: packets sent over links
     bound: float                                # release-date makespan of the busiest link: no schedule is faster
     upper_bound: float                          # max-min sharing is not slower: the most that the loads along one route add up to
+
+    def __repr__(self) -> str:
+        return f"TransferResult(makespan={self.makespan:.6g}, bound={self.bound:.6g}, solves={self.solves}, finish " \
+            f"{list(self.finish.shape)}, link_bytes {list(self.link_bytes.shape)})"  # fmt: skip

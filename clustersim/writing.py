@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from clustersim.types import InputError
+
 _number = count()
 
 
@@ -27,6 +29,37 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def not_drawn(error: OSError | ValueError) -> str:
+    """Why matplotlib has not written a picture."""
+    if isinstance(error, OSError):
+        return f"cannot be written ({error.strerror})"
+    return "is no kind of picture that can be drawn; its name must end in .png, .svg or .pdf"
+
+
+def check_writable(path: Path, said: str) -> None:
+    """Before work that takes long: whether `path`, a file or a folder to come, can be written. Leaves nothing behind.
+
+    Raises:
+        InputError: it cannot; `said` is how the user named it.
+    """
+    made: list[Path] = []
+    try:
+        home = path if path.is_dir() else path.parent
+        for folder in reversed([home, *home.parents]):
+            if not folder.is_dir():
+                folder.mkdir()
+                made.append(folder)
+        with replacing(home / ".writable") as temporary:
+            temporary.touch()
+        (home / ".writable").unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{said}: cannot be written ({error.strerror})") from error
+    finally:
+        for folder in reversed(made):
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def sweep_up(folder: Path) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from clustersim.network import packets
+from clustersim.network.changes import Changes
 from clustersim.types import Routes, Transfers
 
 
 def waiting(
-    capacity, routes, nbytes, *, chunk, queue="round_robin", latency=0.0, after=None, piece=None, weights=None, n_wires=None
-):
+    capacity, routes, nbytes, *, chunk, queue="round_robin", latency=0.0, after=None, piece=None, weights=None, n_wires=None,
+    changes=(),
+):  # fmt: skip
     """A state with these flows, none released. Each has counters of its own for its last landing and its last leaving.
 
     Args:
         weights: as `routes`; None: all are 1.
         n_wires: of the links; the others are lanes. None: all.
+        changes: (seconds, link, bytes/s) from then on.
     """
     caps = np.asarray(capacity, float)
     after = after or [[] for _ in routes]
@@ -30,7 +33,11 @@ def waiting(
         chunk=np.asarray(nbytes if piece is None else piece, float), after_start=np.cumsum([0, *map(len, after)]),
         after=np.array([p for row in after for p in row], np.int64),
     )  # fmt: skip
-    state = packets.empty(caps, np.broadcast_to(np.asarray(latency, float), caps.shape), chunk, queue, n_wires)
+    to_come = None
+    if len(changes):
+        time, link, then = (np.array(column) for column in zip(*sorted(changes), strict=True))
+        to_come = Changes(time=time.astype(float), link=link, capacity=then.astype(float))
+    state = packets.empty(caps, np.broadcast_to(np.asarray(latency, float), caps.shape), chunk, queue, n_wires, to_come)
     own = np.arange(n)
     return packets.extend(state, rows, transfers, inbox=own, outbox=n + own, n_counters=2 * n)
 

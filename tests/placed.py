@@ -5,7 +5,12 @@ import numpy as np
 from clustersim import placement
 from clustersim.pick import pick
 from clustersim.placement.exact import least_load
-from clustersim.placement.past import Past, Room, load_alone
+from clustersim.placement.past import Past, Room
+
+
+def load_alone(load):
+    """A past of which only the load is known, [experts] or [steps, experts]."""
+    return Past(load=np.atleast_2d(np.asarray(load, np.float64)))
 
 
 def room(n_slots, n_gpus, per_node=None):

@@ -1,4 +1,7 @@
-"""The output blocks of README.md and of docs: `python -m tests.readme` runs their commands and writes them anew."""
+"""The output blocks of README.md and of docs: `python -m tests.readme` runs their commands and writes them anew.
+
+With `--slow` those of docs/answers.md.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import io
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,8 +17,14 @@ from clustersim.cli import main
 
 README = Path(__file__).parent.parent / "README.md"
 VALIDATION = Path(__file__).parent.parent / "docs" / "validation.md"
+ANSWERS = Path(__file__).parent.parent / "docs" / "answers.md"
 BLOCK = re.compile(r"<!-- printed by: clustersim(?P<arguments>[^>\n]*) -->\n```\n(?P<text>.*?)```", re.DOTALL)
 SLOW = re.compile(r"<!-- printed, slowly, by: clustersim(?P<arguments>[^>\n]*) -->\n```\n(?P<text>.*?)```", re.DOTALL)
+
+ANSWER = re.compile(
+    r"<!-- printed, slowly(?P<end>, from the summary on)?, by: clustersim(?P<arguments>[^>\n]*) -->\n```\n(?P<text>.*?)```",
+    re.DOTALL,
+)
 
 
 def printed(arguments: str) -> str:
@@ -36,7 +46,21 @@ def refreshed(text: str) -> str:
     )
 
 
+def answered(text: str) -> str:
+    """The page of answers with its blocks as they would be printed now."""
+
+    def block(found: re.Match[str]) -> str:
+        told = printed(found["arguments"])
+        told = told[told.index("\n run ") + 1 :] if found["end"] else told
+        return f"{found[0].partition('```')[0]}```\n{told}```"
+
+    return ANSWER.sub(block, text)
+
+
 if __name__ == "__main__":
     os.environ["COLUMNS"] = "80"
+    if "--slow" in sys.argv:
+        ANSWERS.write_text(answered(ANSWERS.read_text(encoding="utf-8")), encoding="utf-8")
+        sys.exit()
     for page in (README, VALIDATION):
         page.write_text(refreshed(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -10,7 +10,7 @@ from clustersim.types import InputError
 
 def whole_number(key: str, text: str) -> int:
     if not text.isdecimal():
-        raise InputError(f"{key}={text}: must be a whole number")
+        raise InputError(f"{key}={text}: must be a whole number from 0 up")
     return int(text)
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from clustersim.commands.arguments import true_or_false, whole_number
 from clustersim.commands.screen import run_progress
+from clustersim.pick import did_you_mean
 from clustersim.types import InputError
+from clustersim.writing import check_writable
 
 
 def command(arguments: list[str]) -> int:
@@ -24,12 +26,14 @@ def command(arguments: list[str]) -> int:
     for text in arguments[1:]:
         key, equals, value = text.partition("=")
         if not equals or key not in kinds:
-            raise InputError(f"{text}: capture tiny takes {', '.join(f'{k}=...' for k in kinds)}")
+            raise InputError(f"{text}: capture tiny takes {', '.join(f'{k}=...' for k in kinds)}{did_you_mean(key, kinds)}")
         given[key] = kinds[key](key, value)
     from clustersim.capture.tiny import capture_tiny
 
+    out = Path(given.pop("out"))
+    check_writable(out, f"capture tiny out={out}")
     with run_progress() as progress:
-        facts = capture_tiny(Path(given.pop("out")), progress=progress, **given)
+        facts = capture_tiny(out, progress=progress, **given)
     print(f"{facts['tokens']:,} tokens in {facts['path']}, made in {facts['seconds']:.0f} s")
     print(f"replay it: clustersim trace=file trace.path={facts['path']}")
     return 0
@@ -53,7 +57,8 @@ def _capture_hf(arguments: list[str]) -> int:
         elif equals and key in kinds:
             given[key], text_follows = kinds[key](key, value), False
         elif text.startswith("-") or (equals and not Path(text).exists()):
-            raise InputError(f"{text}: capture hf takes MODEL --text FILE ... and {', '.join(f'{k}=...' for k in kinds)}")
+            raise InputError(f"{text}: capture hf takes MODEL --text FILE ... and {', '.join(f'{k}=...' for k in kinds)}"
+                             + did_you_mean(key, kinds))  # fmt: skip
         elif text_follows:
             texts.append(text)
         else:

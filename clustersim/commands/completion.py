@@ -88,7 +88,7 @@ def words_for(line: str) -> list[str]:
     elif first == "run":
         found = [*_overrides(before, word, own), *(() if before else (name for name in FLAGS if name != "run"))]
     else:
-        found = _subjects(first, own)
+        found = _subjects(first, word, own)
     return [text for text in found if text.startswith(word)]
 
 
@@ -101,8 +101,11 @@ def _own(before: list[str]) -> Path | None:
     return None
 
 
-def _subjects(command: str, own: Path | None) -> list[str]:
+def _subjects(command: str, word: str, own: Path | None) -> list[str]:
     """What a command is about, where that has a name."""
+    if command == "list" and "=" in word:
+        group = word.partition("=")[0]
+        return [f"{group}={option}" for option in option_files(group, own)] if group in groups(own) else []
     if command == "inspect":
         return [*option_files("topology", own), *option_files("model", own)]
     return {"list": [*groups(own)], "capture": ["tiny", "hf"], "completion": [*SCRIPTS]}.get(command, [])

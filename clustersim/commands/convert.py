@@ -42,12 +42,17 @@ def command(arguments: list[str]) -> int:
         raise InputError(f"{paths[0]}: no such file or folder")
     from clustersim.importers.recognition import detect
     from clustersim.importers.storing import store
+    from clustersim.writing import check_writable
 
+    target = Path(named["-o"])
+    if target.exists() and (target.samefile(paths[0]) or target in paths[0].parents):
+        raise InputError(f"convert -o {target}: holds what is to be converted; give another folder")
+    check_writable(target, f"convert -o {target}")
     form = named["--from"] or detect(paths[0])
     if form is None:
         raise InputError(f"{paths[0]}: no format is recognised; say --from FORMAT (clustersim convert lists them)")
-    made = bind("convert", form, find(importers, form, "--from"), given)(paths[0])
-    facts, notes, faults = store(made, Path(named["-o"]), f"{form} {paths[0].name}")
+    made = bind("convert", form, find(importers, form, "convert --from"), given)(paths[0])
+    facts, notes, faults = store(made, target, f"{form} {paths[0].name}")
     print(f"{facts} from {form} in {named['-o']}")
     for note in notes:
         print(f"note: {note}")
@@ -59,6 +64,7 @@ def command(arguments: list[str]) -> int:
 def _convert_model(arguments: list[str]) -> int:
     """A model for `model=FILE` from the configuration of a Hugging Face checkpoint; without -o it is printed."""
     from clustersim.hf_config import converted
+    from clustersim.writing import check_writable, replacing
 
     rest = [a for a in arguments if a not in ("--from", "hf-config")]
     out = rest.pop(rest.index("-o") + 1) if "-o" in rest[:-1] else None
@@ -69,6 +75,8 @@ def _convert_model(arguments: list[str]) -> int:
     if out is None:
         print(text, end="")
     else:
-        Path(out).write_text(text, encoding="utf-8")
+        check_writable(Path(out), f"convert -o {out}")
+        with replacing(Path(out)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         print(f"{told}, in {out}")
     return 0

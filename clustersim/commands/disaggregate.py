@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clustersim.commands.arguments import whole_number
 from clustersim.commands.screen import run_progress, stdout_console
+from clustersim.pick import did_you_mean
+from clustersim.places import groups
 from clustersim.types import InputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from clustersim.results.swept import SweptTable
 
 SIDES = ("prefill", "decode")
 LENGTHS = ("prompt", "output")
@@ -30,14 +32,14 @@ def command(arguments: list[str]) -> int:
             raise InputError(f"disaggregate: needs {key}=TOKENS; for example clustersim disaggregate prompt=4096 output=1024 "
                              "model=deepseek_v3 prefill.topology.nodes=4 decode.topology.nodes=16")  # fmt: skip
     from clustersim.disaggregation import disaggregated
+    from clustersim.playing import part_of
 
     rows, output = [], Path("results")
     with run_progress() as progress:
         for i, point in enumerate(points):
-            progress(i / len(points), f"{i + 1} of {len(points)}")
             lengths = {key: whole_number(key, point[key]) for key in LENGTHS}
             prefill, decode = (_of_side(point, side) for side in SIDES)
-            found = disaggregated(prefill, decode, prompt=lengths["prompt"], output=lengths["output"])
+            found = disaggregated(prefill, decode, **lengths, progress=part_of(progress, i, len(points)))
             output = found.prefill.save().parents[1]
             found.decode.save()
             rows.append({**point, **lengths, **found.row()})
@@ -59,6 +61,8 @@ def _points(arguments: Sequence[str]) -> Iterator[Point]:
     for text in arguments:
         side, _, rest = text.partition(".")
         front = f"{side}." if side in SIDES and rest else ""
+        if not front and rest and side not in groups() and (near := did_you_mean(side, SIDES)):
+            raise InputError(f"{text}: keys are of both sides, or behind prefill. and decode. of one{near}")
         own = text.removeprefix(front)
         if own.partition("=")[0] in LENGTHS:
             key, values = own.partition("=")[0], own.partition("=")[2].split(",")
@@ -91,22 +95,25 @@ def _written(rows: Sequence[dict[str, Any]], output: Path) -> Path:
     return file
 
 
-def _table(rows: Sequence[dict[str, Any]], varied: Sequence[str]) -> Table:
-    from rich.table import Table
-
+def _table(rows: Sequence[dict[str, Any]], varied: Sequence[str]) -> SweptTable:
+    from clustersim.results.swept import SweptTable
     from clustersim.units import format_bytes, format_seconds
 
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", caption=(
-        "match: nodes that prefill for each that decodes; NIC: what caches take of it, on either side, not in the times"
-    ), caption_justify="left")  # fmt: skip
-    for key in varied:
-        table.add_column(key, justify="right")
-    for heading in ("requests/s", "limit", "match", "first token", "per token", "cache", "NIC"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        nic = " ".join(f"{100 * row[f'{side}_nic_share']:.1f} %" for side in SIDES)
-        table.add_row(
-            *(str(row[key]) for key in varied), f"{row['requests_per_s']:,.1f}", row["limit"], f"{row['nodes_to_match']:.2f}",
-            format_seconds(row["first_token_s"]), format_seconds(row["per_token_s"]), format_bytes(row["cache_bytes"]), nic,
-        )  # fmt: skip
-    return table
+    def each(show: Callable[[dict[str, Any]], str]) -> tuple[str, ...]:
+        return tuple(map(show, rows))
+
+    return SweptTable(
+        keys=tuple(varied), jobs=tuple(tuple(str(row[key]) for key in varied) for row in rows),
+        results={
+            "requests/s": each(lambda row: f"{row['requests_per_s']:,.1f}"),
+            "limit": each(lambda row: str(row["limit"])),
+            "match": each(lambda row: f"{row['nodes_to_match']:.2f}"),
+            "first token": each(lambda row: format_seconds(row["first_token_s"])),
+            "per token": each(lambda row: format_seconds(row["per_token_s"])),
+            "cache": each(lambda row: format_bytes(row["cache_bytes"])),
+            "NICs busy": each(lambda row: ", ".join(f"{100 * row[f'{side}_nic_share']:.1f} %" for side in SIDES)),
+        },
+        caption="match: nodes that prefill for each that decodes, for both to keep up; first token: without queues;\n"
+        "NICs busy: with caches, where prefill and where decoding is done; not in the times",
+        spare=("NICs busy", "cache"),
+    )  # fmt: skip

@@ -28,8 +28,11 @@ def command(arguments: list[str]) -> int:
     from clustersim.workload.sampler_parameters import as_text, write_parameters
     from clustersim.workload.trace import read_trace
     from clustersim.workload.trace_counts import read_counts
+    from clustersim.writing import check_writable
 
     path = Path(given[0])
+    if out is not None:
+        check_writable(out, f"fit -o {out}")
     if (path / "counts.parquet").is_file() and not (path / "tokens.parquet").is_file():
         counts = read_counts(path)
         (parameters, notes), model = fit_counts(counts), counts.model

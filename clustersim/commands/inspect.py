@@ -29,9 +29,13 @@ def command(arguments: list[str]) -> int:
         else:
             paths.append(text)
     if len(paths) != 1:
-        raise InputError(f"{' '.join(['inspect', *arguments])}: takes one path: a trace, the folder of a run, or a topology")
+        asked = " ".join(["inspect", *arguments])
+        raise InputError(f"{asked}: takes one of: a trace, the folder or run_id of a run, a topology, a model")
     if own is not None:
         paths = [_of_their_own(own, paths[0])]
+    from clustersim.results.store import run_folder
+
+    paths = [str(run_folder(paths[0]))]
     if file is not None and not plot:
         raise InputError(f"inspect -o {file}: says where --plot draws; add --plot")
     if check:

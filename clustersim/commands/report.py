@@ -9,6 +9,7 @@ from clustersim.types import InputError
 
 def command(arguments: list[str]) -> int:
     from clustersim.report.make import newest_results, write_report
+    from clustersim.results.store import run_folder
 
     folders: list[str] = []
     formats: list[str] = []
@@ -30,7 +31,7 @@ def command(arguments: list[str]) -> int:
             folders.append(text)
     if len(folders) > 1:
         raise InputError(f"report {' '.join(folders)}: takes one folder, of a run or of many")
-    folder = Path(folders[0]) if folders else newest_results(Path("results"))
+    folder = run_folder(folders[0]) if folders else newest_results(Path("results"))
     headline, (page, *others) = write_report(folder, None if file is None else Path(file), formats, everything=everything)
     print(headline)
     print(f"report of {folder} in {page}" + (f", {len(others)} figures in {others[0].parent}" if others else ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from clustersim.commands.arguments import with_value
@@ -29,9 +30,12 @@ def command(arguments: list[str]) -> int:
         return sweep.command(overrides, as_json=as_json)
     from clustersim.results import documents, terminal, training_screen
     from clustersim.simulation import simulate
+    from clustersim.writing import check_writable
 
+    run = config.compose(overrides)
+    check_writable(Path(run.output) / "runs", f"output={run.output}")
     with run_progress() as progress:
-        result = simulate(overrides, progress=progress)
+        result = simulate(run, progress=progress)
         folder = result.save()
     if as_json:
         print(json.dumps(documents.run_document(result.tables, result.notes, folder), indent=2, allow_nan=False))

@@ -14,13 +14,14 @@ USAGE = (                       # what is typed after `clustersim`, and what it 
     ("--cfg [KEY=VALUE ...]", "the whole config of a run, without running it"),
     ("--config-dir DIR ...", "with options of your own: DIR/topology/mine.yaml is topology=mine, DIR/experiment/mine.yaml is "
      "+experiment=mine"),
-    ("list [GROUP]", "all options, one line each; --json"),
+    ("list [GROUP]", "all options, one line each; GROUP=OPTION: its keys and what they mean; --json"),
     ("inspect PATH", "what a topology, a model, a trace or the folder of a run is (--plot draws a topology or a trace, "
      "-o FILE.png says where; --check: is the trace sound?)"),
     ("convert SRC -o DIR", "a trace from what another system recorded; --from FORMAT, else it is recognised (clustersim convert "
      "alone lists the formats; KEY=VALUE: what the file does not say)"),
     ("convert CONFIG.json --from hf-config [-o MODEL.yaml]", "a model from a Hugging Face configuration, for model=MODEL.yaml"),
-    ("compare A B [--json]", "two runs (their folders) side by side: how they differ, and what came of it"),
+    ("compare A B", "two runs (their folders or run_ids) side by side: how they differ, and what came of it; A B C ...: one "
+     "table; DIR, or nothing: the last sweep; --json"),
     ("disaggregate prompt=N output=N ...", "prefill and decoding on nodes of their own: what either side and the caches between "
      "them can serve (KEY=VALUE of both, prefill.KEY=VALUE and decode.KEY=VALUE of one; KEY=A,B,C: all combinations; --json)"),
     ("fit TRACE [-o FILE]", "what the sampler has to be told to look like a trace; for trace.parameters=FILE"),
@@ -61,6 +62,12 @@ def page() -> str:
         *textwrap.wrap("any key of the config can be set: workload.tokens_per_gpu=1024 topology.nodes=16 seed=1 "
                        "(clustersim --cfg lists them)", WIDTH),
     ])  # fmt: skip
+
+
+def page_of(command: str) -> str:
+    """What the page says of one command."""
+    lines = [line for typed, does in USAGE if typed.split()[0] == command for line in _entry(typed, does)]
+    return "\n".join([*lines, "", "clustersim --help shows all commands, groups and options"])
 
 
 def _entry(typed: str, does: str) -> list[str]:

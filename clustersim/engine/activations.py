@@ -16,9 +16,13 @@ from clustersim.types import InputError
 RECOMPUTE = {       # what is computed again going back, and so not kept
     "none": "nothing",
     "selective": "scores of attention (arXiv 2205.05198; with flash attention they never are kept)",
+    "norm_act": "norms and what comes out of activations (Megatron-LM: layernorm, moe_act)",
+    "latents": "up-projections of multi-head latent attention (Megatron-LM: mla_up_proj)",
     "deepseek_v3": "norms, up-projections of multi-head latent attention, outputs of SwiGLU (arXiv 2412.19437 §3.2.3)",
     "full": "whole layers, from their inputs",
 }
+OUTPUTS = ("norm_act", "deepseek_v3")       # those that keep no outputs of norms and activations
+LATENTS = ("latents", "deepseek_v3")        # those that keep latents and not what is made of them
 STATISTICS = 4.0    # bytes per head and token that flash attention keeps: the logarithm of the sum, in FP32
 
 
@@ -71,7 +75,7 @@ def _kept_of_part(
 ) -> float:
     """A part with the norm before it and what is added after it."""
     between, a, linear = _between(parallel), keeping.value, keeping.linear
-    normed = 0.0 if keeping.recompute == "deepseek_v3" else linear * hidden / between
+    normed = 0.0 if keeping.recompute in OUTPUTS else linear * hidden / between
     around = a * hidden / between + normed + (hidden / between if keeping.dropout else 0.0)
     if isinstance(part, Attention):
         return around + _attention(part, parallel.tensor, keeping, sequence)
@@ -96,7 +100,7 @@ def _kept_of_part(
 
 def _ffn(size: float, matrices: int, keeping: Keeping) -> float:
     """What goes into the activation function, and what comes out of it."""
-    activated = 0.0 if keeping.recompute == "deepseek_v3" else keeping.linear * size
+    activated = 0.0 if keeping.recompute in OUTPUTS else keeping.linear * size
     inward = keeping.linear if keeping.recompute == "deepseek_v3" else keeping.value
     return (matrices - 1) * inward * size + activated
 
@@ -114,10 +118,11 @@ def _latent(part: Latent, parallel: Parallel, keeping: Keeping, sequence: int) -
     each = part.heads / parallel.tensor
     out, scores = keeping.value * each * part.value_dim, _scores(each, keeping, sequence)
     down = keeping.value * (latents + part.rope_dim) / _between(parallel)
-    if keeping.recompute == "deepseek_v3":
-        return down + out + scores
+    normed = 0.0 if keeping.recompute in OUTPUTS else keeping.linear * latents / _between(parallel)
+    if keeping.recompute in LATENTS:
+        return down + normed + out + scores
     up = keeping.value * each * (2 * (part.nope_dim + part.rope_dim) + part.value_dim)
-    return down + keeping.linear * latents / _between(parallel) + up + out + scores
+    return down + normed + up + out + scores
 
 
 def _scores(heads: float, keeping: Keeping, seen: int) -> float:

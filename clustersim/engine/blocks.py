@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clustersim.engine.compute import cache_traffic, mixing_flops
 from clustersim.engine.gemm import Kernels, Precision, dense_gemm_seconds, grouped_seconds
-from clustersim.matrices import entries, gemms
+from clustersim.matrices import entries, gemms, per_head
 from clustersim.parts import Attention, Latent, Mamba, Mamba2, Part, Retention
 from clustersim.types import Floats, Ints
 
@@ -91,7 +91,9 @@ def mixer_kernels_seconds(
 ) -> Floats:  # fmt: skip
     """A mixer of one layer, its projections included: float [gpus] seconds.
 
-    Decoding, attention takes the longer of its arithmetic and of streaming what it looks at; states are read and written.
+    Decoding, attention takes the longer of its arithmetic and of streaming what it looks at, and two passes: a tile of queries is
+    read before and its output written behind, and what parts of a long cache make is added up. The expansion of latents is not
+    quantised: engines multiply it in BF16, head by head. States are read and written.
     Prefill of a state space is the longer of its arithmetic and of two passes over its channels, a convolution and a scan.
 
     Args:
@@ -101,17 +103,18 @@ def mixer_kernels_seconds(
         cache_bytes: per value that is cached.
     """
     wide = 2.0
-    seconds = _products(gemms(part, hidden, absorbed=decode), tokens, kernels, precision)
+    seconds = _multiplied(part, gemms(part, hidden, absorbed=decode), tokens, kernels, precision, decode)
     if rotated := _rotated(part, decode):
         seconds = seconds + _passes(kernels, 1, tokens * rotated * wide, tokens > 0)
     assert kernels.gpu.memory_achieved is not None
-    left = kernels.sms / (kernels.gpu.sms or kernels.sms)
+    left = (kernels.free or kernels.sms) / (kernels.gpu.sms or kernels.sms)
     rate = kernels.gpu.bf16_flops * kernels.score_share * left
     scores = mixing_flops(part, tokens, context_sum, decode=decode) / rate
     if decode:
         scores = np.maximum(scores, cache_traffic(part, cached, sequences) * cache_bytes / kernels.gpu.memory_achieved)
     if isinstance(part, Attention | Latent):
-        return seconds + np.where(tokens > 0, scores + kernels.launch_s, 0.0)
+        around = _passes(kernels, 2, tokens * _asked(part) * wide, tokens > 0) if decode else kernels.launch_s
+        return seconds + np.where(tokens > 0, scores + around, 0.0)
     streamed = tokens * float(_channels(part)) * wide / kernels.gpu.memory_achieved
     mixed: Floats = seconds + np.where(tokens > 0, np.maximum(scores, streamed) + 2 * kernels.pass_s, 0.0)
     return mixed
@@ -121,9 +124,24 @@ def entry_kernels_seconds(
     part: Part, hidden: int, kernels: Kernels, precision: Precision, tokens: Ints, *, decode: bool
 ) -> Floats:
     """What of `mixer_kernels_seconds` stands before scores, states or scans: products on the way in, and what rotates them."""
-    seconds = _products(entries(part, hidden, absorbed=decode), tokens, kernels, precision)
+    seconds = _multiplied(part, entries(part, hidden, absorbed=decode), tokens, kernels, precision, decode)
     if rotated := _rotated(part, decode):
         seconds = seconds + _passes(kernels, 1, tokens * rotated * 2.0, tokens > 0)
+    return seconds
+
+
+def _multiplied(
+    part: Part, shapes: Sequence[tuple[int, int]], tokens: Ints, kernels: Kernels, precision: Precision, decode: bool
+) -> Floats:
+    """Products of a mixer, those of every head by itself in BF16: each reads inputs of its own."""
+    if not (decode and isinstance(part, Latent)):
+        return _products(shapes, tokens, kernels, precision)
+    own = per_head(part)
+    seconds = _products([*shapes[: own.start], *shapes[own.stop :]], tokens, kernels, precision)
+    assert kernels.gpu.memory_achieved is not None
+    for n, k in shapes[own]:
+        others = tokens * ((part.heads - 1) * k * 2.0) / kernels.gpu.memory_achieved        # `_gemm` reads k values of a token
+        seconds = seconds + _gemm(kernels, tokens, n, k, PRECISIONS["bf16"]) + others
     return seconds
 
 
@@ -153,6 +171,15 @@ def _rotated(part: Part, decode: bool) -> float:
             return 2.0 * (heads + 1) * rope + keys
         case _:
             return 0.0
+
+
+def _asked(part: Attention | Latent) -> float:
+    """Values per token that attention is given as queries, and makes, while it decodes."""
+    match part:
+        case Attention(heads=heads, head_dim=dim):
+            return 2.0 * heads * dim
+        case Latent(heads=heads, kv_rank=rank, rope_dim=rope):
+            return float(heads * (2 * rank + rope))
 
 
 def residual_kernel_seconds(hidden: int, tokens: Ints, kernels: Kernels) -> Floats:

@@ -75,14 +75,27 @@ def wires_of(cluster: Cluster) -> Wires:
     )  # fmt: skip
 
 
-def ring_s(nbytes: float, ranks: Ints, wires: Wires, passes: int = 1) -> float:
-    """Seconds of a reduce-scatter or all-gather of `nbytes` over `ranks`; an all-reduce has two `passes`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ring:
+    """A reduce-scatter, all-gather (one pass) or all-reduce (two) as NCCL runs it. Seconds; bytes of all passes."""
 
-    The fastest of NCCL's protocols, whose choice is by the same sums (src/graph/tuning.cc).
+    seconds: float
+    moving_s: float         # of them, while bytes are on their way; the others are hops and the start
+    through: float          # bytes that pass every member
+    nodes: int              # that the group is on
+    rings: int              # a node's members, each of which has a NIC's part of the bytes
+    by: Protocol
+
+
+def ring_of(nbytes: float, ranks: Ints, wires: Wires, passes: int = 1) -> Ring | None:
+    """The ring over `ranks` by the fastest of NCCL's protocols, whose choice is by the same sums (src/graph/tuning.cc).
+
+    Returns:
+        None where there is nothing to send, or nobody to send it to.
     """
     n = len(ranks)
     if n < 2 or nbytes <= 0:
-        return 0.0
+        return None
     members = np.bincount(ranks // wires.gpus_per_node)
     inside, fewest = int(members.max()), int(members[members > 0].min())
     nodes = int((members > 0).sum())
@@ -93,15 +106,24 @@ def ring_s(nbytes: float, ranks: Ints, wires: Wires, passes: int = 1) -> float:
     )  # fmt: skip
     through = nbytes * (n - 1) / n
 
-    def seconds(by: Protocol) -> float:
+    def ring(by: Protocol) -> Ring:
         moving = through / by.nvlink if inside > 1 else 0.0
         hop = by.nvlink_hop_s
         if nodes > 1:
             moving = max(moving, through / min(fewest * by.nic, by.nic_most))
             hop = (by.nic_hop_s * nodes + by.nvlink_hop_s * (n - nodes)) / n
-        return passes * (moving + (n - 1) * hop) + by.start_s
+        return Ring(
+            seconds=passes * (moving + (n - 1) * hop) + by.start_s, moving_s=passes * moving, through=passes * through,
+            nodes=nodes, rings=fewest, by=by,
+        )  # fmt: skip
 
-    return min(seconds(by) for by in (simple, *wires.flagged))
+    return min((ring(by) for by in (simple, *wires.flagged)), key=lambda one: one.seconds)
+
+
+def ring_s(nbytes: float, ranks: Ints, wires: Wires, passes: int = 1) -> float:
+    """Seconds of a reduce-scatter or all-gather of `nbytes` over `ranks`; an all-reduce has two `passes`. See `ring_of`."""
+    ring = ring_of(nbytes, ranks, wires, passes)
+    return 0.0 if ring is None else ring.seconds
 
 
 def all_reduce_s(nbytes: float, ranks: Ints, wires: Wires) -> float:

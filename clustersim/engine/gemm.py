@@ -41,11 +41,12 @@ class Kernels:
 
     gpu: GpuSpec
     rule: Callable[[str, int, int, int, int], Tile]
-    sms: int                    # left for computing
+    sms: int                    # that GEMMs are cut for
     overlap: float              # norm that joins the waits for L2 and memory: 1 their sum, large the longer
     launch_s: float             # between two kernels of a stream
     pass_s: float               # a kernel that only moves memory, beyond its bytes
     score_share: float          # of the BF16 peak that attention's scores reach
+    free: int | None = None     # SMs left for all other kernels; None: as many
 
 
 def grouped_seconds(

@@ -43,8 +43,8 @@ NOTHING = Launches()
 def own_launches(layer: Sequence[Part], hidden: int, precision: Precision, *, exchange: str, graphs: str = "none") -> Launches:
     """All of a layer but its routed experts.
 
-    Per part: a norm (two kernels back), a residual, a rotation or an activation, its products, and attention itself (three back,
-    as FlashAttention). Routers count as published, forward alone.
+    Per part: its products, a norm, a residual and an activation; of attention what was measured of all of it, and as much on the
+    way back, where each of its operations has one. Routers count as published, forward alone.
     """
     host = load_kernel("host")
     if graphs == "all":
@@ -54,28 +54,34 @@ def own_launches(layer: Sequence[Part], hidden: int, precision: Precision, *, ex
     each = host["gemm"] * (host["quantised"] if precision.rate != "bf16" else 1.0)
     total = NOTHING
     for part in layer:
-        products, mixes = len(gemms(part, hidden)), isinstance(part, Attention | Latent)
+        products = len(gemms(part, hidden)) * each
+        around = host["attention"] if isinstance(part, Attention | Latent) else 3
         router = host["router_fused" if exchange in FUSED else "router"] if isinstance(part, Moe) else 0.0
         total += Launches(
-            forward_s=products * each + host["op"] * (3 + mixes + router), input_s=products * each + host["op"] * (3 + 3 * mixes),
-            weight_s=products * each,
-        )  # fmt: skip
+            forward_s=products + host["op"] * (around + router), input_s=products + host["op"] * around, weight_s=products
+        )
     return total
 
 
-def expert_launches(slots: float, precision: Precision, *, graphs: str = "none") -> Launches:
-    """The routed experts of a layer on a GPU with so many `slots`: a GEMM for each and product, two permutations, an activation.
+def expert_launches(
+    slots: float, precision: Precision, *, exchange: str, graphs: str = "none", biased: bool = False
+) -> Launches:
+    """The routed experts of a layer on a GPU with so many `slots`: a GEMM for each and product, permutations, an activation.
 
-    Source: github:NVIDIA/TransformerEngine GroupedLinear, many streams with a cuBLAS GEMM for every expert.
+    Exchanges that do not prepare themselves are a handful of operations on either side. Biases are added expert by expert, in two
+    operations, and have six on the way back.
+
+    Source: github:NVIDIA/TransformerEngine GroupedLinear, many streams with a cuBLAS GEMM for every expert;
+    github:NVIDIA/Megatron-LM core/transformer/moe/experts.py, `_apply_bias`.
     """
     if graphs == "all":
         return NOTHING
     host = load_kernel("host")
     each = host["gemm"] * (host["quantised"] if precision.rate != "bf16" else 1.0)
-    products = 2 * slots                    # gate and up are one
-    return Launches(
-        forward_s=products * each + 3 * host["op"], input_s=products * each + 3 * host["op"], weight_s=products * each,
-    )  # fmt: skip
+    products, op = 2 * slots * each, host["op"]                     # gate and up are one
+    around = (2 if exchange in FUSED else host["dispatcher"]) + 1
+    added, back = (2 * slots, 6 * slots) if biased else (0.0, 0.0)
+    return Launches(forward_s=products + op * (around + added), input_s=products + op * (around + back), weight_s=products)
 
 
 def head_launches(graphs: str = "none") -> Launches:

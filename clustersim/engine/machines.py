@@ -17,7 +17,7 @@ from clustersim.engine.gemm import Kernels, Precision, dense_gemm_seconds, group
 from clustersim.engine.tiles import CONTIGUOUS_ROWS
 from clustersim.engine.timing import kernels_of
 from clustersim.gpuspec import GpuSpec
-from clustersim.kernels import load_kernel
+from clustersim.kernels import Kernel, load_kernel
 from clustersim.types import Ints
 
 Values = NDArray[Any]       # numbers of GPUs
@@ -39,8 +39,8 @@ class Machine:
     weight_product: Callable[[Ints, int, int], Values]      # the gradient of those weights
     grouped: Callable[[Ints, Ints, int, int, int], Values]  # rows [slots], GPU of each, GPUs, columns, inner dimension
     grouped_weight: Callable[[Ints, Ints, int, int, int], Values]
-    mixing: Callable[[Values, bool], Values]                # FLOPs of attention's scores or of a scan; whether it is the way back
-    move: Callable[[int, Values], Values]                   # kernels, bytes through memory
+    mixing: Callable[[Values, bool, float], Values]         # FLOPs of scores or of a scan, whether back, width of a head
+    move: Callable[[int | Values, Values], Values]          # kernels, bytes through memory
 
 
 def none() -> Machine:
@@ -50,7 +50,7 @@ def none() -> Machine:
         weight_product=lambda rows, n, k: np.zeros(rows.size),
         grouped=lambda rows, owner, n_gpus, n, k: np.zeros(n_gpus),
         grouped_weight=lambda rows, owner, n_gpus, n, k: np.zeros(n_gpus),
-        mixing=lambda flops, back: np.zeros(flops.size),
+        mixing=lambda flops, back, width: np.zeros(flops.size),
         move=lambda count, nbytes: np.zeros(nbytes.size),
     )
 
@@ -74,7 +74,7 @@ def roofline(gpu: GpuSpec, gemm: str) -> Machine:
 
     return Machine(
         product=product, weight_product=weight_product, grouped=summed(product), grouped_weight=summed(weight_product),
-        mixing=lambda flops, back: flops / gpu.bf16_flops, move=lambda count, nbytes: np.zeros(nbytes.size),
+        mixing=lambda flops, back, width: flops / gpu.bf16_flops, move=lambda count, nbytes: np.zeros(nbytes.size),
     )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def kernels(
     assert gpu.sms is not None
     assert gpu.memory_achieved is not None
     left = made.sms / gpu.sms
-    bandwidth, share, back_share = gpu.memory_achieved, made.score_share, load_kernel(constants)["score_back_share"]
+    bandwidth, fixed = gpu.memory_achieved, load_kernel(constants)
 
     def product(rows: Ints, n: int, k: int) -> Values:
         seconds: Values = dense_gemm_seconds(rows, n, k, precision=precision, kernels=made) + made.launch_s * (rows > 0)
@@ -110,8 +110,9 @@ def kernels(
     def grouped(rows: Ints, owner: Ints, n_gpus: int, n: int, k: int) -> Values:
         seconds: Values = grouped_seconds(rows, owner, n_gpus, n, k, layout="contiguous", precision=precision, kernels=made)
         used: Ints = np.bincount(owner, rows, n_gpus).astype(np.int64)
-        if precision.rate != "bf16":
-            seconds = seconds + _quantised(made, used, k, precision, scaling)
+        if precision.rate != "bf16":                # what every expert works on is quantised by itself
+            slots: Ints = np.bincount(owner, rows > 0, n_gpus).astype(np.int64)
+            seconds = seconds + _quantised(made, used, k, precision, scaling, slots)
         launched: Values = seconds + made.launch_s * (used > 0)
         return launched
 
@@ -121,14 +122,27 @@ def kernels(
         each = _weight(made, precision, padded, n, k, left) + made.launch_s * (rows > 0)
         return _turned(made, used, n, k, precision, scaling) + np.bincount(owner, each, n_gpus)
 
-    def mixing(flops: Values, back: bool) -> Values:
-        rate = gpu.bf16_flops * (back_share if back else share) * left
+    def mixing(flops: Values, back: bool, width: float) -> Values:
+        rate = gpu.bf16_flops * _score_share(fixed, back, width) * left
         return np.where(flops > 0, flops / rate + made.launch_s, 0.0)
 
     return Machine(
         product=product, weight_product=weight_product, grouped=grouped, grouped_weight=grouped_weight,
         mixing=mixing, move=lambda count, nbytes: np.where(nbytes > 0, count * made.pass_s + nbytes / bandwidth, 0.0),
     )  # fmt: skip
+
+
+def _score_share(fixed: Kernel, back: bool, width: float) -> float:
+    """Of the BF16 peak what attention's scores reach with heads of `width`: each score has an exponential, however wide they are.
+
+    Going back has five products for an exponential where the way forward has two. Heads wider than those that a share was found
+    with are given no more of it.
+    """
+    share, found, weighs = fixed["score_share"], fixed["score_width"], fixed["score_exponential"]
+    if back:
+        share, found, weighs = fixed["score_back_share"], fixed["score_back_width"], weighs / 2.5
+    width = min(width, found)
+    return share * width / (width + weighs) * (found + weighs) / found
 
 
 def precision_of(gemm: str, scaling: str) -> Precision:
@@ -177,9 +191,16 @@ def _turned(made: Kernels, rows: Ints, n: int, k: int, precision: Precision, sca
     return np.where(rows > 0, 2 * made.pass_s + moved / made.gpu.memory_achieved, 0.0)
 
 
-def _quantised(made: Kernels, rows: Ints, k: int, precision: Precision, scaling: str) -> Values:
-    """Values read and written in FP8: once, or by rows and by columns; a scale of the whole is found by reading them before."""
+def _quantised(
+    made: Kernels, rows: Ints, k: int, precision: Precision, scaling: str, tensors: int | Ints = 1
+) -> Values:
+    """Values read and written in FP8: once, or by rows and by columns; a scale of the whole is found by reading them before.
+
+    A kernel for each tensor; of a scale of the whole three, of which one makes the scale.
+
+    Source: github:NVIDIA/TransformerEngine pytorch/csrc (`split_quantize`, `Float8CurrentScalingQuantizer::quantize_impl`).
+    """
     assert made.gpu.memory_achieved is not None
-    read, written = (2 if scaling == "tensor" else 1), (1 if scaling == "block" else 2)
+    read, written, each = (2 if scaling == "tensor" else 1), (1 if scaling == "block" else 2), (3 if scaling == "tensor" else 1)
     moved = rows * k * (read * WIDE + written * precision.activation_bytes)
-    return np.where(rows > 0, read * made.pass_s + moved / made.gpu.memory_achieved, 0.0)
+    return np.where(rows > 0, each * tensors * made.pass_s + moved / made.gpu.memory_achieved, 0.0)

@@ -35,6 +35,7 @@ class OwnTimes:
         inputs: images or pieces of sound per sequence, through the model's encoders.
         inbound: bytes/s at which retrieved text comes to a GPU.
         ends: int [gpus], tokens that a next one is made of, where `workload` is a part of a batch; None: found in it.
+        padded: every GPU computes as many rows as the one with most; caches are its own.
 
     Raises:
         InputError: inputs for a model without encoders, parts that a group cannot share.
@@ -42,12 +43,14 @@ class OwnTimes:
 
     def __init__(
         self, timing: Timing, model: Model, workload: Workload, n_gpus: int, *, groups: TensorGroups | None = None,
-        per_sequence: int | None = None, inputs: int = 0, inbound: float = np.inf, ends: Ints | None = None,
+        per_sequence: int | None = None, inputs: int = 0, inbound: float = np.inf, ends: Ints | None = None, padded: bool = False,
     ) -> None:  # fmt: skip
         self._groups = alone(n_gpus) if groups is None else groups
         self._per_sequence = per_sequence
         self._timing, self._model, self._n = timing, model, n_gpus
         self._source, self._own = workload.source, np.bincount(workload.source, minlength=n_gpus)
+        if padded:
+            self._own = np.full_like(self._own, self._own.max(initial=0))
         self._tokens = self._groups.together(self._own)
         self._between = self._own if self._groups.group.scattered else self._tokens
         self._context = workload.context + (model.retrieval.tokens if model.retrieval else 0)

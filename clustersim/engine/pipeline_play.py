@@ -40,7 +40,8 @@ class Flow:
 
 
 def play_pipeline(
-    pipeline: Pipeline, seconds_of: Callable[[tuple[Task, ...]], float], send_s: Callable[[int, int], float] = lambda a, b: 0.0
+    pipeline: Pipeline, seconds_of: Callable[[tuple[Task, ...]], float], send_s: Callable[[int, int], float] = lambda a, b: 0.0,
+    beside: Callable[[int, int, float], tuple[float, float]] | None = None,
 ) -> Flow:
     """Play a pipeline.
 
@@ -50,6 +51,8 @@ def play_pipeline(
     Args:
         seconds_of: how long a device needs for one task, or for two that overlap.
         send_s: `send_s(a, b)`, seconds that what stage a leaves needs to stage b; the device goes on meanwhile.
+        beside: in place of `seconds_of`: `beside(d, i, ago)`, seconds of the i-th task of device d that begins `ago` after the
+            one before it ended, and by how much later than `send_s` what that one left arrives, because they share links.
     """
     env = simpy.Environment()
     over: dict[tuple[str, int, int], simpy.Event] = {}
@@ -58,6 +61,8 @@ def play_pipeline(
             over |= {(_way(task), task.stage, task.batch): env.event() for task in tasks}
     begun = [np.full(len(tasks), np.nan) for tasks in pipeline.tasks]
     ended = [np.full(len(tasks), np.nan) for tasks in pipeline.tasks]
+
+    later: dict[simpy.Event, float] = {}        # what a pass left is on its way for so much longer than `send_s`
 
     def needed(task: Task) -> tuple[simpy.Event, float] | None:
         if task.kind == "F":
@@ -69,6 +74,7 @@ def play_pipeline(
         return over["B", task.stage + 1, task.batch], send_s(task.stage + 1, task.stage)
 
     def run(device: int) -> Generator[simpy.Event, Any, None]:
+        left: list[simpy.Event] = []
         for i, tasks in enumerate(pipeline.tasks[device]):
             for task in tasks:
                 need = needed(task)
@@ -76,11 +82,20 @@ def play_pipeline(
                     at = (yield need[0]) + need[1]
                     if at > env.now:
                         yield env.timeout(at - env.now)
+                    at += later.get(need[0], 0.0) if need[1] else 0.0       # known by now: it is on its way no longer, or shares
+                    if at > env.now:
+                        yield env.timeout(at - env.now)
             begun[device][i] = env.now
-            yield env.timeout(seconds_of(tasks))
+            if beside is None:
+                took, late = seconds_of(tasks), 0.0
+            else:
+                took, late = beside(device, i, env.now - ended[device][i - 1] if i else np.inf)
+            later.update(dict.fromkeys(left, late))
+            yield env.timeout(took)
             ended[device][i] = env.now
-            for task in tasks:
-                over[_way(task), task.stage, task.batch].succeed(env.now)
+            left = [over[_way(task), task.stage, task.batch] for task in tasks]
+            for event in left:
+                event.succeed(env.now)
 
     for device in range(len(pipeline.tasks)):
         env.process(run(device))

@@ -32,6 +32,7 @@ class Schedule:
     shared: str = "after"
     kernels: bool = False               # what kernels of an exchange compute is an operation of its own
     enters: bool = False                # what stands before scores, states or scans is an operation of its own
+    spares: bool = False                # GEMMs leave the SMs of an exchange alone from the beginning to the end
 
     @property
     def cuts(self) -> int:
@@ -53,7 +54,7 @@ def two_batch(moe: Sequence[bool], *, shared: str = "after") -> Schedule:
 
     As DeepSeek-V3 prefills and decodes (arXiv 2412.19437 §3.4), SGLang's two-batch overlap and vLLM's dual batch overlap.
     """
-    return _schedule(moe, 2, 1, shared)
+    return replace(_schedule(moe, 2, 1, shared), spares=True)
 
 
 def chunked(moe: Sequence[bool], *, chunks: int = 4, shared: str = "after") -> Schedule:

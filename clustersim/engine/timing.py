@@ -120,8 +120,9 @@ def roofline(model: Model, gpu: GpuSpec) -> Timing:
 
 
 def kernels(
-    model: Model, gpu: GpuSpec, *, tiles: str = "deepgemm_2025_07", constants: str = "gemm", sms_taken: int = 0
-) -> Timing:
+    model: Model, gpu: GpuSpec, *, tiles: str = "deepgemm_2025_07", constants: str = "gemm", sms_taken: int = 0,
+    sms_spared: int = 0,
+) -> Timing:  # fmt: skip
     """GEMMs in tiles and waves at the rates that kernels reach, and the passes over memory around them (see `blocks`).
 
     Every token that arrives is taken to need one expert of the GPU: those that need two pass the permutation once, not twice,
@@ -131,11 +132,14 @@ def kernels(
         tiles: which tiles GEMMs are cut into, a function of `engine.tiles`.
         constants: file of `conf/kernel/` with the fixed costs.
         sms_taken: SMs that communication keeps to itself.
+        sms_spared: SMs that GEMMs leave alone whether or not anything else runs.
 
     Raises:
         InputError: an unknown rule or file, a GPU whose topology does not say what kernels ask, no SM left.
     """
     made = kernels_of(gpu, tiles, constants, sms_taken)
+    if sms_spared > sms_taken:
+        made = replace(kernels_of(gpu, tiles, constants, sms_spared), free=made.sms)
     plain = replace(blocks.PRECISIONS[model.gemm], weight_bytes=model.weight_bytes)
     routed = replace(plain, weight_bytes=model.expert_weight_bytes)
 
@@ -185,15 +189,33 @@ def fewer_sms(name: str, options: Mapping[str, Any], gpu: GpuSpec, held: int) ->
     Raises:
         InputError: no SM is left.
     """
+    _leaves_some(gpu, held)
     assert gpu.sms is not None
-    if held >= gpu.sms:
-        raise InputError(f"exchange: holds all {gpu.sms} SMs of {gpu.name}, nothing computes beside it; use schedule=in_order")
     if name == "kernels":
         return {**options, "sms_taken": int(options.get("sms_taken", 0)) + held}, gpu
     left = 1 - held / gpu.sms
     fp4 = None if gpu.fp4_flops is None else gpu.fp4_flops * left
     slower = replace(gpu, bf16_achieved=None, fp8_achieved=None, fp4_achieved=None)        # a roofline does not look at them
     return dict(options), replace(slower, bf16_flops=gpu.bf16_flops * left, fp8_flops=gpu.fp8_flops * left, fp4_flops=fp4)
+
+
+def sparing_sms(name: str, options: Mapping[str, Any], gpu: GpuSpec, held: int) -> dict[str, Any]:
+    """Options of a model of compute whose GEMMs are cut for what an exchange leaves even where none runs: engines set that number
+    once for a pass in which micro-batches overlap (sgl-project/sglang, srt/batch_overlap/operations_strategy.py,
+    `deep_gemm_num_sms`; vllm-project/vllm, v1/worker/gpu_ubatch_wrapper.py, `_create_sm_control_context`).
+
+    Raises:
+        InputError: no SM is left.
+    """
+    if held:
+        _leaves_some(gpu, held)
+    return {**options, "sms_spared": held} if name == "kernels" else dict(options)
+
+
+def _leaves_some(gpu: GpuSpec, held: int) -> None:
+    assert gpu.sms is not None
+    if held >= gpu.sms:
+        raise InputError(f"exchange: holds all {gpu.sms} SMs of {gpu.name}, nothing computes beside it; use schedule=in_order")
 
 
 def kernels_of(gpu: GpuSpec, rule: str, constants: str, sms_taken: int) -> Kernels:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clustersim.exchange.copies import Gpus, TokenBytes, choice_copies
+from clustersim.exchange.copies import Gpus, TokenBytes, choice_copies, token_bytes
 from clustersim.types import Placement, Routing, Transfers, independent
 
 
@@ -24,7 +24,7 @@ def direct(phase: str, routing: Routing, placement: Placement, cluster: Gpus, mo
         One transfer per pair of GPUs with something to send, by source of the token, then expert GPU.
     """
     copies = choice_copies(routing, placement, cluster)
-    token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
+    token = token_bytes(phase, model)
     logical = float(copies.sum() * token)
     if routing.padding is not None:
         np.add.at(copies.T, placement.gpu_of, routing.padding.T)

@@ -43,6 +43,11 @@ class TokenBytes(Protocol):
     def combine_token_bytes(self) -> float: ...     # one token on its way back
 
 
+def token_bytes(phase: str, model: TokenBytes) -> float:
+    """Bytes of one token in a phase, scales included, headers not."""
+    return model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
+
+
 def destinations(routing: Routing, placement: Placement, cluster: Gpus) -> Ints:
     """GPU of every kept choice, int [top_k, tokens]; -1 no expert or dropped.
 

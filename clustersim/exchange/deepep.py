@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from clustersim.exchange.copies import Gpus, TokenBytes, channel_copies, choice_copies
-from clustersim.exchange.hierarchical import copy_bytes_of, forwarders_of, transfers_of
+from clustersim.exchange.copies import Gpus, TokenBytes, channel_copies, choice_copies, token_bytes
+from clustersim.exchange.hierarchical import copy_bytes_of, forwarders_of, two_hops
 from clustersim.exchange.payloads import loaded
 from clustersim.exchange.warps import Busy, copying
 from clustersim.kernels import Kernel, launched, load_kernel, slowness
@@ -45,13 +45,11 @@ def deepep_normal(
     constants, model = load_kernel(kernel), loaded(model, dispatch_payload, combine_payload)
     copy_bytes = copy_bytes_of(phase, model, None)
     by_channel, to_node = channel_copies(routing, placement, cluster, sms // 2)
-    away = to_node.copy()
-    away[np.arange(cluster.n_gpus), cluster.node_of] = 0
     to_gpu, tokens = by_channel.sum(axis=1), np.bincount(routing.source, minlength=cluster.n_gpus)
-    plain = transfers_of(phase, to_gpu, away, cluster, copy_bytes, chunk_tokens)
+    plain = two_hops(phase, to_gpu, to_node, cluster, copy_bytes, chunk_tokens)
     phases = 1 if phase == "dispatch" else 2        # a combine first sends, then reduces
     start = phases * launched(constants, cluster.gpu) + (constants["notify"] if notify and phase == "dispatch" else 0.0)
-    token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
+    token = token_bytes(phase, model)
     busy = None
     if cluster.n_nodes == 1:
         busy = copying(phase, token, model.hidden, by_channel, tokens, cluster, constants)
@@ -131,7 +129,7 @@ def _puts(
 ) -> Transfers:
     constants, n = load_kernel(kernel), cluster.n_gpus
     copies = choice_copies(routing, placement, cluster)
-    token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
+    token = token_bytes(phase, model)
     message = token + 16 if phase == "dispatch" else token
     logical = float(copies.sum() * token)
     own = np.diag(copies).copy()

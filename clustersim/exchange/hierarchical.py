@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clustersim.exchange.copies import Gpus, TokenBytes, distinct_copies
+from clustersim.exchange.copies import Gpus, TokenBytes, distinct_copies, token_bytes
 from clustersim.types import InputError, Ints, Placement, Routing, Transfers
 
 
@@ -40,20 +40,26 @@ def node_dedup(
     Raises:
         InputError: chunk_tokens below 1 or metadata_bytes below 0.
     """
-    if not chunk_tokens >= 1:
-        raise InputError(f"exchange.chunk_tokens={chunk_tokens}: at least one token moves at a time")
     copy_bytes = copy_bytes_of(phase, model, metadata_bytes)
     to_gpu, to_node = distinct_copies(routing, placement, cluster)
-    token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
+    token = token_bytes(phase, model)
     logical = float((to_node if cluster.n_nodes > 1 else to_gpu).sum() * token)
-    to_node[np.arange(cluster.n_gpus), cluster.node_of] = 0
-    return replace(transfers_of(phase, to_gpu, to_node, cluster, copy_bytes, chunk_tokens), logical_bytes=logical)
+    return replace(two_hops(phase, to_gpu, to_node, cluster, copy_bytes, chunk_tokens), logical_bytes=logical)
 
 
-def transfers_of(
+def two_hops(
     phase: str, to_gpu: Ints, to_node: Ints, cluster: Gpus, copy_bytes: float, chunk_tokens: float
 ) -> Transfers:
-    """The two hops of `node_dedup`, from the tokens of each GPU wanted on each GPU [gpus, gpus] and other node [gpus, nodes]."""
+    """The two hops of `node_dedup`, from the tokens of each GPU wanted on each GPU [gpus, gpus] and node [gpus, nodes].
+
+    What is wanted on the own node takes no first hop.
+
+    Raises:
+        InputError: chunk_tokens below 1.
+    """
+    if not chunk_tokens >= 1:
+        raise InputError(f"exchange.chunk_tokens={chunk_tokens}: at least one token moves at a time")
+    to_node = np.where(np.arange(cluster.n_nodes) == cluster.node_of[:, None], 0, to_node)
     nic_home, nic_node = np.nonzero(to_node)
     nic_row = np.full(to_node.shape, -1, dtype=np.int64)        # [gpus, nodes] which NIC hop it is, own node: none
     nic_row[nic_home, nic_node] = np.arange(nic_home.size)
@@ -95,7 +101,7 @@ def forwarders_of(cluster: Gpus) -> Ints:
 
 def copy_bytes_of(phase: str, model: TokenBytes, metadata_bytes: float | None) -> float:
     """Bytes of one copy of a token on the wire."""
-    token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
+    token = token_bytes(phase, model)
     if metadata_bytes is None:
         choice_bytes = 8 if phase == "dispatch" else 4
         return 16.0 * math.ceil((token + 8 + choice_bytes * model.top_k) / 16)

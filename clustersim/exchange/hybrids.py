@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from clustersim.exchange.copies import Gpus, TokenBytes, distinct_copies
-from clustersim.exchange.hierarchical import copy_bytes_of, forwarders_of, transfers_of
+from clustersim.exchange.copies import Gpus, TokenBytes, distinct_copies, token_bytes
+from clustersim.exchange.hierarchical import copy_bytes_of, forwarders_of, two_hops
 from clustersim.exchange.onesided import rank_dedup
 from clustersim.exchange.payloads import loaded
 from clustersim.kernels import launched, load_kernel
@@ -29,9 +29,7 @@ def hybrid_ep(
     constants, model = load_kernel(kernel), loaded(model, dispatch_payload, combine_payload)
     copy_bytes = copy_bytes_of(phase, model, metadata_bytes)
     to_gpu, to_node = distinct_copies(routing, placement, cluster)
-    away = to_node.copy()
-    away[np.arange(cluster.n_gpus), cluster.node_of] = 0
-    plain = transfers_of(phase, to_gpu, away, cluster, copy_bytes, chunk_tokens)
+    plain = two_hops(phase, to_gpu, to_node, cluster, copy_bytes, chunk_tokens)
     counted = to_node if cluster.n_nodes > 1 else to_gpu
     return replace(
         plain, release=np.full(plain.n, launched(constants, cluster.gpu)), lanes=_by_sms(plain, cluster),
@@ -52,15 +50,13 @@ def deepep_v2(
     """
     constants, model = load_kernel(kernel), loaded(model, dispatch_payload, combine_payload)
     copy_bytes = copy_bytes_of(phase, model, None)
-    token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
+    token = token_bytes(phase, model)
     if not hybrid:
         plain = rank_dedup(phase, routing, placement, cluster, model, metadata_bytes=0.0)
         plain = replace(plain, nbytes=plain.nbytes / token * copy_bytes)
     else:
         to_gpu, to_node = distinct_copies(routing, placement, cluster)
-        away = to_node.copy()
-        away[np.arange(cluster.n_gpus), cluster.node_of] = 0
-        plain = transfers_of(phase, to_gpu, away, cluster, copy_bytes, chunk_tokens)
+        plain = two_hops(phase, to_gpu, to_node, cluster, copy_bytes, chunk_tokens)
         if phase == "combine" and not multiple_reduction:
             plain = _unsummed(plain, to_gpu, cluster, copy_bytes)
         plain = replace(plain, logical_bytes=float((to_node if cluster.n_nodes > 1 else to_gpu).sum() * token))
@@ -84,11 +80,10 @@ def allgather(
     """
     model = loaded(model, None, combine_payload)
     tokens = np.bincount(routing.source, minlength=cluster.n_gpus)
-    token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
+    token = token_bytes(phase, model)
     to_node = np.repeat(tokens[:, None], cluster.n_nodes, axis=1)
-    to_node[np.arange(cluster.n_gpus), cluster.node_of] = 0
     to_gpu = np.repeat(tokens[:, None], cluster.n_gpus, axis=1)
-    return transfers_of(phase, to_gpu, to_node, cluster, token, chunk_tokens)
+    return two_hops(phase, to_gpu, to_node, cluster, token, chunk_tokens)
 
 
 def _by_sms(t: Transfers, cluster: Gpus) -> Lanes:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clustersim.exchange.copies import Gpus, TokenBytes, distinct_copies
+from clustersim.exchange.copies import Gpus, TokenBytes, distinct_copies, token_bytes
 from clustersim.exchange.payloads import loaded
 from clustersim.kernels import load_kernel
 from clustersim.types import InputError, Placement, Routing, Transfers, independent
@@ -27,7 +27,7 @@ def rank_dedup(
     if not metadata_bytes >= 0:
         raise InputError(f"exchange.metadata_bytes={metadata_bytes}: cannot be negative")
     copies, _ = distinct_copies(routing, placement, cluster)
-    token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
+    token = token_bytes(phase, model)
     logical = float(copies.sum() * token)
     np.fill_diagonal(copies, 0)
     home, away = np.nonzero(copies)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clustersim.exchange.copies import Gpus, TokenBytes, choice_copies, count_copies, destinations
+from clustersim.exchange.copies import Gpus, TokenBytes, choice_copies, count_copies, destinations, token_bytes
 from clustersim.types import Floats, InputError, Ints, Placement, Routing, Transfers
 
 
@@ -58,7 +58,7 @@ def tensor_expert(
     gpus = destinations(routing, placement, cluster)
     first = np.where(gpus >= 0, gpus // tensor * tensor + routing.source % tensor, -1)
     copies = count_copies(routing.source, first, n, n)
-    token = model.dispatch_token_bytes if phase == "dispatch" else model.combine_token_bytes
+    token = token_bytes(phase, model)
     home, away = np.nonzero(copies * ~np.eye(n, dtype=bool))
     arrived = copies.sum(axis=0)                            # copies at each GPU, those of its own tokens too
     shares = np.flatnonzero(arrived)
@@ -79,9 +79,8 @@ def _matrix(
     phase: str, routing: Routing, placement: Placement, cluster: Gpus, model: TokenBytes
 ) -> tuple[Floats, float]:
     """Bytes [gpus, gpus] from row to column, and of one copy."""
-    copies = choice_copies(routing, placement, cluster)
-    copies, token = (copies, model.dispatch_token_bytes) if phase == "dispatch" else (copies.T, model.combine_token_bytes)
-    return copies.astype(np.float64) * token, token
+    copies, token = choice_copies(routing, placement, cluster), token_bytes(phase, model)
+    return (copies if phase == "dispatch" else copies.T).astype(np.float64) * token, token
 
 
 def _by_relay(nbytes: Floats, cluster: Gpus, chunk: float) -> Transfers:

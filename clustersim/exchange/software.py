@@ -119,7 +119,10 @@ def _normal(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Clu
 
 
 def _two_ways(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:
-    return _normal(kernel, cluster, {"sms": SMS.get(kernel.name, 24), **options})
+    sms = options.get("sms", SMS.get(kernel.name, 24))
+    if sms < 1:
+        raise InputError(f"exchange.sms={sms}: it is copied by at least one SM")
+    return _normal(kernel, cluster, {"sms": sms})
 
 
 def _low_latency(kernel: Kernel, cluster: Cluster, options: Mapping[str, Any]) -> Cluster:

@@ -27,8 +27,6 @@ from clustersim.importers.building import (
 from clustersim.importers.containers import npy_from, read_arrays, read_json, read_lines
 from clustersim.types import InputError
 
-LIST_KEYS = ("prompt_routed_experts", "routed_experts")
-
 
 def vllm_routed_experts(
     path: Path, *, prompt: int | None = None, experts: int | None = None, model: str | None = None

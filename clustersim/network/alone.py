@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from clustersim.cluster import Cluster
 from clustersim.lanes import routes_of
-from clustersim.network import sharing
+from clustersim.network import coarse, sharing
 from clustersim.network.bounds import busiest_link_end, chained
 from clustersim.network.pruning import pruned
 from clustersim.types import Floats, Routes, Transfers
@@ -24,12 +26,15 @@ def exchange_times(cluster: Cluster, transfers: Transfers, *, resolution: float 
     routes = routes_of(cluster, transfers)
     latency, earliest = chained(transfers, routes.latency, transfers.release)
     zero, ways = np.zeros(transfers.n, np.int64), pruned(cluster.capacity, routes)
-    state = sharing.extend(sharing.empty(cluster.capacity), Routes(
-        start=ways.start, links=ways.links, weights=ways.weights, latency=latency,
-    ), transfers, inbox=zero, outbox=zero, n_counters=1)  # fmt: skip
+    ways = Routes(start=ways.start, links=ways.links, weights=ways.weights, latency=latency)
+    state: Any
     if resolution > 0:
+        state = coarse.extend(coarse.empty(cluster.capacity), ways, transfers, inbox=zero, outbox=zero, n_counters=1)
         least, _ = busiest_link_end(cluster.capacity, routes, transfers.nbytes, earliest)
-        sharing.coarsen(state, resolution, least - float(earliest.min()))
-    sharing.solve_all(state, transfers.release)
+        coarse.set_resolution(state, resolution, least - float(earliest.min()))
+        coarse.play_all(state, transfers.release)
+    else:
+        state = sharing.extend(sharing.empty(cluster.capacity), ways, transfers, inbox=zero, outbox=zero, n_counters=1)
+        sharing.solve_all(state, transfers.release)
     np.maximum.at(ends, transfers.dst, state.flows["drain"] + latency)
     return ends

@@ -1,4 +1,4 @@
-"""Coarse steps as the event loop wants them: the state of `coarse_kernel` made, extended, thinned out and read. No SimPy.
+"""Coarse steps as others want them: the state of `coarse_kernel` made, extended, thinned out, played and read. No SimPy.
 
 A module of functions, as `sharing` is.
 """
@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.network.changes import Changes
-from clustersim.network.sharing import GROWTH, each_link_once, inverse, joined, lengths
+from clustersim.network.sharing import each_link_once, inverse, joined, lengths, need_all
 from clustersim.types import Floats, Ints, Routes, Transfers
 
 if TYPE_CHECKING:
     from clustersim.network.coarse_kernel import Records, State
 
-
+GROWTH = 2.5            # x resolution: soon after the start a step is this share of the time gone by
 LINE = 64               # bytes of a cache line
 _NOBODY = np.zeros(0, np.int64)
 
@@ -241,3 +241,11 @@ def set_resolution(state: State, resolution: float, seconds: float) -> None:
     state.clock[kernel.QUANTUM] = resolution * seconds
     state.clock[kernel.GROWTH] = GROWTH * resolution
     state.clock[kernel.TIE] = max(1e-12, 0.5 * resolution)
+
+
+def play_all(state: State, release: Floats) -> None:
+    """Play flows that are released at `release` [flows] to the end. As `sharing.solve_all`."""
+    enter(state, np.arange(release.size), release)
+    while run(state, np.inf) < np.inf:
+        take_ended(state)
+    need_all(state, drained(state).size)

@@ -363,15 +363,21 @@ def fluid(
 
 
 def packet(
-    env: simpy.Environment, cluster: Cluster, *, chunk: str | float = packets.CHUNK, queue: str = "round_robin"
-) -> Fluid:
+    env: simpy.Environment, cluster: Cluster, *, chunk: str | float = packets.CHUNK, queue: str = "round_robin",
+    changes: Sequence[Mapping[str, Any]] = (),
+) -> Fluid:  # fmt: skip
     """Store and forward of packets of `chunk` bytes under credits; a queue per flow and link served in turn, or `queue` "fifo".
 
     For small cases, and to check the fluid network, which it approaches as chunks shrink; fifo shows head-of-line blocking.
 
+    Args:
+        changes: see `changes.read_changes`.
+
     Raises:
-        InputError: a chunk that is not above 0, another queue; once it plays: too many packets.
+        InputError: a chunk that is not above 0, another queue, a change that cannot be; once it plays: too many packets.
     """
-    fabric = Fluid(env, cluster, packets, packets.empty(cluster.capacity, cluster.latency, chunk, queue, cluster.n_wires))
+    to_come = read_changes(cluster, changes)
+    state = packets.empty(cluster.capacity, cluster.latency, chunk, queue, cluster.n_wires, to_come)
+    fabric = Fluid(env, cluster, packets, state, changes=to_come)
     fabric.hop_latency = cluster.latency
     return fabric

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from clustersim.network import sharing
+from clustersim.network import drains, sharing
 from clustersim.network.bounds import busiest_link_end
 from clustersim.network.changes import Changes
 from clustersim.types import Floats, InputError, Ints, Routes
@@ -80,7 +80,7 @@ def flow_times(
         if not np.isfinite(end):
             raise InputError(f"flow_times: link {link} would take longer for its bytes than a number can say")
         least = end - released[moving].min()
-        ends[moving], _ = sharing.drain_times(caps, routed, sizes[moving], released[moving], resolution, least, to_come)
+        ends[moving], _ = drains.drain_times(caps, routed, sizes[moving], released[moving], resolution, least, to_come)
     return ends
 
 

@@ -59,6 +59,8 @@ class KnownRoutes:
 
     def of(self, transfers: Transfers) -> Laid:
         """Raises InputError for a pair without a way."""
+        if transfers.ways is not None:
+            return Laid(transfers=transfers, routes=transfers.ways)
         step = max(1, transfers.n // LOOKED_AT)
         look = (transfers.n, transfers.src[::step].tobytes(), transfers.dst[::step].tobytes())
         found = self.laid.pop(look, None)

@@ -13,13 +13,14 @@ import numpy as np
 
 from clustersim.cluster import Cluster
 from clustersim.lanes import routes_of
+from clustersim.network.changes import Changes
 from clustersim.network.sharing import inverse
 from clustersim.pick import did_you_mean
 from clustersim.types import Floats, InputError, Ints, Routes, Transfers
 from clustersim.units import parse_bytes
 
 if TYPE_CHECKING:
-    from clustersim.network.packet_kernel import Records, State
+    from clustersim.network.packet_records import Records, State
 
 CHUNK = "64KiB"         # see docs/DESIGN.md, "The packet network"
 CREDITS = 4             # packets per flow and link, beside those that are on the way there and back
@@ -28,8 +29,9 @@ MOST_HOPS = 10**9       # packets times links of one run: minutes
 
 
 def empty(
-    capacity: Floats, latency: Floats, chunk: str | float = CHUNK, queue: str = "round_robin", n_wires: int | None = None
-) -> State:
+    capacity: Floats, latency: Floats, chunk: str | float = CHUNK, queue: str = "round_robin", n_wires: int | None = None,
+    changes: Changes | None = None,
+) -> State:  # fmt: skip
     """A state without flows.
 
     Args:
@@ -37,33 +39,54 @@ def empty(
         chunk: bytes of a packet, as text (`64KiB`) or as a number.
         queue: "round_robin", a queue per flow and link, or "fifo", one per link.
         n_wires: how many of the links are wires, the others are lanes; None: all.
+        changes: capacities to come. A packet that is on a link then goes on at the new one.
 
     Raises:
-        InputError: a chunk that is not above 0, or another queue.
+        InputError: a chunk that is not above 0, another queue, a link that stays down.
     """
-    from clustersim.network import packet_kernel as kernel
+    from clustersim.network import packet_records as records
 
     if queue not in QUEUES:
         raise InputError(f"network.queue={queue}: must be {' or '.join(QUEUES)}{did_you_mean(str(queue), QUEUES)}")
     size, n = chunk_bytes(chunk), capacity.size
-    links = np.zeros(n, kernel.LINK)
+    links = np.zeros(n, records.LINK)
     links["capacity"], links["latency"] = capacity, latency
     for name in ("serving", "now_head", "now_tail", "later_head", "later_tail"):
         links[name] = -1
-    fastest = capacity.copy()
-    fastest[n if n_wires is None else n_wires :] = capacity[:n_wires].max(initial=0.0)      # bytes/s that may come to a lane
-    links["places"] = CREDITS + np.ceil(2 * latency.max(initial=0.0) * fastest / size)
+    links["fastest"] = capacity
+    to_come = _changes_by_link(links, changes)
+    coming = links["fastest"].copy()
+    coming[n if n_wires is None else n_wires :] = coming[:n_wires].max(initial=0.0)         # bytes/s that may come to a lane
+    links["places"] = CREDITS + np.ceil(2 * latency.max(initial=0.0) * coming / size)
     links["place_start"] = np.cumsum(links["places"]) - links["places"]
     links["free"] = links["places"]
-    tally = np.zeros(kernel.N_TALLY, np.int64)
-    tally[kernel.IS_FIFO] = queue == "fifo"
+    tally = np.zeros(records.N_TALLY, np.int64)
+    tally[records.IS_FIFO] = queue == "fifo"
     none = np.zeros(0, np.int64)
-    return kernel.State(
-        links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP), served=none,
-        pipes=np.zeros(0, kernel.MESSAGE), queues=np.zeros(links["places"].sum(), np.int64), heap=np.zeros(2 * n, kernel.EVENT),
-        counters=np.zeros(0, kernel.COUNTER), after=none, next=none, pending=np.zeros(n, np.int64), ended=none,
+    return records.State(
+        links=links, flows=np.zeros(0, records.FLOW), hops=np.zeros(0, records.HOP), served=none,
+        pipes=np.zeros(0, records.MESSAGE), queues=np.zeros(links["places"].sum(), np.int64), heap=np.zeros(2 * n, records.EVENT),
+        counters=np.zeros(0, records.COUNTER), changes=to_come, after=none, next=none, pending=np.zeros(n, np.int64), ended=none,
         tally=tally, chunk=size,
     )  # fmt: skip
+
+
+def _changes_by_link(links: Records, changes: Changes | None) -> Records:
+    """The changes link by link; `links` is told where, and of the fastest."""
+    from clustersim.network import packet_records as records
+
+    if changes is None:
+        return np.zeros(0, records.CHANGE)
+    order = np.argsort(changes.link, kind="stable")
+    to_come = np.zeros(order.size, records.CHANGE)
+    to_come["time"], to_come["capacity"] = changes.time[order], changes.capacity[order]
+    links["change_end"] = np.cumsum(np.bincount(changes.link, minlength=links.size))
+    links["change_at"] = np.append(0, links["change_end"][:-1])
+    np.maximum.at(links["fastest"], changes.link, changes.capacity)
+    last = links["change_end"][np.unique(changes.link)] - 1
+    if (down := np.flatnonzero(to_come["capacity"][last] == 0)).size:
+        raise InputError(f"changes: link {np.unique(changes.link)[down[0]]} stays down, so nothing would get through")
+    return to_come
 
 
 def chunk_bytes(chunk: str | float) -> float:
@@ -95,13 +118,13 @@ def extend(
     Raises:
         InputError: more packets than can be played.
     """
-    from clustersim.network import packet_kernel as kernel
+    from clustersim.network import packet_records as records
 
     n_hops = np.diff(routes.start)
     packets = packets_of(transfers.nbytes, state.chunk)
-    planned = float(state.tally[kernel.HOPS_PLANNED]) + float(packets @ n_hops)
+    planned = float(state.tally[records.HOPS_PLANNED]) + float(packets @ n_hops)
     _refuse_many(planned, state.chunk)
-    flows = np.zeros(transfers.n, kernel.FLOW)
+    flows = np.zeros(transfers.n, records.FLOW)
     flows["nbytes"], flows["packets"] = transfers.nbytes, packets
     flows["tail"] = transfers.nbytes - (packets - 1) * state.chunk
     flows["piece"] = transfers.chunk
@@ -109,23 +132,23 @@ def extend(
     flows["inbox"], flows["outbox"] = inbox, outbox
     last = routes.start[1:] - 1
     whole = routes.weights == 1
-    hops = np.zeros(routes.links.size, kernel.HOP)
+    hops = np.zeros(routes.links.size, records.HOP)
     hops["link"], hops["next"], hops["weight"] = routes.links, -1, routes.weights
     hops["latency"] = np.where(whole, state.links["latency"][routes.links], 0.0)
     hops["window"] = np.where(whole, _credits(state)[routes.links], CREDITS)
-    hops["window"][last] = kernel.UNLIMITED
+    hops["window"][last] = records.UNLIMITED
     flows["latency"] = hops["latency"][last]
     shares = np.where(whole, 0.0, routes.weights * state.links["latency"][routes.links])
     if shares.any():
         flows["latency"] += np.bincount(np.repeat(np.arange(transfers.n), n_hops), shares, transfers.n)
     hops["credit"] = hops["window"]
-    counters = np.zeros(n_counters, kernel.COUNTER)
+    counters = np.zeros(n_counters, records.COUNTER)
     counters["last"] = -np.inf
     counters["waiting"] = np.bincount(np.concatenate((inbox, outbox)), minlength=n_counters)
     counters[: state.counters.size] = state.counters
     links, tally = state.links.copy(), state.tally.copy()
     links["asked"] += np.bincount(routes.links, np.repeat(transfers.nbytes, n_hops) * routes.weights, links.size)
-    tally[kernel.HOPS_PLANNED] = planned
+    tally[records.HOPS_PLANNED] = planned
     return _assemble(
         state._replace(links=links, tally=tally),
         np.concatenate((state.flows, flows)),
@@ -192,7 +215,7 @@ def _refuse_many(hops: float, chunk: float) -> None:
 def _credits(state: State) -> Ints:
     """Packets that a flow may have beyond each link: CREDITS, and what the link sends until a credit of its first is back."""
     links = state.links
-    credits: Ints = (CREDITS + np.ceil(2 * links["latency"] * links["capacity"] / state.chunk)).astype(np.int64)
+    credits: Ints = (CREDITS + np.ceil(2 * links["latency"] * links["fastest"] / state.chunk)).astype(np.int64)
     return credits
 
 
@@ -205,7 +228,7 @@ def _assemble(
     flow_now: Ints, hop_now: Ints,
 ) -> State:  # fmt: skip
     """A state of these flows over the same links; `flow_now` and `hop_now` say what the old ones are called now, -1 gone."""
-    from clustersim.network import packet_kernel as kernel
+    from clustersim.network import packet_records as records
 
     n = flows.size
     for what, length in (("hop", n_hops), ("after", n_after)):
@@ -220,15 +243,15 @@ def _assemble(
     for name in ("serving", "now_head", "now_tail", "later_head", "later_tail"):
         links[name] = now[links[name]]
     old_input, kept = state.hops["input"], np.flatnonzero(hop_now >= 0)
-    hops["input"] = _inputs(flows, hops, bool(state.tally[kernel.IS_FIFO]))
+    hops["input"] = _inputs(flows, hops, bool(state.tally[records.IS_FIFO]))
     served = np.full(hops.size, -1)
     served[hops["input"][hop_now[kept]]] = state.served[old_input[kept]]
     pipes = _pipes(state, links, flows, hops, now)
     tally = state.tally.copy()
-    return kernel.State(
+    return records.State(
         links=links, flows=flows, hops=hops, served=served, pipes=pipes, queues=now[state.queues],
-        heap=_events(state, links, pipes, flow_now, n, tally), counters=counters, after=after, next=following,
-        pending=state.pending, ended=np.zeros(counters.size, np.int64), tally=tally, chunk=state.chunk,
+        heap=_events(state, links, pipes, flow_now, n, tally), counters=counters, changes=state.changes, after=after,
+        next=following, pending=state.pending, ended=np.zeros(counters.size, np.int64), tally=tally, chunk=state.chunk,
     )  # fmt: skip
 
 
@@ -246,7 +269,7 @@ def _inputs(flows: Records, hops: Records, fifo: bool) -> Ints:
 
 def _pipes(state: State, links: Records, flows: Records, hops: Records, now: Ints) -> Records:
     """Room for all that can be on the way over each link, with what is on the way now; `links` is told where."""
-    from clustersim.network import packet_kernel as kernel
+    from clustersim.network import packet_records as records
 
     most = np.minimum(_credits(state)[hops["link"]], flows["packets"][hops["flow"]])
     size = np.bincount(hops["link"], most, links.size).astype(np.int64) * (links["latency"] > 0)
@@ -262,7 +285,7 @@ def _pipes(state: State, links: Records, flows: Records, hops: Records, now: Int
     links["in_pipe"] = np.bincount(link, minlength=links.size)
     assert (links["in_pipe"] <= size).all(), "more is on the way over a link than its flows may have there"
     links["pipe_size"], links["pipe_start"], links["pipe_head"] = size, np.cumsum(size) - size, 0
-    pipes = np.zeros(int(size.sum()), kernel.MESSAGE)
+    pipes = np.zeros(int(size.sum()), records.MESSAGE)
     first = np.cumsum(links["in_pipe"]) - links["in_pipe"]
     pipes[links["pipe_start"][link] + np.arange(link.size) - first[link]] = messages
     return pipes
@@ -270,20 +293,20 @@ def _pipes(state: State, links: Records, flows: Records, hops: Records, now: Int
 
 def _events(state: State, links: Records, pipes: Records, flow_now: Ints, n_flows: int, tally: Ints) -> Records:
     """The heap with flows called by their new names, and with what comes next over each link."""
-    from clustersim.network import packet_kernel as kernel
+    from clustersim.network import packet_records as records
 
     n = links.size
-    due = state.heap[: state.tally[kernel.N_HEAP]].copy()
+    due = state.heap[: state.tally[records.N_HEAP]].copy()
     of_flow = due["item"] >= 2 * n
     due["item"][of_flow] = 2 * n + flow_now[due["item"][of_flow] - 2 * n]
     due = due[(due["item"] < n) | of_flow]
     used = np.flatnonzero(links["in_pipe"])
-    coming = np.zeros(used.size, kernel.EVENT)
+    coming = np.zeros(used.size, records.EVENT)
     coming["key"], coming["item"] = pipes["time"][links["pipe_start"][used]], n + used
     due = np.concatenate((due, coming))
-    heap = np.zeros(2 * n + n_flows, kernel.EVENT)
+    heap = np.zeros(2 * n + n_flows, records.EVENT)
     heap[: due.size] = due[np.lexsort((due["item"], due["key"]))]        # what is sorted is a heap
-    tally[kernel.N_HEAP] = due.size
+    tally[records.N_HEAP] = due.size
     return heap
 
 
@@ -301,13 +324,14 @@ def run(state: State, until: float) -> float:
         InputError: fifo queues that wait for each other in a circle.
     """
     from clustersim.network import packet_kernel as kernel
+    from clustersim.network import packet_records as records
 
     following = float(kernel.run(state, until))
-    fault, links = int(state.tally[kernel.FAULT]), state.links
-    assert fault != kernel.FAULT_BUSY, "a link sends two packets at once"
-    assert fault != kernel.FAULT_QUEUE, "a queue holds more packets than its credits allow"
-    assert fault != kernel.FAULT_LANDED, "more packets have landed than were sent"
-    assert fault != kernel.FAULT_PIPE, "more packets are on the way over a link than its flows may have there"
+    fault, links = int(state.tally[records.FAULT]), state.links
+    assert fault != records.FAULT_BUSY, "a link sends two packets at once"
+    assert fault != records.FAULT_QUEUE, "a queue holds more packets than its credits allow"
+    assert fault != records.FAULT_LANDED, "more packets have landed than were sent"
+    assert fault != records.FAULT_PIPE, "more packets are on the way over a link than its flows may have there"
     if following == np.inf:
         if links["queued"].any():
             raise InputError(
@@ -320,28 +344,28 @@ def run(state: State, until: float) -> float:
 
 def _audit(state: State) -> None:
     """When nothing moves any more: no link was busy for more than all of the time, and carried what it was asked to."""
-    from clustersim.network import packet_kernel as kernel
+    from clustersim.network import packet_records as records
 
     links = state.links
     assert (links["busy"] <= links["free_at"] * (1 + 1e-9)).all(), "a link was busy for more than all of the time"
-    if (state.flows["status"] == kernel.DONE).all():
+    if (state.flows["status"] == records.DONE).all():
         assert np.allclose(links["carried"], links["asked"], rtol=1e-9, atol=1e-3), "bytes over a link are not the bytes asked"
 
 
 def take_ended(state: State) -> Ints:
     """The counters that have reached zero since the last call."""
-    from clustersim.network import packet_kernel as kernel
+    from clustersim.network import packet_records as records
 
-    ended = state.ended[: state.tally[kernel.N_DONE]].copy()
-    state.tally[kernel.N_DONE] = 0
+    ended = state.ended[: state.tally[records.N_DONE]].copy()
+    state.tally[records.N_DONE] = 0
     return ended
 
 
 def drained(state: State) -> Ints:
     """The flows whose last packet has landed."""
-    from clustersim.network import packet_kernel as kernel
+    from clustersim.network import packet_records as records
 
-    return np.flatnonzero(state.flows["status"] == kernel.DONE)
+    return np.flatnonzero(state.flows["status"] == records.DONE)
 
 
 def finish(state: State) -> Floats:
@@ -352,9 +376,9 @@ def finish(state: State) -> Floats:
 
 def solves(state: State) -> int:
     """How many packets have been sent over a link so far: the work of this network, as rate computations are of the fluid one."""
-    from clustersim.network import packet_kernel as kernel
+    from clustersim.network import packet_records as records
 
-    return int(state.tally[kernel.HOPS_SENT])
+    return int(state.tally[records.HOPS_SENT])
 
 
 def play_all(state: State, release: Floats) -> None:

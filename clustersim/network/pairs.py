@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from clustersim.cluster import Cluster
-from clustersim.network import packets, sharing
+from clustersim.network import drains, packets, sharing
 from clustersim.network.bounds import busiest_link_end, latest_end, link_bytes
 from clustersim.types import Floats, InputError, TransferResult, independent
 from clustersim.ways import in_one_block
@@ -30,6 +30,8 @@ def transfer(
     """
     from clustersim.network import loads
 
+    if not isinstance(cluster, Cluster):
+        raise InputError(f"cluster: must be a Cluster, as cs.load_cluster(NAME) gives, and is {cluster!r}")
     n = cluster.n_gpus
     sizes = np.ascontiguousarray(_numbers("nbytes", nbytes))
     if sizes.shape != (n, n):
@@ -68,7 +70,7 @@ def transfer(
         solves = packets.solves(packed)
     elif src.size:
         least = bound - float(begin.min())
-        drain, solves = sharing.drain_times(cluster.capacity, routes, each, begin, resolution, least)
+        drain, solves = drains.drain_times(cluster.capacity, routes, each, begin, resolution, least)
         loads.write_pairs(src, dst, drain, routes.latency, finish)
     last = np.fmax.reduce(finish, axis=None)            # of those that are known; NaN without any
     return TransferResult(

@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clustersim.network.changes import Changes
-from clustersim.types import Floats, InputError, Ints, Routes, Transfers, independent
+from clustersim.types import Floats, InputError, Ints, Routes, Transfers
 
 if TYPE_CHECKING:
-    from clustersim.network.kernel import Records, State
+    from clustersim.network.exact_records import Records, State
 
 _NOBODY = np.zeros(0, np.int64)
-GROWTH = 2.5            # x resolution: soon after the start a step is this share of the time gone by
 
 
 @cache
-def _kernel() -> Any:
-    """The inner loops, imported late: by what is called at every event this is asked, which costs less than an import again."""
-    from clustersim.network import kernel
+def _inner() -> tuple[Any, Any]:
+    """The inner loops and their records, imported late: by what is called at every event this is asked, an import costs more."""
+    from clustersim.network import exact_records, kernel
 
-    return kernel
+    return kernel, exact_records
 
 
 def inverse(members: Ints, length: Ints, n: int) -> tuple[Ints, Ints]:
@@ -50,24 +49,22 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
     Args:
         changes: capacities to come.
     """
-    from clustersim.network import kernel
+    from clustersim.network import exact_records as records
 
-    links = np.zeros(capacity.size, kernel.LINK)
+    links = np.zeros(capacity.size, records.LINK)
     links["capacity"] = capacity
     links["level"] = np.inf
     links["order_at"] = -1
-    links["paid"] = -np.inf
-    to_come = np.zeros(0 if changes is None else changes.time.size, kernel.CHANGE)
+    to_come = np.zeros(0 if changes is None else changes.time.size, records.CHANGE)
     if changes is not None:
         to_come["time"], to_come["link"], to_come["capacity"] = changes.time, changes.link, changes.capacity
     none = np.zeros(0, np.int64)
-    return kernel.State(
-        links=links, flows=np.zeros(0, kernel.FLOW), hops=np.zeros(0, kernel.HOP),
+    return records.State(
+        links=links, flows=np.zeros(0, records.FLOW), hops=np.zeros(0, records.HOP),
         ends=np.full(capacity.size, np.inf), lists=none,
-        owned=np.zeros(0, kernel.OWNED), events=np.zeros(0, kernel.EVENT), order=np.zeros(capacity.size + 1, kernel.EVENT),
-        moves=np.zeros(0, kernel.MOVE), counters=np.zeros(0, kernel.COUNTER), changes=to_come, after=none, next=none,
-        started=none, moved=none, touched=none, chain=none, ended=none, tally=np.zeros(kernel.N_TALLY, np.int64),
-        clock=np.array([0.0, 0.0, 0.0, 0.0, kernel.SAME_LEVEL, kernel.SAME_RATE, 0.0, 0.0]),
+        owned=np.zeros(0, records.OWNED), events=np.zeros(0, records.EVENT), order=np.zeros(capacity.size + 1, records.EVENT),
+        moves=np.zeros(0, records.MOVE), counters=np.zeros(0, records.COUNTER), changes=to_come, after=none, next=none,
+        started=none, moved=none, touched=none, chain=none, ended=none, tally=np.zeros(records.N_TALLY, np.int64),
     )  # fmt: skip
 
 
@@ -81,19 +78,19 @@ def extend(
         inbox, outbox: int [transfers], the counters that count down as each drains.
         n_counters: their number, the old ones included.
     """
-    from clustersim.network import kernel
+    from clustersim.network import exact_records as records
 
     routes = each_link_once(routes)
-    flows = np.zeros(transfers.n, kernel.FLOW)
+    flows = np.zeros(transfers.n, records.FLOW)
     flows["nbytes"] = flows["key"] = transfers.nbytes
     flows["piece"] = np.minimum(1.0, transfers.chunk / transfers.nbytes)
     flows["latency"] = routes.latency
     flows["start"], flows["drain"] = np.nan, np.inf
     flows["limit"] = flows["hold"] = flows["event_at"] = -1
     flows["inbox"], flows["outbox"] = inbox, outbox
-    hops = np.zeros(routes.links.size, kernel.HOP)
+    hops = np.zeros(routes.links.size, records.HOP)
     hops["link"], hops["weight"] = routes.links, routes.weights
-    counters = np.zeros(n_counters, kernel.COUNTER)
+    counters = np.zeros(n_counters, records.COUNTER)
     counters["last"] = -np.inf
     counters["waiting"] = np.bincount(np.concatenate((inbox, outbox)), minlength=n_counters)
     counters[: state.counters.size] = state.counters
@@ -111,22 +108,22 @@ def extend(
 
 def keep(state: State, flows: Ints, counters: Ints) -> State:
     """The state with only these flows and counters, both in rising order; what is left out must have drained."""
-    from clustersim.network import kernel
+    from clustersim.network import exact_records as records
 
     position = np.full(state.flows.size + 1, -1)            # the last entry is for -1, no flow
     position[flows] = np.arange(flows.size)
     renumber = np.full(state.counters.size, -1)
     renumber[counters] = np.arange(counters.size)
-    assert (state.flows["status"][position[:-1] < 0] == kernel.DONE).all(), "a flow is left behind"
-    records = state.flows.take(flows)
-    records["inbox"], records["outbox"] = renumber[records["inbox"]], renumber[records["outbox"]]
-    records["hold"] = position[records["hold"]]
+    assert (state.flows["status"][position[:-1] < 0] == records.DONE).all(), "a flow is left behind"
+    kept = state.flows.take(flows)
+    kept["inbox"], kept["outbox"] = renumber[kept["inbox"]], renumber[kept["outbox"]]
+    kept["hold"] = position[kept["hold"]]
     of_hop = np.repeat(position[:-1], lengths(state.flows, "hop")) >= 0
     child = np.repeat(position[:-1], lengths(state.flows, "after"))
     edges = (child >= 0) & (position[state.after] >= 0)         # a flow that has drained holds nothing back
     n_after = np.bincount(child[edges], minlength=flows.size)
     return _assemble(
-        state, records, state.hops.take(np.flatnonzero(of_hop)), lengths(records, "hop"), position[state.after[edges]], n_after,
+        state, kept, state.hops.take(np.flatnonzero(of_hop)), lengths(kept, "hop"), position[state.after[edges]], n_after,
         state.counters.take(counters),
     )  # fmt: skip
 
@@ -162,7 +159,7 @@ def _assemble(
     state: State, flows: Records, hops: Records, n_hops: Ints, after: Ints, n_after: Ints, counters: Records
 ) -> State:
     """A state of these flows over the same links, with the lists, the heap and the reverse edges made anew."""
-    from clustersim.network import kernel
+    from clustersim.network import exact_records as records
 
     n = flows.size
     _, following = stand(flows, n_hops, after, n_after)
@@ -174,11 +171,11 @@ def _assemble(
     links["list_start"] = np.cumsum(per_link) - per_link
     links["own_start"] = np.cumsum(may_own) - may_own
     lists = np.zeros(hops.size, np.int64)
-    owned = np.zeros(int(may_own.sum()) + 1, kernel.OWNED)
-    live = np.flatnonzero(flows["status"] == kernel.LIVE)
-    assert live.size == state.tally[kernel.N_LIVE], "a live flow was left behind"
+    owned = np.zeros(int(may_own.sum()) + 1, records.OWNED)
+    live = np.flatnonzero(flows["status"] == records.LIVE)
+    assert live.size == state.tally[records.N_LIVE], "a live flow was left behind"
     if live.size:
-        crossing = np.flatnonzero(flows["status"][hops["flow"]] == kernel.LIVE)
+        crossing = np.flatnonzero(flows["status"][hops["flow"]] == records.LIVE)
         crossing = crossing[np.argsort(hops["link"][crossing], kind="stable")]
         links["list_size"] = np.bincount(hops["link"][crossing], minlength=links.size)
         ahead = np.cumsum(links["list_size"]) - links["list_size"]
@@ -195,18 +192,18 @@ def _assemble(
     else:
         links["list_size"] = 0
     due = np.flatnonzero(flows["event_at"] >= 0)
-    events = np.zeros(n, kernel.EVENT)
+    events = np.zeros(n, records.EVENT)
     keys = state.events["key"][flows["event_at"][due]]
     due = due[np.argsort(keys, kind="stable")]                  # what is sorted is a heap
     events["key"][: due.size], events["item"][: due.size] = np.sort(keys), due
     flows["event_at"][due] = np.arange(due.size)
-    assert state.tally[kernel.N_EVENTS] == due.size, "an event was left behind"
+    assert state.tally[records.N_EVENTS] == due.size, "an event was left behind"
     started, moved, touched, chain = (np.zeros(n, np.int64) for _ in range(4))
-    return kernel.State(
+    return records.State(
         links=links, flows=flows, hops=hops, ends=state.ends.copy(), lists=lists, owned=owned, events=events, order=state.order,
-        moves=np.zeros(2 * n, kernel.MOVE), counters=counters, changes=state.changes, after=after, next=following,
+        moves=np.zeros(2 * n, records.MOVE), counters=counters, changes=state.changes, after=after, next=following,
         started=started, moved=moved, touched=touched, chain=chain, ended=np.zeros(counters.size, np.int64),
-        tally=state.tally, clock=state.clock,
+        tally=state.tally,
     )  # fmt: skip
 
 
@@ -225,63 +222,63 @@ def _descendants(after: Ints, n_after: Ints) -> Ints:
 
 def enter(state: State, flows: Ints, at: Floats) -> None:
     """The sources of `flows` are in: they may move from time `at` [flows] on, once what they follow lets them."""
-    kernel = _kernel()
+    kernel, _ = _inner()
     kernel.release(tuple(state), flows, at)
 
 
 def run(state: State, until: float) -> float:
     """Play events up to `until` or until a counter reaches zero; the time of the next event. See kernel.run."""
-    kernel = _kernel()
+    kernel, records = _inner()
     following = float(kernel.run(tuple(state), until))
-    fault = int(state.tally[kernel.FAULT])
-    assert fault != kernel.FAULT_OVERLOAD, "what is booked on a link is not what its flows have"
-    assert fault != kernel.FAULT_UNSETTLED, "flows that follow each other over one link did not settle"
+    fault = int(state.tally[records.FAULT])
+    assert fault != records.FAULT_OVERLOAD, "what is booked on a link is not what its flows have"
+    assert fault != records.FAULT_UNSETTLED, "flows that follow each other over one link did not settle"
     return following
 
 
 def take_ended(state: State) -> Ints:
     """The counters that have reached zero since the last call."""
-    kernel = _kernel()
-    n = state.tally[kernel.N_DONE]
+    _, records = _inner()
+    n = state.tally[records.N_DONE]
     if not n:
         return _NOBODY
     ended = state.ended[:n].copy()
-    state.tally[kernel.N_DONE] = 0
+    state.tally[records.N_DONE] = 0
     return ended
 
 
 def drained(state: State) -> Ints:
     """The flows whose last byte has left."""
-    from clustersim.network import kernel
+    from clustersim.network import exact_records as records
 
-    return np.flatnonzero(state.flows["status"] == kernel.DONE)
+    return np.flatnonzero(state.flows["status"] == records.DONE)
 
 
 def rates(state: State) -> Floats:
     """Bytes/s of each flow now; 0 for those that do not move."""
-    from clustersim.network import kernel
+    from clustersim.network import exact_records as records
 
-    live = state.flows["status"] == kernel.LIVE
+    live = state.flows["status"] == records.LIVE
     return np.where(live, state.hops["rate"][np.where(live, state.flows["hop_start"], 0)], 0.0)
 
 
 def sent(state: State, now: float) -> Floats:
     """Bytes of each flow that have left at time `now`, the last one played."""
-    from clustersim.network import kernel
+    from clustersim.network import exact_records as records
 
     flows, links = state.flows, state.links[state.flows["limit"]]
-    live = flows["status"] == kernel.LIVE
+    live = flows["status"] == records.LIVE
     with np.errstate(invalid="ignore"):                         # a link that limits nobody has no level
         served = links["served"] + links["level"] * (now - links["since"])
         left = (flows["key"] - served) * state.owned["kappa"][np.where(live, flows["own_at"], 0)]
-    return np.where(live, flows["nbytes"] - left, np.where(flows["status"] == kernel.DONE, flows["nbytes"], 0.0))
+    return np.where(live, flows["nbytes"] - left, np.where(flows["status"] == records.DONE, flows["nbytes"], 0.0))
 
 
 def solves(state: State) -> int:
     """How many times rates have been recomputed."""
-    from clustersim.network import kernel
+    from clustersim.network import exact_records as records
 
-    return int(state.tally[kernel.SOLVES])
+    return int(state.tally[records.SOLVES])
 
 
 def solve_all(state: State, release: Floats) -> None:
@@ -289,67 +286,16 @@ def solve_all(state: State, release: Floats) -> None:
     enter(state, np.arange(release.size), release)
     while run(state, np.inf) < np.inf:
         take_ended(state)
-    if (left := release.size - drained(state).size) > 0:
+    need_all(state, drained(state).size)
+
+
+def need_all(state: Any, n_drained: int) -> None:
+    """Raises InputError where flows are left when nothing more happens: a link of theirs stays down."""
+    if (left := state.flows.size - n_drained) > 0:
         assert state.changes.size, "flows are left that nothing will release"
-        stuck = state.flows["limit"][rates(state) == 0]
-        raise InputError(f"changes: {left} flows never end: link {stuck[stuck >= 0][0]} stays down")
-
-
-def drain_times(
-    capacity: Floats, routes: Routes, nbytes: Floats, release: Floats, resolution: float, least: float,
-    changes: Changes | None = None,
-) -> tuple[Floats, int]:
-    """When each flow has drained, [flows] seconds, and how many times rates were recomputed.
-
-    Args:
-        capacity: bytes/s [links].
-        routes, nbytes, release: of the flows; bytes above 0.
-        resolution: see `coarsen`.
-        least: seconds that it takes at least, from the first release on.
-        changes: capacities to come.
-    """
-    from clustersim.network import pruning, symmetry
-
-    small = symmetry.one_of_each(capacity, routes, nbytes, release) if changes is None else None
-    if small is not None:
-        kind, example, capacity, routes = small
-        nbytes, release = nbytes[example], release[example]
-    elif changes is None:
-        routes = pruning.pruned(capacity, each_link_once(routes))
-    if small is None and resolution > 0 and changes is None and (release == release[0]).all():
-        from clustersim.network import steps
-
-        drain, n = steps.drain_times(capacity, routes, nbytes, resolution * least, GROWTH * resolution)
-        return release[0] + drain, n
-    zero = np.zeros(nbytes.size, np.int64)
-    state = extend(
-        empty(capacity, changes), routes, independent(zero, zero, nbytes), inbox=zero, outbox=zero, n_counters=1
-    )
-    if resolution > 0:
-        coarsen(state, resolution, least)
-    solve_all(state, release)
-    drain = state.flows["drain"]
-    if small is None:
-        return drain, solves(state)
-    each: Floats = np.empty(kind.size)
-    symmetry.spread(np.ascontiguousarray(drain), kind, each)
-    return each, solves(state)
-
-
-def coarsen(state: State, resolution: float, seconds: float) -> None:
-    """Agree on rates no more often than every `resolution` x `seconds`; 0 is exact. See kernel.run for what that means.
-
-    Args:
-        seconds: how long the exchange takes at least.
-    """
-    from clustersim.network import kernel
-
-    clock = state.clock
-    clock[kernel.QUANTUM] = resolution * seconds
-    clock[kernel.GROWTH] = GROWTH * resolution
-    clock[kernel.TIE] = max(kernel.SAME_LEVEL, 0.5 * resolution)
-    clock[kernel.STILL] = max(kernel.SAME_RATE, 0.2 * resolution)
-    clock[kernel.SMALL] = 0.03 * resolution * clock[kernel.QUANTUM]
+        on_way = state.hops["link"][np.repeat(state.flows["drain"] == np.inf, lengths(state.flows, "hop"))]
+        down = on_way[state.links["capacity"][on_way] == 0]
+        raise InputError(f"changes: {left} flows never end: link {down[0]} stays down")
 
 
 def check_resolution(resolution: float) -> None:

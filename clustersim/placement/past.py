@@ -95,18 +95,6 @@ class Past:
         raise InputError(f"placement={who}: looks at tokens, and the load that it is to be decided on has counts only")
 
 
-def load_alone(load: Floats | Sequence[float]) -> Past:
-    """A past of which only the load is known, [experts] or [steps, experts].
-
-    Raises:
-        InputError: a negative or non-finite load.
-    """
-    values = np.atleast_2d(np.asarray(load, np.float64))
-    if not (np.isfinite(values).all() and (values >= 0).all()):
-        raise InputError("placement: a load must be finite and not negative")
-    return Past(load=values)
-
-
 def used(asked: Ints, n_experts: int) -> Floats:
     """1 where a token chose an expert, float [tokens, experts]."""
     uses = np.zeros((asked.shape[0], n_experts + 1), np.float32)        # the last column takes the -1; float32 for BLAS

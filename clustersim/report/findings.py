@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
 from clustersim.report.reading import RunData
 from clustersim.report.run_figures import by_link
-from clustersim.report.wording import NONE, in_words, known, nbytes, number, percent, seconds, times
+from clustersim.report.wording import NONE, class_in_words, in_words, known, nbytes, number, percent, seconds, times
+from clustersim.results.tables import link_class
 
 EVEN, FREE = 1.05, 1.05  # ratios below which bytes count as evenly spread, and exchanges as free of contention
 
@@ -49,7 +52,7 @@ def _sentences(run: RunData, share: float) -> list[str]:
         f"dispatch and combine" + (f"; {seconds(row['wait_s'])} of that because others are late." if row["wait_s"] else ".")
     ]
     if row["bottleneck"] and share >= 0.02:
-        told += [_of_the_link(run), _of_the_exchange(row["over_bound"])]
+        told += [*_of_the_class(row), _of_the_link(run), _of_the_exchange(row["over_bound"])]
     if known(row["imbalance"]) and row["imbalance"] > 1.1:
         told.append(f"The busiest GPU computes {times(row['imbalance'])} the mean tokens, on average over the layers.")
     if row["drop_rate"]:
@@ -61,12 +64,25 @@ def _sentences(run: RunData, share: float) -> list[str]:
     return told
 
 
+def _of_the_class(row: Mapping[str, Any]) -> list[str]:
+    """What kind of links exchanges wait for."""
+    kind, share = row.get("bottleneck_class"), row.get("bottleneck_class_share")
+    if kind is None or share is None:               # a run of before this was told
+        return []
+    most = "always" if share > 0.995 else f"for {percent(share, 0)} of the time that they need"
+    return [f"The busiest link of an exchange is {most} {class_in_words(kind)}."]
+
+
 def _of_the_link(run: RunData) -> str:
     links = by_link(run)
     first = links.row(0, named=True)
+    kind = run.summary["bottleneck_class"]
+    if kind is not None and kind != link_class(first["name"]):
+        which = in_words(first["name"])
+        return f"Over the whole step {which} carries most ({seconds(first['busy_s'])}), but others hold exchanges up."
     peers = links.filter(pl.col("kind") == first["kind"])
     even = first["busy_s"] / float(peers["busy_s"].to_numpy().mean())
-    text = f"The busiest link is {in_words(first['name'])}: its bytes alone take {seconds(first['busy_s'])}"
+    text = f"Over the whole step the busiest link is {in_words(first['name'])}: its bytes alone take {seconds(first['busy_s'])}"
     if peers.height == 1:
         return f"{text}."
     if even < EVEN:

@@ -56,7 +56,7 @@ def write_report(
             temporary.write_text(text, encoding="utf-8")
         return headline, [target, *_write_figures(figures, target.parent / "figures", formats)]
     except OSError as error:
-        raise InputError(f"report: {error.filename or target} cannot be written ({error.strerror})") from error
+        raise InputError(f"report: {target} cannot be written ({error.strerror})") from error
 
 
 def _write_figures(figures: Sequence[Figure], folder: Path, formats: Sequence[str]) -> list[Path]:

@@ -175,6 +175,24 @@ def _job(folder: Path) -> Job:
 _WRITTEN = {"True": "true", "False": "false"}  # as they are written in an override
 
 
+def read_jobs(folders: Sequence[Path]) -> tuple[list[Job], list[str]]:
+    """Finished runs, and the keys in which they differ.
+
+    Raises:
+        InputError: one of them is not the folder of a finished run.
+    """
+    jobs = []
+    for folder in folders:
+        if _json(folder / "status.json").get("state") != "done":
+            raise InputError(f"compare {folder}: is not the folder of a finished run")
+        try:
+            jobs.append(_job(folder))
+        except (pl.exceptions.PolarsError, OSError, ValueError, KeyError, TypeError) as error:
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"compare {folder}: cannot be read ({why})") from error
+    return jobs, _swept(jobs)
+
+
 def _swept(jobs: Sequence[Job]) -> list[str]:
     """The keys that some job sets and in which jobs differ, in the order in which they were given."""
     keys = dict.fromkeys(key for job in jobs for key in job.keys)

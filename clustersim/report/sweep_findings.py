@@ -12,7 +12,7 @@ from typing import Any
 from clustersim.report.findings import Findings
 from clustersim.report.reading import Job, SweepData, value_of
 from clustersim.report.wording import number, percent, seconds, times
-from clustersim.results.comparing import gpu_seconds, same_work
+from clustersim.results.comparing import gpu_seconds, limit_of, same_work
 
 FEW_DROPS = 0.01  # share of the choices that a capacity may drop before a reader has to think about it
 
@@ -239,7 +239,7 @@ def _limits(timed: Sequence[Job]) -> list[str]:
         job.summary["exposed_comm_s"] / job.summary["step_s"] for job in timed if job.summary.get("exposed_comm_s") is not None
     ]
     trained = [job for job in timed if job.summary.get("bubble_s") is not None]
-    kinds = {str(job.summary["bottleneck"]).partition(" ")[0] for job in timed if job.summary.get("bottleneck")} - {"pipeline"}
+    kinds = {limit_of(job.summary).partition(" ")[0] for job in timed if job.summary.get("bottleneck")} - {"pipeline"}
     if not shares:
         return []
     if len(trained) == len(timed):

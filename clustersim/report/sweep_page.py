@@ -12,6 +12,7 @@ from clustersim.report.reading import SweepData, differences, value_of
 from clustersim.report.shapes import Figure
 from clustersim.report.sweep_findings import as_number, cost, findings_of_sweep, front, ranked
 from clustersim.report.wording import NONE, known, number, percent, seconds, times
+from clustersim.results.comparing import limit_of
 
 SHOWN = 12  # values of a key that the list of differences shows
 
@@ -90,7 +91,7 @@ def _comparison(sweep: SweepData) -> str:
             text = f"{shown(value)} ± {shown(spread)}" if known(spread) and known(value) else shown(value)
             cells.append((text, float(value) if value is not None and known(value) else None))
         own = cost(job)
-        cells += [str(job.summary.get("bottleneck") or NONE), times(own / best) if own < math.inf else NONE]
+        cells += [limit_of(job.summary) if job.summary.get("bottleneck") else NONE, times(own / best) if own < math.inf else NONE]
         cells += ["●" if job.folder in unbeaten else ""] * bool(unbeaten)
         rows.append([*cells, job.folder.name])
     caption = (
@@ -122,4 +123,5 @@ def _differences(sweep: SweepData) -> str:
         more = f", … ({len(values)} values)" if len(values) > SHOWN else ""
         rows.append((key, ", ".join(values[:SHOWN]) + more))
     body = html.card("", "", html.table(("key", "values"), rows, text=True, sortable=False))
-    return f"<details><summary>What differs in the configs: {len(rows)} keys</summary>{body}</details>"
+    count = "1 key" if len(rows) == 1 else f"{len(rows)} keys"
+    return f"<details><summary>What differs in the configs: {count}</summary>{body}</details>"

@@ -18,6 +18,11 @@ _TIERS = {
     "spine_down": "a link from core to spine", "local": "a link inside a group", "global": "a link between groups",
 }  # fmt: skip
 
+_CLASSES = {
+    "nvlink": "an NVLink port", "nic": "a NIC", "pcie": "a PCIe link", "leaf": "a link between leaf and spine",
+    "spine": "a link between spine and core", "local": "a link inside a group", "global": "a link between groups",
+}  # fmt: skip
+
 
 def known(value: Any) -> bool:
     """Whether there is a number to show."""
@@ -65,3 +70,8 @@ def in_words(link: str) -> str:
     if kind in _PORTS and which.isdecimal():
         return _PORTS[kind].format(which)
     return _TIERS.get(kind, f"the link {link}")
+
+
+def class_in_words(name: str) -> str:
+    """What a class of links (`nic`) is, in words."""
+    return _CLASSES.get(name, f"a link of class {name}")

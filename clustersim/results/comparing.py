@@ -50,9 +50,21 @@ def same_work(rows: Sequence[Mapping[str, Any]]) -> bool:
     return len({(row.get("tokens"), row.get("model"), row.get("gpus")) for row in rows}) <= 1
 
 
+def limit_of(row: Mapping[str, Any]) -> str:
+    """The class of links that limits exchanges, with its share where there are others; of runs of before this was told, the link
+    that is busy longest."""
+    kind, share = row.get("bottleneck_class"), row.get("bottleneck_class_share")
+    if kind is None or share is None:
+        return str(row.get("bottleneck") or "none")
+    return str(kind) if share > 0.995 else f"{kind} {100 * share:.0f} %"
+
+
 SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {      # column of the summary, or sum over layers -> name, how it is written
     "step_s": ("step", format_seconds),
     "compute_s": ("compute of a GPU", format_seconds),
+    "attention_s": ("  attention", format_seconds),
+    "expert_s": ("  experts", format_seconds),
+    "other_s": ("  the rest", format_seconds),
     "exposed_comm_s": ("exposed communication", format_seconds),
     "wait_s": ("waiting for others", format_seconds),
     "layers.dispatch_s": ("dispatch, all layers", format_seconds),

@@ -13,6 +13,7 @@ from clustersim.cluster import Cluster
 from clustersim.network import measures
 from clustersim.types import InputError
 from clustersim.units import format_bandwidth
+from clustersim.writing import not_drawn
 
 NODES, GPUS, SWITCHES, GROUPS = 8, 8, 32, 9         # the most that are drawn: nodes, GPUs of one, switches of a tier, groups
 NVLINK, PLAIN = "#76b900", "#7a8088"
@@ -67,7 +68,7 @@ def draw_machine(cluster: Cluster, path: Path) -> None:
     try:
         figure.savefig(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"inspect -o {path}: cannot be written ({str(error).splitlines()[0]})") from error
+        raise InputError(f"inspect -o {path}: {not_drawn(error)}") from error
 
 
 def _first(items: Sequence[Any], most: int) -> list[Any]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clustersim.architecture import PHASES, Architecture, describe
-from clustersim.places import group_folder
+from clustersim.places import group_folder, yaml_fault
 from clustersim.types import InputError
 from clustersim.units import format_bytes, format_seconds
 
@@ -35,7 +35,7 @@ def model_file(path: str) -> dict[str, object] | None:
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a YAML file: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path}: not a YAML file: {yaml_fault(error)}") from error
     return config if isinstance(config, dict) and "hidden" in config else None
 
 

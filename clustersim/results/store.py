@@ -18,7 +18,7 @@ from clustersim.writing import replacing, sweep_up
 TABLES = ("summary", "layers", "gpus", "links", "experts", "pairs", "placements", "memory")
 TRAINING = ("summary", "stages", "tasks", "memory")     # of a training step
 MORE = ("replicates", "stages", "tasks")                # tables that only some runs have
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def write_run(folder: Path, tables: Mapping[str, pl.DataFrame], run: Mapping[str, Any]) -> None:
@@ -66,6 +66,20 @@ def is_done(folder: Path) -> bool:
     whole = status.get("state") == "done" and status.get("schema") == SCHEMA_VERSION
     tables = TRAINING if status.get("phase") == "training" else TABLES
     return whole and all((folder / f"{table}.parquet").is_file() for table in tables)
+
+
+def run_folder(name: str, root: Path = Path("results")) -> Path:
+    """The folder that a name means: itself, or of the one run below `root` whose run_id begins so.
+
+    Raises:
+        InputError: several runs begin so.
+    """
+    if Path(name).exists() or len(name) < 4 or set(name) - set("0123456789abcdef"):
+        return Path(name)
+    found = sorted(path for path in root.glob(f"*/{name}*") if (path / "status.json").is_file())
+    if len({path.name for path in found}) > 1:
+        raise InputError(f"{name}: begins the run_id of {len(found)} runs: {', '.join(map(str, found[:3]))}, ...")
+    return found[0] if found else Path(name)
 
 
 def scan(folder: str | Path, table: str = "summary") -> pl.LazyFrame:

@@ -23,6 +23,9 @@ CAUSE_COLUMNS = (           # of a layer: the first is the sum of the others
 )  # fmt: skip
 
 
+SPENT_COLUMNS = ("attention_s", "expert_s", "other_s", "dispatch_s", "combine_s")       # parts of a GPU's step, in its summary
+
+
 def gpus_table(played: Played, counts: Sequence[LayerCounts | None], step: int = 0) -> pl.DataFrame:
     """Per layer and GPU: the parts of the compute stream's time, and what the communication stream did beside it."""
     n_layers, _, n = played.marks.shape
@@ -140,7 +143,8 @@ def summary_table(row: Mapping[str, Any]) -> pl.DataFrame:
 
 _MAY_BE_NULL = (
     "capacity_factor", "tokens_per_s", "tokens_per_s_per_gpu", "gate_mass_dropped", "gate_mass_lost", "capacity_used",
-    "imbalance", "over_bound", "ecmp_collision", "nvlink_bytes", "nic_bytes", "logical_bytes", "seconds_saved_by_dropping",
+    "imbalance", "over_bound", "bottleneck_class_share", "ecmp_collision", "nvlink_bytes", "nic_bytes", "logical_bytes",
+    "seconds_saved_by_dropping",
     "moe_layer_s", "balancedness", "utilisation", "gap_to_least", "cross_node_copies", "distinct_nodes",
     "time_per_output_token_s", "tokens_per_s_per_user", *CAUSE_COLUMNS, *COST_COLUMNS, "memory_bandwidth_s",
     *(f"{name}_ci95" for name in INTERVALS),
@@ -221,6 +225,7 @@ def summary_row(
     return {
         "step_s": step_s,
         "compute_s": compute,
+        **{name: float(gpus[name].sum()) / n_gpus / n_steps for name in SPENT_COLUMNS},
         "exposed_comm_s": max(0.0, step_s - compute),      # where nothing is exchanged they differ by rounding
         "wait_s": float(gpus["wait_s"].sum()) / n_gpus / n_steps,
         "tensor_s": float(gpus["tensor_s"].sum()) / n_gpus / n_steps,
@@ -238,12 +243,34 @@ def summary_row(
         "over_bound": sum(one.span_s for one in exchanges) / bound if bound > 0 else None,
         "bottleneck": busy["name"][0] if bound > 0 else None,
         "bottleneck_busy_s": float(busy["busy_s"][0]) if bound > 0 else 0.0,
+        **_limiting(links),
         "nvlink_bytes": float(layers["nvlink_bytes"].sum()) / n_steps,
         "nic_bytes": float(layers["nic_bytes"].sum()) / n_steps,
         "logical_bytes": None if (payload := _payload(exchanges)) is None else payload / n_steps,
         "solves": sum(played.solves for played in steps),
         "events": sum(played.events for played in steps),
     }
+
+
+def link_class(link: str) -> str:
+    """What a link is of, whichever way it leads: `nic` of the kind `nic_up`, or of the link `nic_up 12`."""
+    return link.partition(" ")[0].removesuffix("_up").removesuffix("_down")
+
+
+def _limiting(links: pl.DataFrame) -> dict[str, Any]:
+    """The class of links that limits exchanges: of every exchange the busiest link, their seconds by class."""
+    longest: dict[str, float] = {}
+    for phase in ("dispatch", "combine"):
+        alone = pl.col(f"{phase}_bytes") / pl.col("capacity_bytes_per_s")
+        layers = links.group_by("step", "layer", maintain_order=True)
+        found = layers.agg(pl.col("kind").get(alone.arg_max()), alone.max().alias("seconds"))
+        for kind, seconds in found.select("kind", "seconds").iter_rows():
+            longest[link_class(kind)] = longest.get(link_class(kind), 0.0) + seconds
+    total = sum(longest.values())
+    if not total:
+        return {"bottleneck_class": None, "bottleneck_class_share": None}
+    first = max(sorted(longest), key=longest.__getitem__)
+    return {"bottleneck_class": first, "bottleneck_class_share": longest[first] / total}
 
 
 def trade(real: Sequence[LayerCounts], n_tokens: int) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from clustersim.results import training_screen
-from clustersim.results.comparing import gpu_seconds, same_work
+from clustersim.results.comparing import gpu_seconds, limit_of, same_work
 from clustersim.results.facts import cost_line, summary_page
 from clustersim.results.footprint import memory_line
+from clustersim.results.swept import SweptTable
 from clustersim.units import format_bytes, format_seconds
 
 
@@ -55,10 +56,11 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
         "user": "" if row["time_per_output_token_s"] is None else f"{format_seconds(row['time_per_output_token_s'])} per token: "
         f"{_number(row['tokens_per_s_per_user'], 1)} tokens/s for each sequence in flight",
         "seeds": "" if row["replicates"] == 1 else _seeds(row),
-        "compute": f"{format_seconds(row['compute_s'])} per GPU",
-        "exposed communication": f"{format_seconds(row['exposed_comm_s'])} per GPU, {share}",
+        "compute": f"{format_seconds(row['compute_s'])} per GPU{_spent(row, COMPUTED)}",
+        "exposed communication": f"{format_seconds(row['exposed_comm_s'])} per GPU, {share}{_spent(row, EXCHANGED)}",
         "of it waiting for others": f"{format_seconds(row['wait_s'])} per GPU",
         "of it tensor groups": f"{format_seconds(row['tensor_s'])} per GPU" if row["tensor_s"] else "",
+        "why MoE layers take": _causes(row),
         **(_of_experts(row) if row["moe_layers"] else {}),
         "cost": cost_line(row),
         "memory of a GPU": "" if memory is None else memory_line(row, memory),
@@ -68,11 +70,41 @@ def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame |
     return summary_page(lines, notes)
 
 
+COMPUTED = {"attention_s": "attention", "expert_s": "experts", "other_s": "the rest"}
+EXCHANGED = {"dispatch_s": "dispatch", "combine_s": "combine"}
+CAUSES = {
+    "popularity_s": "uneven popularity", "source_s": "uneven sources", "placement_s": "placement", "exchange_s": "exchange",
+    "topology_s": "contention",
+}  # fmt: skip
+
+
+def _spent(row: Mapping[str, Any], parts: Mapping[str, str]) -> str:
+    """What a time consists of."""
+    told = [f"{name} {format_seconds(row[column])}" for column, name in parts.items() if row.get(column)]
+    return f": {', '.join(told)}" if len(told) > 1 else ""
+
+
+def _causes(row: Mapping[str, Any]) -> str:
+    """What the layers' time would be less by without each cause, where that was played."""
+    if row.get("moe_s") is None:
+        return ""
+    told = [
+        f"{name} ({format_seconds(row[column])})" for column, name in CAUSES.items() if abs(row[column]) > 0.005 * row["moe_s"]
+    ]
+    joint = row["joint_s"]
+    both = f"; these overlap by {format_seconds(-joint)}" if joint < 0 else f"; {format_seconds(joint)} more only together"
+    return (
+        f"{format_seconds(row['moe_s'])}, and less without {', '.join(told) or 'none of the causes'}{both if joint else ''}; "
+        f"{format_seconds(row['ideal_s'])} without all"
+    )
+
+
 def _of_experts(row: Mapping[str, Any]) -> dict[str, str]:
     """The lines that a model without routed experts has nothing for."""
-    gap = f"T/bound {_number(row['over_bound'], 3)} (1 = as fast as the busiest link allows)"
+    gap = f"T/bound {_number(row['over_bound'], 3)} (1 = as fast as the busiest link of each allows)"
     return {
-        "bottleneck": f"{row['bottleneck'] or 'none'}, busy {format_seconds(row['bottleneck_busy_s'])} of the step; {gap}",
+        "limit of exchanges": f"{limit_of(row)}; {gap}",
+        "busiest link": f"{row['bottleneck'] or 'none'}, {format_seconds(row['bottleneck_busy_s'])} of the step",
         "on the wires": f"NVLink {format_bytes(row['nvlink_bytes'])}, NIC {format_bytes(row['nic_bytes'])}",
         "expert load of a GPU": f"max/mean {_number(row['imbalance'], 2)}, mean over the layers",
         "dropped": f"{_percent(row['drop_rate'])} of the choices, {_percent(row['fully_dropped'])} of the tokens wholly, "
@@ -103,37 +135,33 @@ def _seeds(row: Mapping[str, Any]) -> str:
     return f"mean of {row['replicates']} seeds from {row['seed']} on{sure}"
 
 
-def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table:
+def comparison(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> SweptTable:
     """One line per job of a sweep: the keys that differ, and what came of them; the best is 1.00, by GPU time per token."""
     keys, swept = _swept(jobs)
     rows = [row for _, row in jobs]
     if all(row.get("bubble_s") is not None for row in rows):
         return training_screen.comparison(keys, swept, rows)
-    best, per_gpu = min(map(gpu_seconds, rows)), len({row["gpus"] for row in rows}) > 1
-    table = Table(
-        box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
-        caption=_caption(swept, rows),
-    )  # fmt: skip
-    for heading in swept:
-        table.add_column(heading, justify="right", overflow="fold")
-    more = _about_placements(swept, rows)
+    own = [gpu_seconds(row) for row in rows]
+    best, per_gpu = min(own), len({row["gpus"] for row in rows}) > 1
     rate = "tokens/s/GPU" if per_gpu else "tokens/s"
+    usual: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "exposed": lambda row: format_seconds(row["exposed_comm_s"]), "dropped": lambda row: _percent(row["drop_rate"]),
+        rate: lambda row: _number(row["tokens_per_s_per_gpu" if per_gpu else "tokens_per_s"], 0),
+    }  # fmt: skip
     paid = all(row.get("dollars_per_million_tokens") is not None for row in rows)
-    for heading in (*(("step", "exposed", "dropped", rate) if not more else ("step", *more)), *["$/M tokens"] * paid):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("bottleneck", no_wrap=True)
-    table.add_column("to best", justify="right", no_wrap=True)
-    for job, row in zip(keys, rows, strict=True):
-        own = gpu_seconds(row)
-        speed = _number(row["tokens_per_s_per_gpu" if per_gpu else "tokens_per_s"], 0)
-        usual = (format_seconds(row["exposed_comm_s"]), _percent(row["drop_rate"]), speed)
-        table.add_row(
-            *(job.get(key, "") for key in swept), format_seconds(row["step_s"]),
-            *([show(row) for show in more.values()] or usual), *[_number(row.get("dollars_per_million_tokens"), 3)] * paid,
-            row["bottleneck"] or "none",
-            f"{own / best:.2f}" if own < math.inf else "", style="bold" if own == best else None,
-        )  # fmt: skip
-    return table
+    columns = {
+        "step": lambda row: format_seconds(row["step_s"]), **(_about_placements(swept, rows) or usual),
+        **({"$/M tokens": lambda row: _number(row.get("dollars_per_million_tokens"), 3)} if paid else {}),
+        "bottleneck": limit_of,
+    }  # fmt: skip
+    shown = {name: tuple(map(show, rows)) for name, show in columns.items()}
+    shown["to best"] = tuple(f"{cost / best:.2f}" if cost < math.inf else "" for cost in own)
+    if not any(row["drop_rate"] for row in rows):
+        shown.pop("dropped", None)
+    return SweptTable(
+        keys=tuple(swept), jobs=_values(keys, swept), results=shown, caption=_caption(swept, rows),
+        spare=("dropped", "balanced", "exposed", rate, "gap", "bottleneck"), best=tuple(cost == best for cost in own),
+    )  # fmt: skip
 
 
 def _about_placements(swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
@@ -169,47 +197,55 @@ def _caption(swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     return f"exposed: communication a GPU waits for{same}"
 
 
-def trade(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table | None:
+def trade(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> SweptTable | None:
     """Both sides of a capacity, one line per job of a sweep; None when no job drops, reroutes or pads."""
     costs = {
         "dropped": "drop_rate", "wholly": "fully_dropped", "gate lost": "gate_mass_lost", "rerouted": "rerouted_rate",
         "used": "capacity_used", "padding": "padding_share",
     }  # fmt: skip
-    if not any(row["drop_rate"] or row["rerouted_rate"] or row["padding_share"] for _, row in jobs):
+    rows = [row for _, row in jobs]
+    if not any(row["drop_rate"] or row["rerouted_rate"] or row["padding_share"] for row in rows):
         return None
     keys, swept = _swept(jobs)
-    shown = [name for name, column in costs.items() if name in ("dropped", "gate lost") or any(row[column] for _, row in jobs)]
-    table = Table(
-        box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
+    shown = [name for name, column in costs.items() if name in ("dropped", "gate lost") or any(row[column] for row in rows)]
+    saved = [row["seconds_saved_by_dropping"] for row in rows]
+    return SweptTable(
+        keys=tuple(swept), jobs=_values(keys, swept),
+        results={
+            "step": tuple(format_seconds(row["step_s"]) for row in rows),
+            "saved": tuple("-" if value is None else format_seconds(value) for value in saved),
+            **{name: tuple(_percent(row[costs[name]]) for row in rows) for name in shown},
+        },
         caption="saved: against dropless; gate lost: of the gate weights" + "; padding: of all rows" * ("padding" in shown),
+        spare=("step", "wholly", "used"),
     )  # fmt: skip
-    for heading in (*swept, "step", "saved", *shown):
-        table.add_column(heading, justify="right", overflow="fold", no_wrap=heading not in swept)
-    for job, (_, row) in zip(keys, jobs, strict=True):
-        saved = row["seconds_saved_by_dropping"]
-        times = [format_seconds(row["step_s"]), "-" if saved is None else format_seconds(saved)]
-        table.add_row(*(job.get(key, "") for key in swept), *times, *(_percent(row[costs[name]]) for name in shown))
-    return table
 
 
-def choosing(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Table | None:
+def choosing(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> SweptTable | None:
     """What the routers of a sweep ask of experts and links, one line per job; None when no key of a router is swept."""
     keys, swept = _swept(jobs)
-    if not any(key.partition(".")[0] == "router" for key in swept) or any(row.get("nic_bytes") is None for _, row in jobs):
+    rows = [row for _, row in jobs]
+    if not any(key.partition(".")[0] == "router" for key in swept) or any(row.get("nic_bytes") is None for row in rows):
         return None
-    table = Table(
-        box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
+
+    def sent(wire: str) -> tuple[str, ...]:
+        return tuple(format_bytes(row[f"{wire}_bytes"] / row["tokens"] / row["moe_layers"]) for row in rows)
+
+    return SweptTable(
+        keys=tuple(swept), jobs=_values(keys, swept),
+        results={
+            "experts": tuple(_number(row["experts_per_token"], 2) for row in rows),
+            "load": tuple(_number(row["imbalance"], 2) for row in rows),
+            "over NIC": sent("nic"), "over NVLink": sent("nvlink"),
+            "step": tuple(format_seconds(row["step_s"]) for row in rows),
+        },
         caption="experts: that compute a token; load: tokens of the busiest GPU / mean; bytes: per token and layer",
+        spare=("step", "over NVLink"),
     )  # fmt: skip
-    for heading in (*swept, "experts", "load", "over NIC", "over NVLink", "step"):
-        table.add_column(heading, justify="right", no_wrap=heading not in swept)
-    for job, (_, row) in zip(keys, jobs, strict=True):
-        sent = [format_bytes(row[f"{wire}_bytes"] / row["tokens"] / row["moe_layers"]) for wire in ("nic", "nvlink")]
-        table.add_row(
-            *(job.get(key, "") for key in swept), _number(row["experts_per_token"], 2), _number(row["imbalance"], 2), *sent,
-            format_seconds(row["step_s"]),
-        )  # fmt: skip
-    return table
+
+
+def _values(keys: Sequence[Mapping[str, str]], swept: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(job.get(key, "") for key in swept) for job in keys)
 
 
 def _swept(jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> tuple[list[dict[str, str]], list[str]]:

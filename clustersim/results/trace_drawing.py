@@ -10,6 +10,7 @@ import numpy as np
 from clustersim.types import InputError, Trace
 from clustersim.workload import statistics
 from clustersim.workload.trace_survey import Survey, survey
+from clustersim.writing import not_drawn
 
 LAGS = (1, 2, 4, 8, 16, 32, 64)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -45,7 +46,7 @@ def draw_trace(path: Path, target: Path) -> None:
     try:
         figure.savefig(target)
     except (OSError, ValueError) as error:
-        raise InputError(f"inspect -o {target}: cannot be written ({str(error).splitlines()[0]})") from error
+        raise InputError(f"inspect -o {target}: {not_drawn(error)}") from error
 
 
 def _ranked(axes: Any, found: Survey) -> None:

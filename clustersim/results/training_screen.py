@@ -12,6 +12,7 @@ from rich.table import Table
 from clustersim.results.comparing import gpu_seconds
 from clustersim.results.facts import cost_line, summary_page
 from clustersim.results.footprint import memory_line
+from clustersim.results.swept import SweptTable
 from clustersim.units import format_bytes, format_seconds
 
 
@@ -37,7 +38,7 @@ def device_table(stages: pl.DataFrame) -> Table:
     return table
 
 
-def comparison(keys: Sequence[Mapping[str, str]], swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
+def comparison(keys: Sequence[Mapping[str, str]], swept: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> SweptTable:
     """One line per training step of a sweep; `to best` is by GPU time per token, since steps may be of different sizes.
 
     Args:
@@ -46,23 +47,25 @@ def comparison(keys: Sequence[Mapping[str, str]], swept: Sequence[str], rows: Se
     """
     costs = [gpu_seconds(row) for row in rows]
     best = min(costs)
-    table = Table(
-        box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left", caption_style="dim",
+    return SweptTable(
+        keys=tuple(swept), jobs=tuple(tuple(job.get(key, "") for key in swept) for job in keys),
+        results={
+            **{
+                heading: tuple(format_seconds(row[column]) for row in rows)
+                for heading, column in (("step", "step_s"), ("computes", "compute_s"), ("exposed", "exposed_comm_s"))
+            },
+            "bubble": tuple(f"{100 * row['bubble_rate']:.1f} %" if row["step_s"] else "-" for row in rows),
+            "TFLOP/s": tuple(_teraflops(row["model_flops_per_s_per_gpu"]) for row in rows),
+            "memory": tuple(format_bytes(row["memory_bytes"]) for row in rows),
+            "to best": tuple(f"{cost / best:.2f}" if best else "" for cost in costs),
+        },
         caption="exposed: communication that nothing hides; TFLOP/s: of the model, per GPU; to best: GPU time per token",
+        spare=("computes", "exposed", "memory", "TFLOP/s"), best=tuple(cost == best for cost in costs),
     )  # fmt: skip
-    for heading in swept:
-        table.add_column(heading, justify="right", overflow="fold")
-    for heading in ("step", "computes", "exposed", "bubble", "TFLOP/s", "memory", "to best"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for job, row, cost in zip(keys, rows, costs, strict=True):
-        flops = row["model_flops_per_s_per_gpu"]
-        times = [format_seconds(row[key]) for key in ("step_s", "compute_s", "exposed_comm_s")]
-        table.add_row(
-            *(job.get(key, "") for key in swept), *times,
-            f"{100 * row['bubble_rate']:.1f} %" if row["step_s"] else "-", "-" if flops is None else f"{flops / 1e12:,.1f}",
-            format_bytes(row["memory_bytes"]), f"{cost / best:.2f}" if best else "", style="bold" if cost == best else None,
-        )  # fmt: skip
-    return table
+
+
+def _teraflops(flops: float | None) -> str:
+    return "-" if flops is None else f"{flops / 1e12:,.1f}"
 
 
 def summary(row: Mapping[str, Any], notes: Sequence[str], memory: pl.DataFrame | None = None) -> RenderableType:

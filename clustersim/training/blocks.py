@@ -7,7 +7,7 @@ routing. All GPUs of a group begin a pass together; the first exchange would let
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,14 @@ from clustersim.cluster import Cluster
 from clustersim.engine.collectives import Wires
 from clustersim.engine.launches import Launches
 from clustersim.engine.machines import Machine
-from clustersim.engine.passes import Passes
+from clustersim.engine.passes import Habits, Passes
 from clustersim.engine.pipelines import Task
 from clustersim.engine.program import COMPUTE, Op, Ran, Work, exposed, play_program
 from clustersim.model import Model
 from clustersim.parallel import Parallel
 from clustersim.sending import Traffic
 from clustersim.training import programs
+from clustersim.training.beside import NONE, Aside, Beside
 from clustersim.training.layers import Batch, Own, own_passes, routed_passes, routed_sends, unembedding
 from clustersim.types import Transfers
 
@@ -37,6 +38,15 @@ class Block:
     exchanged_s: float      # exchanges that nothing hides: the GPU's own bytes on their way
     waited_s: float         # for other GPUs: in exchanges, and for the last to be through
     launched_s: float = 0.0 # for the host, which has not launched the next kernel
+    sends_late_s: float = 0.0       # by which what is on its way beside it (`beside.Beside`) comes later than alone
+    reduce_late_s: float = 0.0
+    gather_late_s: float = 0.0
+
+    def between(self, other: Block, share: float) -> Block:
+        """Part of the way from here to another."""
+        return Block(**{
+            each.name: (1 - share) * getattr(self, each.name) + share * getattr(other, each.name) for each in fields(Block)
+        })  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -58,8 +68,10 @@ class Stages:
     hand_over: Transfers                            # what two overlapping tasks leave to other stages
     wait_s: float                                   # before an exchange begins beside another micro-batch
     recompute: bool                                 # activations are made once more on the way back
+    habits: Habits                                  # of the framework
     partitioned: bool                               # overlapping tasks never have the SMs of exchanges; else while none runs
     launches: Callable[[int], tuple[Launches, Launches]] | None     # of a layer and of its routed experts; None: no host counts
+    aside: Callable[[Beside], Sequence[Aside]] | None = None        # the flows that share links with exchanges; None: none do
 
 
 class Blocks:
@@ -78,11 +90,12 @@ class Blocks:
         """How many have been played."""
         return len(self._played)
 
-    def of(self, tasks: tuple[Task, ...]) -> Block:
-        """The block of one task, or of two that overlap, the forward one first."""
-        key = tuple((task.kind, self._signature(task.stage), task.batch % self._stages.routings) for task in tasks)
+    def of(self, tasks: tuple[Task, ...], beside: Beside = NONE) -> Block:
+        """The block of one task, or of two that overlap, the forward one first; with what is on its way beside it."""
+        beside = beside if self._stages.aside is not None else NONE
+        key = beside, tuple((task.kind, self._signature(task.stage), task.batch % self._stages.routings) for task in tasks)
         if key not in self._played:
-            self._played[key] = self._play(tasks)
+            self._played[key] = self._play(tasks, beside)
             self._progress(len(self._played))
         return self._played[key]
 
@@ -93,7 +106,7 @@ class Blocks:
     def _last(self, stage: int) -> bool:
         return stage == len(self._stages.layers) - 1
 
-    def _play(self, tasks: tuple[Task, ...]) -> Block:
+    def _play(self, tasks: tuple[Task, ...], beside: Beside) -> Block:
         s, routed = self._stages, set(self._stages.model.moe_layers)
         ahead = next((task for task in tasks if task.kind == "F"), None)
         back = next((task for task in tasks if task.kind != "F"), None)
@@ -115,7 +128,6 @@ class Blocks:
             )
         if not ops:                                         # a stage with nothing but the embedding
             return Block(seconds=0.0, computed_s=0.0, sent_s=0.0, exchanged_s=0.0, waited_s=0.0)
-        host = sum(self._launched(op.layer, op.part) for op in ops if op.stream == COMPUTE)
         routing = {programs.FORWARD: ahead or back, programs.BACKWARD: back or ahead}
 
         def work_of(layer: int, batch: int) -> Work:
@@ -123,11 +135,18 @@ class Blocks:
             assert task is not None
             return self._work(layer, task.batch % s.routings, beside=len(tasks) > 1)
 
-        ran = play_program(s.cluster, s.network, ops, work_of)
+        others = s.aside(beside) if s.aside is not None and beside else ()
+        if len(others) == 1 and len(beside.sends) == 1 and _before_exchanges(ops, work_of) >= others[0].alone_s:
+            return self.of(tasks)
+        ran = play_program(s.cluster, s.network, ops, work_of, beside=[each.in_turn for each in others])
         self.solves, self.events = self.solves + ran.solves, self.events + ran.events
-        return self._summed(ops, ran, lambda op: getattr(routing[op.batch], "batch", 0) % s.routings, host, beside=len(tasks) > 1)
+        block = self._summed(
+            ops, ran, lambda op: getattr(routing[op.batch], "batch", 0) % s.routings, beside=len(tasks) > 1
+        )
+        late = {each.what: end - each.alone_s for each, end in zip(others, ran.beside, strict=True)}
+        return replace(block, **{f"{what}_late_s": by for what, by in late.items() if by > 1e-12 * ran.step_s})     # not rounding
 
-    def _summed(self, ops: Sequence[Op], ran: Ran, routing_of: Callable[[Op], int], host: float, *, beside: bool) -> Block:
+    def _summed(self, ops: Sequence[Op], ran: Ran, routing_of: Callable[[Op], int], *, beside: bool) -> Block:
         computing = [i for i, op in enumerate(ops) if op.stream == COMPUTE]
         busy = (ran.end[computing] - ran.start[computing]).sum(axis=0)
         sent = sum((self._sent(ops[i], routing_of(ops[i]), beside) for i in computing), np.zeros(busy.size))
@@ -137,11 +156,30 @@ class Blocks:
             waited += np.minimum(account.wait_s, stood[i])
         last = ran.step_s - busy - standing                 # until the last GPU is through
         last = np.where(np.abs(last) < 1e-12 * ran.step_s, 0.0, last)       # of the last itself only rounding is left
-        late = max(0.0, host - ran.step_s)
+        late = self._late(ops, ran)
         return Block(
             seconds=ran.step_s + late, computed_s=float((busy - sent).mean()), sent_s=float(sent.mean()),
             exchanged_s=float((standing - waited).mean()), waited_s=float((waited + last).mean()), launched_s=late,
         )  # fmt: skip
+
+    def _late(self, ops: Sequence[Op], ran: Ran) -> float:
+        """Seconds by which a pass ends later because its host launches one operation after the other.
+
+        The host runs ahead as far as it can, into the pass before too. Before it can launch experts it must know how many tokens
+        each has, and for that the router has to be through: it has run ahead of nothing there.
+
+        Source: github:NVIDIA/Megatron-LM core/transformer/moe/token_dispatcher.py (`_maybe_dtoh_and_synchronize`).
+        """
+        launched = [self._launched(op.layer, op.part) if op.stream == COMPUTE else 0.0 for op in ops]
+        synced = [i for i, op in enumerate(ops) if op.part == "dispatch"]
+        host, late = -sum(launched[: synced[0] if synced else len(ops)]), 0.0
+        for i, op in enumerate(ops):
+            if op.part == "dispatch":
+                host = max(host, max((float(ran.end[before].mean()) for before in op.after), default=0.0) + late)
+            elif launched[i]:
+                host += launched[i]
+                late = max(late, host - float(ran.end[i].mean()))
+        return max(late, sum(launched) - ran.step_s, 0.0)
 
     def _launched(self, layer: int, part: str) -> float:
         """Seconds that the host needs for an operation of the compute stream."""
@@ -206,7 +244,7 @@ class Blocks:
         if (same, routing, beside) not in self._experts:
             one, n = (s.model, sent.rows, sent.gpu_of), s.cluster.n_gpus
             self._experts[same, routing, beside] = Own(
-                computed=routed_passes(*one, n, machine, s.parallel.expert_tensor),
+                computed=routed_passes(*one, n, machine, s.parallel.expert_tensor, s.habits),
                 sent=routed_sends(*one, n, s.parallel, s.wires),
             )
         there, home = sent.dispatch, sent.combine
@@ -218,9 +256,19 @@ class Blocks:
         s, same = self._stages, self._stages.alike(layer)
         if (same, beside) not in self._own:
             self._own[same, beside] = own_passes(
-                s.model.layers[same], s.model, s.batch, s.parallel, s.wires, s.beside if beside else s.machine, s.cluster.n_gpus
-            )
+                s.model.layers[same], s.model, s.batch, s.parallel, s.wires, s.beside if beside else s.machine, s.cluster.n_gpus,
+                s.habits,
+            )  # fmt: skip
         return self._own[same, beside]
+
+
+def _before_exchanges(ops: Sequence[Op], work_of: Callable[[int, int], Work]) -> float:
+    """Seconds that no GPU enters an exchange before; inf where none does."""
+    first = next((op for op in ops if op.stream != COMPUTE), None)
+    if first is None:
+        return float("inf")
+    computed = [work_of(op.layer, op.batch).seconds[op.part] for op in ops[: max(first.after, default=-1) + 1]]
+    return float(sum(computed, np.zeros(1)).min())
 
 
 def _named(name: str, passes: Passes) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from clustersim.model import Model
 from clustersim.parallel import Parallel
 from clustersim.parts import Moe, Part
 from clustersim.training.layers import moe_of
+from clustersim.types import Ints
 
 WEIGHT = 2.0            # bytes of a weight as it is used: BF16
 ADAM = 26.0             # bytes of a weight's optimiser that are moved: FP32 weight, two moments in and out; the weight out
@@ -34,6 +35,19 @@ class Update:
     reduce_s: float         # gradients over data parallel groups
     gather_s: float         # weights, where the optimiser is split
     optimiser_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Late:
+    """Seconds by which a device's collectives come later than alone."""
+
+    reduce_s: float = 0.0           # all of a step
+    gather_s: float = 0.0
+    last_reduce_s: float = 0.0      # that beside the last backward pass
+    first_gather_s: float = 0.0     # that beside the first forward pass
+
+
+NOT_LATE = Late()
 
 
 def held(model: Model, stages: Iterable[int], layers: Sequence[range], parallel: Parallel) -> Held:
@@ -59,11 +73,7 @@ def update(
     Args:
         twin: how many pipeline devices away the one is that holds the same stages (DualPipe); None: nobody does.
     """
-    replicas = parallel.data * parallel.context
-    ranks = parallel.groups("data")[0] if parallel.context == 1 else np.arange(replicas) * parallel.tensor
-    groups = [ranks, parallel.groups("expert_data")[0]]
-    if twin is not None:
-        groups = [np.concatenate((group, group + abs(twin) * parallel.stage_gpus)) for group in groups]
+    groups = [each[0] for each in sharers(parallel, twin)]
     both = ((held.dense, groups[0]), (held.experts, groups[1]))
     passes = 1 if parallel.zero else 2
     owned = sum(weights / (group.size if parallel.zero else 1) for weights, group in both)
@@ -74,8 +84,29 @@ def update(
     )
 
 
+def sharers(parallel: Parallel, twin: int | None = None) -> tuple[Ints, Ints]:
+    """Ranks [groups, members] that hold the same weights in the first stage: of all but experts, and of experts.
+
+    Args:
+        twin: as of `update`; its ranks are the second half of the members.
+    """
+    inside = parallel.expert * parallel.expert_tensor
+    dense = np.arange(parallel.tensor)[:, None] + np.arange(parallel.data * parallel.context) * parallel.tensor
+    experts = np.arange(inside)[:, None] + np.arange(parallel.expert_data) * inside
+    if twin is None:
+        return dense, experts
+    away = abs(twin) * parallel.stage_gpus
+    return np.concatenate((dense, dense + away), axis=1), np.concatenate((experts, experts + away), axis=1)
+
+
+def often(zero: int, rounds: int) -> tuple[int, int]:
+    """How many times a step reduces gradients and gathers weights; see `exposed_update`."""
+    return rounds if zero >= 2 else 1, 2 * rounds if zero == 3 else 1
+
+
 def exposed_update(
-    update: Update, zero: int, rounds: int, ahead: Sequence[float], back: Sequence[float], *, hide: bool
+    update: Update, zero: int, rounds: int, ahead: Sequence[float], back: Sequence[float], *, hide: bool,
+    late: Late = NOT_LATE,
 ) -> tuple[float, float]:
     """Seconds of gradients and of weights that no pass of the device hides.
 
@@ -86,12 +117,14 @@ def exposed_update(
     Args:
         rounds: times that a chunk of layers is gone through without another in between.
         ahead, back: seconds of the device's forward and backward passes, in order.
+        late: what they take longer because they share links with those passes.
     """
-    reduces, gathers = rounds if zero >= 2 else 1, 2 * rounds if zero == 3 else 1
+    reduces, gathers = often(zero, rounds)
     if not hide:
         return reduces * update.reduce_s, gathers * update.gather_s
-    reduce_s = max(update.reduce_s - back[-1], reduces * update.reduce_s - sum(back))
-    gather_s = max(update.gather_s - ahead[0], gathers * update.gather_s - sum(ahead) - (sum(back) if zero == 3 else 0.0))
+    reduce_s = max(update.reduce_s + late.last_reduce_s - back[-1], reduces * update.reduce_s + late.reduce_s - sum(back))
+    hidden = sum(ahead) + (sum(back) if zero == 3 else 0.0)
+    gather_s = max(update.gather_s + late.first_gather_s - ahead[0], gathers * update.gather_s + late.gather_s - hidden)
     return max(0.0, reduce_s), max(0.0, gather_s)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from clustersim.engine.collectives import Wires, ring_s
 from clustersim.engine.machines import Machine, Values
-from clustersim.engine.passes import WIDE, Passes, expert_passes, head_passes, part_passes
+from clustersim.engine.passes import PLAIN, WIDE, Habits, Passes, expert_passes, head_passes, part_passes
 from clustersim.matrices import seen
 from clustersim.model import Model
 from clustersim.parallel import Parallel
@@ -50,14 +50,16 @@ class Own:
 
 
 def own_passes(
-    layer: Sequence[Part], model: Model, batch: Batch, parallel: Parallel, wires: Wires, machine: Machine, n_gpus: int
-) -> Own:
+    layer: Sequence[Part], model: Model, batch: Batch, parallel: Parallel, wires: Wires, machine: Machine, n_gpus: int,
+    habits: Habits = PLAIN,
+) -> Own:  # fmt: skip
     """All of a layer but its routed experts, on `n_gpus` that do the same."""
     tokens = np.full(n_gpus, batch.tokens)
     pieces = parallel.tensor if parallel.sequence_parallel else 1
     computed = sent = Passes.none(n_gpus)
     for part in layer:
-        one = part_passes(part, model.hidden, tokens, np.full(n_gpus, batch.pairs(part)), machine, parallel.tensor, pieces)
+        pairs = np.full(n_gpus, batch.pairs(part))
+        one = part_passes(part, model.hidden, tokens, pairs, machine, parallel.tensor, pieces, habits)
         computed += one
         if not isinstance(part, Moe) or part.shared_size:
             sent += _tensor_sends(one, batch.tokens * model.hidden * WIDE, parallel, wires)
@@ -103,12 +105,14 @@ def _context_sends(part: Attention | Latent, batch: Batch, parallel: Parallel, w
     return Passes(forward_s=np.full(n_gpus, each), input_s=np.full(n_gpus, 2 * each), weight_s=np.zeros(n_gpus))
 
 
-def routed_passes(model: Model, rows: Ints, gpu_of: Ints, n_gpus: int, machine: Machine, tensor: int = 1) -> Passes:
+def routed_passes(
+    model: Model, rows: Ints, gpu_of: Ints, n_gpus: int, machine: Machine, tensor: int = 1, habits: Habits = PLAIN
+) -> Passes:
     """The routed experts of a layer; rows int [slots], GPU of each, the first of `tensor` that share it."""
     moe = moe_of(model)
     moe, (rows, gpu_of) = replace(moe, size=moe.size // tensor), shared_rows(rows, gpu_of, tensor)
     through: Values = np.bincount(gpu_of, rows, n_gpus)
-    return expert_passes(moe, model.hidden, rows, gpu_of, n_gpus, machine, through)
+    return expert_passes(moe, model.hidden, rows, gpu_of, n_gpus, machine, through, habits)
 
 
 def routed_sends(model: Model, rows: Ints, gpu_of: Ints, n_gpus: int, parallel: Parallel, wires: Wires) -> Passes:

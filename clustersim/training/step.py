@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -16,16 +16,18 @@ from clustersim.assembling import MEASURED_BATCH, assemble
 from clustersim.cluster import Cluster, build_cluster
 from clustersim.config import Run, flag, positive, whole
 from clustersim.engine import machines
-from clustersim.engine.activations import Keeping
+from clustersim.engine.activations import LATENTS, OUTPUTS, Keeping
 from clustersim.engine.blocks import PRECISIONS
 from clustersim.engine.collectives import Wires, send_s, wires_of
-from clustersim.engine.launches import NOTHING, Launches, expert_launches, head_launches, own_launches
+from clustersim.engine.launches import FUSED, NOTHING, Launches, expert_launches, head_launches, own_launches
 from clustersim.engine.machines import Machine
 from clustersim.engine.memory import Load, Memory, need
+from clustersim.engine.passes import Habits
 from clustersim.engine.pipeline_play import Flow, play_pipeline
 from clustersim.engine.pipelines import Pipeline, Task
 from clustersim.engine.stages import chunks_of
 from clustersim.exchange.software import sms_held, wait_beside
+from clustersim.kernels import load_kernel
 from clustersim.model import Model
 from clustersim.network import packets
 from clustersim.parallel import Parallel, parallel_from
@@ -33,17 +35,20 @@ from clustersim.pick import pick
 from clustersim.playing import Progress
 from clustersim.results.counting import LayerCounts
 from clustersim.sending import Traffic, same_layers, traffic
+from clustersim.training.beside import Aside, Beside, asides_of, ways_of
 from clustersim.training.blocks import Block, Blocks, Stages
 from clustersim.training.checks import check_beside, check_experts, check_words, first_built, pipeline_of, told_of_group
 from clustersim.training.folding import folded, leaders
 from clustersim.training.gradients import WEIGHT, Update, exposed_update, held, update
 from clustersim.training.layers import Batch
+from clustersim.training.sharing import Shared, is_ahead, is_back
 from clustersim.types import Floats, InputError, Transfers, independent
 
 OFFERS = {              # what may be changed where a step does not fit
     "gpus": "{} GPUs", "tensor": "parallel.tensor={}", "pipeline": "parallel.pipeline={}", "zero": "parallel.zero={}",
     "micro_batch": "workload.micro_batch={}", "recompute": "workload.recompute={}",
 }  # fmt: skip
+BY_COUNT = ("dragonfly", "fat_tree")    # fabrics of so many switches, however few GPUs there are
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -103,19 +108,26 @@ def train(run: Run, progress: Progress = lambda fraction, what: None) -> Trained
         )
     total = _distinct(pipeline, stages)
     blocks = Blocks(stages, lambda played: progress(min(0.99, played / total), f"{played} of {total} kinds of passes"))
-    flow = play_pipeline(pipeline, lambda tasks: blocks.of(tasks).seconds, _sender(parallel, batch, model, wires))
-    every = tuple(tuple(blocks.of(tasks) for tasks in device) for device in pipeline.tasks)
-    updates = tuple(
-        update(held(model, mine, layers, parallel), parallel, wires, stages.machine,
-               gradient_bytes=positive("workload.gradient_bytes", workload["gradient_bytes"]),
-               twin=parallel.pipeline - 1 - 2 * device if order == "dualpipe" else None)
-        for device, mine in enumerate(pipeline.held)
-    )  # fmt: skip
+    weights = [held(model, mine, layers, parallel) for mine in pipeline.held]
+    twins = [parallel.pipeline - 1 - 2 * device if order == "dualpipe" else None for device in range(parallel.pipeline)]
     rounds = micro_batches // (parallel.pipeline if order in ("interleaved", "combined") else 1)
+    hide, sender = flag("workload.hide_gradients", workload["hide_gradients"]), _sender(parallel, batch, model, wires)
+    shared = Shared(
+        pipeline, blocks, parallel, per_node, held=weights, twins=twins, rounds=rounds, send_s=sender, hide=hide,
+    )  # fmt: skip
+    flow = play_pipeline(pipeline, lambda tasks: blocks.of(tasks).seconds, sender, shared.beside)
+    every = tuple(tuple(mine[i] for i in range(len(mine))) for mine in shared.blocks)
+    updates = tuple(
+        update(mine, parallel, wires, stages.machine, twin=twin,
+               gradient_bytes=positive("workload.gradient_bytes", workload["gradient_bytes"]))
+        for mine, twin in zip(weights, twins, strict=True)
+    )  # fmt: skip
     left = [
-        exposed_update(u, parallel.zero, rounds, _passes(device, "F", blocks), _passes(device, "BIW", blocks),
-                       hide=flag("workload.hide_gradients", workload["hide_gradients"]))
-        for u, device in zip(updates, pipeline.tasks, strict=True)
+        exposed_update(
+            u, parallel.zero, rounds, _passes(every[d], tasks, is_ahead), _passes(every[d], tasks, is_back), hide=hide,
+            late=shared.late(d),
+        )
+        for d, (u, tasks) in enumerate(zip(updates, pipeline.tasks, strict=True))
     ]  # fmt: skip
     reduce_s, gather_s = (np.array(values) for values in zip(*left, strict=True))
     ends = np.array([ended[-1] for ended in flow.ended])
@@ -125,7 +137,7 @@ def train(run: Run, progress: Progress = lambda fraction, what: None) -> Trained
         gpu_memory=small.gpu.memory, layers=layers, pipeline=pipeline, flow=flow, blocks=every, updates=updates,
         reduce_s=reduce_s, gather_s=gather_s, step_s=float((ends + after).max()), counts=tuple(counts), played=blocks.played,
         group_gpus=stages.cluster.n_gpus, solves=blocks.solves, events=blocks.events + flow.events,
-        notes=_notes(stages, parallel, blocks, micro_batches),
+        notes=_notes(run, stages, parallel, blocks, micro_batches),
     )  # fmt: skip
 
 
@@ -179,7 +191,7 @@ def _stages(
             model=model, parallel=parallel, batch=batch, layers=layers, traffic=nobody, alike=alike.__getitem__, routings=1,
             cluster=cluster, network=pick(networks, name, **options), wires=wires, machine=machine, beside=machine,
             hand_over=_hand_over(0.0, 1), wait_s=0.0, recompute=_recompute(run), launches=_launches(run, parallel),
-            partitioned=False,
+            partitioned=False, habits=_habits(run),
         ), counts  # fmt: skip
     try:
         parts = assemble(_group_run(run, parallel, batch, small.gpus_per_node))
@@ -204,15 +216,16 @@ def _stages(
             packets.need_few(parts.cluster, (found.dispatch, found.combine), 2 * len(set(same)) * len(steps), options["chunk"])
         return found
 
-    kept = sms_held(*run.options("exchange"), parts.cluster)
+    kept, group = sms_held(*run.options("exchange"), parts.cluster), parts.cluster.n_gpus
     if not check_beside(run, pipeline, parts.cluster, kept):
         kept = 0
     return Stages(
         model=model, parallel=parallel, batch=batch, layers=layers, traffic=sent, alike=same.__getitem__, routings=len(steps),
         cluster=parts.cluster, network=parts.network, wires=wires, machine=_machine(run, parts.cluster, 0),
         beside=_machine(run, parts.cluster, kept), wait_s=_late(run, parts.run.tokens_per_gpu), recompute=_recompute(run),
-        launches=_launches(run, parallel), partitioned=run.config["workload"]["framework"] is None,
-        hand_over=_hand_over(2 * _sender(parallel, batch, model, wires)(0, 1) if parallel.pipeline > 1 else 0.0, parallel.expert),
+        launches=_launches(run, parallel), habits=_habits(run), partitioned=run.config["workload"]["framework"] is None,
+        hand_over=_hand_over(2 * _sender(parallel, batch, model, wires)(0, 1) if parallel.pipeline > 1 else 0.0, group),
+        aside=_asides(run, parallel, batch, parts.cluster, wires),
     ), counts  # fmt: skip
 
 
@@ -269,7 +282,9 @@ def _launches(run: Run, parallel: Parallel) -> Callable[[int], tuple[Launches, L
         if layer < 0:
             return head_launches(graphs), NOTHING
         own = own_launches(model.layers[layer], model.hidden, precision, exchange=exchange, graphs=graphs)
-        return own, expert_launches(slots, precision, graphs=graphs) if layer in model.moe_layers else NOTHING
+        if layer not in model.moe_layers:
+            return own, NOTHING
+        return own, expert_launches(slots, precision, exchange=exchange, graphs=graphs, biased=model.expert_biases)
 
     return of
 
@@ -306,8 +321,35 @@ def _memory(run: Run, parallel: Parallel, batch: Batch, micro_batches: int, clus
 
 
 def _recompute(run: Run) -> bool:
-    """Whether layers are run once more; what else is computed again to save memory is not priced."""
+    """Whether layers are run once more."""
     return bool(run.config["workload"]["recompute"] == "full")
+
+
+def _habits(run: Run) -> Habits:
+    """How the framework goes about a layer; DeepSeek's own is known by its products and exchanges alone."""
+    workload, exchange = run.config["workload"], run.options("exchange")[0]
+    outputs, latents = workload["recompute"] in OUTPUTS, workload["recompute"] in LATENTS
+    again = Habits(norms_again=outputs, activations_again=outputs, latents_again=latents)
+    if workload["framework"] is None:
+        return again
+    kernels = load_kernel("host")["router_fused" if exchange in FUSED else "router"]
+    plain = exchange not in FUSED
+    return replace(again, router=int(kernels), copies=plain, padded=plain and run.model.gemm != "bf16")
+
+
+def _asides(
+    run: Run, parallel: Parallel, batch: Batch, cluster: Cluster, wires: Wires
+) -> Callable[[Beside], Sequence[Aside]] | None:
+    """What is sent beside passes, as flows; None where nothing shares links with exchanges."""
+    if not flag("workload.contention", run.config["workload"]["contention"]) or run.options("network")[0] != "fluid":
+        return None
+    if cluster.n_gpus == 1:
+        return None
+    raw = _cluster(run, cluster.gpus_per_node, nodes=cluster.n_nodes)
+    return asides_of(
+        parallel, wires, ways_of(cluster, raw), send_bytes=_sent_bytes(parallel, batch, run.model),
+        gradient_bytes=positive("workload.gradient_bytes", run.config["workload"]["gradient_bytes"]),
+    )  # fmt: skip
 
 
 def _hand_over(seconds: float, n_gpus: int) -> Transfers:
@@ -318,8 +360,7 @@ def _hand_over(seconds: float, n_gpus: int) -> Transfers:
 
 def _sender(parallel: Parallel, batch: Batch, model: Model, wires: Wires) -> Callable[[int, int], float]:
     """Seconds between two stages: each GPU sends its share of a micro-batch's activations to the one in its place."""
-    pieces = parallel.tensor if parallel.sequence_parallel else 1
-    nbytes = batch.tokens * model.hidden * WEIGHT / pieces
+    nbytes = _sent_bytes(parallel, batch, model)
 
     def seconds(source: int, target: int) -> float:
         a, b = (stage % parallel.pipeline for stage in (source, target))
@@ -328,9 +369,16 @@ def _sender(parallel: Parallel, batch: Batch, model: Model, wires: Wires) -> Cal
     return seconds
 
 
-def _passes(device: tuple[tuple[Task, ...], ...], kinds: str, blocks: Blocks) -> list[float]:
-    """Seconds of a device's passes of these kinds, in order."""
-    return [blocks.of(tasks).seconds for tasks in device if any(task.kind in kinds for task in tasks)]
+def _sent_bytes(parallel: Parallel, batch: Batch, model: Model) -> float:
+    """That a GPU leaves to the one of its place in another stage."""
+    return batch.tokens * model.hidden * WEIGHT / (parallel.tensor if parallel.sequence_parallel else 1)
+
+
+def _passes(
+    blocks: Sequence[Block], device: tuple[tuple[Task, ...], ...], which: Callable[[tuple[Task, ...]], bool]
+) -> list[float]:
+    """Seconds of a device's passes of a kind, in order."""
+    return [block.seconds for block, tasks in zip(blocks, device, strict=True) if which(tasks)]
 
 
 def _distinct(pipeline: Pipeline, stages: Stages) -> int:
@@ -343,16 +391,27 @@ def _distinct(pipeline: Pipeline, stages: Stages) -> int:
     })  # fmt: skip
 
 
-def _notes(stages: Stages, parallel: Parallel, blocks: Blocks, micro_batches: int) -> tuple[str, ...]:
-    """What was played and what was inferred."""
+def _notes(run: Run, stages: Stages, parallel: Parallel, blocks: Blocks, micro_batches: int) -> tuple[str, ...]:
+    """What was played, what was inferred, and what contends."""
     groups = parallel.stage_gpus // stages.cluster.n_gpus
     kinds = f"{blocks.played} kinds of passes" if blocks.played > 1 else "one kind of pass"
     on = "one GPU" if stages.cluster.n_gpus == 1 else f"one group of {stages.cluster.n_gpus} GPUs"
     inferred = [_many(micro_batches, "micro-batch", "es")] + ([_many(groups, "group") + " per stage"] if groups > 1 else [])
     inferred += [_many(stages.routings, "routing") + " in turn"] if stages.routings > 1 else []
     said = [f"played: {kinds} on {on}; inferred: that all of their kind take as long ({', '.join(inferred)})"]
-    if stages.model.n_moe_layers and groups > 1:
-        said.append("every expert group of a stage is given the same routing, and what other groups send is not on its links")
+    if stages.model.n_moe_layers and groups * parallel.pipeline > 1:
+        said.append("every expert group is given the same routing, and has its share of uplinks, as if all sent at the same time")
+        fabric = run.config["topology"].get("fabric") or {}
+        if fabric.get("name") in BY_COUNT:
+            said.append(f"topology.fabric.name={fabric['name']}: an expert group is dealt over all of its switches")
+    if stages.cluster.n_gpus > 1:
+        network = run.options("network")[0]
+        why = "workload.contention=false" if network == "fluid" else f"network={network}"
+        with_them = "gradients, weights and what stages send"
+        said.append(
+            f"{with_them} share links with exchanges; what tensor and context groups send does not" if stages.aside is not None
+            else f"{why}: {with_them} do not contend with exchanges"
+        )  # fmt: skip
     return tuple(said)
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from clustersim.placement.changing import STEPS, drifted, included
 from clustersim.placement.deepseek import rebalance
 from clustersim.types import Floats, InputError
 from clustersim.validation.notes import needed, only
 
 LAYERS = 16                     # drawn
 DRIFT = 0.105                   # root of the summed squares: GPT-OSS-20B, decode steps 64-127 and 192-255 (docs/placement.md)
-STEPS = 40                      # of a bisection
 MOST = 1 << 26                  # tokens x experts of a layer
 
 
@@ -41,7 +41,7 @@ def imbalance(case: Mapping[str, Any]) -> float:
     else:
         expert_of, _, count = rebalance(loads, n_slots=slots, n_groups=1, n_nodes=1, n_gpus=gpus)
     for layer, load in enumerate(loads):
-        served = _drifted(rng, load, drift, top_k) if drift else load
+        served = drifted(rng, load, drift, top_k) if drift else load
         each = _batch(rng, served, tokens * gpus) / count[layer]
         left.append(_excess(each[expert_of[layer]].reshape(gpus, -1).sum(axis=1)))
     return float(np.mean(left))
@@ -67,30 +67,10 @@ def _loads(gpus: int, experts: int, top_k: int, uneven: float) -> Floats:
     for _ in range(STEPS):
         middle = float(np.sqrt(low * high))
         weight = np.exp(np.minimum(middle * normal, 600.0))
-        p = np.array([_inclusion(row, top_k) for row in weight])
+        p = np.array([included(row, top_k) for row in weight])
         got = _excess(p.reshape(LAYERS, gpus, -1).sum(axis=2)).mean()
         low, high = (middle, high) if got < uneven else (low, middle)
     return p
-
-
-def _inclusion(weight: Floats, top_k: int) -> Floats:
-    """Proportional to the weights, 1 at most, top_k in sum."""
-    p = top_k * weight / weight.sum()
-    while (p > 1).any():
-        certain = p >= 1
-        p = np.where(certain, 1.0, (top_k - certain.sum()) * weight / weight[~certain].sum())
-    result: Floats = p
-    return result
-
-
-def _drifted(rng: np.random.Generator, p: Floats, drift: float, top_k: int) -> Floats:
-    """Loads whose difference from p is `drift` of it, the root of sum (p' - p)^2 over sum p^2; changes are lognormal."""
-    normal, low, high, later = rng.normal(size=p.size), 0.0, 5.0, p
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        later = _inclusion(p * np.exp(middle * normal), top_k)
-        low, high = (middle, high) if ((later - p) ** 2).sum() < drift**2 * (p**2).sum() else (low, middle)
-    return later
 
 
 def _batch(rng: np.random.Generator, p: Floats, tokens: int) -> Floats:

@@ -18,7 +18,6 @@ from clustersim.validation.machines import machine
 from clustersim.validation.notes import needed, note, only
 
 WIDE = 2.0                      # bytes of an activation outside GEMMs: BF16
-PROBABILITY = 4.0               # bytes that travel beside a token for each choice
 TILES = "deepgemm_2025_07"
 PASSED = ("gpu", "gpus", "gpus_per_node", "nic", "exchange", "tokens_per_gpu", "hidden", "top_k", "experts", "sms")
 

@@ -39,7 +39,6 @@ UNITS = {
     "ratio": 1.0, "x": 1.0, "%": 0.01, "nodes": 1.0, "ranks": 1.0, "experts": 1.0, "tokens": 1.0, "exact": 1.0,
 }  # fmt: skip
 NEEDED = ("id", "value", "unit", "case")
-KNOWN = (*NEEDED, "group", "system", "source")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

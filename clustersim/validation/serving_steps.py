@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from clustersim.pick import did_you_mean
 from clustersim.places import group_folder, options
 from clustersim.simulation import simulate
 from clustersim.types import InputError
+from clustersim.validation.imbalances import DRIFT
 from clustersim.validation.machines import TOPOLOGIES, machine
 from clustersim.validation.notes import needed, note, only
 
 KEYS = (
     "model", "gpu", "gpus", "gpus_per_node", "nic", "phase", "schedule", "shared", "tokens_per_gpu", "batch", "context",
     "context_spread", "sequence", "draft", "accepted", "drafter", "dtype", "exchange", "sms", "load", "router", "slots",
-    "network",
+    "drift", "network", "batch_spread", "batches", "prompt_spread", "padded",
 )  # fmt: skip
 SIZES = ("tensor", "expert_tensor", "context_parallel", "pipeline", "expert")       # of parallel groups
 METRICS = (
@@ -68,19 +70,27 @@ def _work(case: Mapping[str, Any]) -> list[str]:
     """What the GPUs are given."""
     phase = case["phase"]
     if phase == "prefill":
-        others = ("batch", "context", "context_spread", "draft", "accepted", "drafter")
+        others = ("batch", "context", "context_spread", "draft", "accepted", "drafter", "padded")
         if unused := [key for key in others if case.get(key) is not None]:
             raise InputError(f"case.{unused[0]}: belongs to phase decode")
         tokens, sequence = needed(case, "tokens_per_gpu", "sequence")
         passes = -(-sequence // tokens)                 # of a prompt in pieces
-        return [f"workload.tokens_per_gpu={tokens}", f"trace.sequence={sequence}", f"workload.steps={passes}"]
+        asked = [f"workload.tokens_per_gpu={tokens}", f"trace.sequence={sequence}", f"workload.steps={passes}"]
+        return asked + _given(case, "batch_spread", "batches", "prompt_spread")
     if case.get("tokens_per_gpu") is not None:
         raise InputError("case.tokens_per_gpu: belongs to phase prefill; decode has batch, sequences of a GPU or its group")
     batch, context = needed(case, "batch", "context")
     asked = ["workload=decode", f"workload.tokens_per_group={batch}", f"workload.context={context}"]
     for key, default in (("context_spread", 0), ("draft", 0), ("accepted", 1), ("drafter", "null")):
         asked.append(f"workload.{key}={case.get(key, default)}")
-    return asked
+    if case.get("prompt_spread") is not None:
+        raise InputError("case.prompt_spread: belongs to phase prefill; decode has context_spread")
+    return asked + _given(case, "batch_spread", "batches", "padded")
+
+
+def _given(case: Mapping[str, Any], *keys: str) -> list[str]:
+    """Keys of `workload` that a case may give."""
+    return [f"workload.{key}={json.dumps(case[key])}" for key in keys if case.get(key) is not None]
 
 
 def _options(case: Mapping[str, Any], cluster: Cluster) -> list[str]:
@@ -138,7 +148,11 @@ def _load(case: Mapping[str, Any], run: Run) -> list[str]:
         asked += ["trace=file", f"trace.path={load}"] if Path(load).is_dir() else ["trace=sampled", f"trace.preset={load}"]
     slots = case.get("slots")
     if slots is not None:
-        asked += [f"placement.slots={slots}", *(["placement=eplb"] if slots > run.model.n_experts else [])]
+        asked.append(f"placement.slots={slots}")
+    if slots is not None and slots > run.model.n_experts:
+        asked += ["placement=eplb", f"decide.drift={case.get('drift', DRIFT)}"]
+    elif case.get("drift") is not None:
+        raise InputError(f"case.drift={case['drift']}: is what loads moved since EPLB decided; give slots, more than experts")
     return asked
 
 
@@ -162,9 +176,9 @@ def _middle_layer_s(result: Result) -> float:
 def _in(metric: str, result: Result, step_s: float, layers: int, cluster: Cluster) -> float:
     """The step in the metric of the case."""
     run = result.run
-    made, groups = float(result.summary["tokens"]), cluster.n_gpus // run.group.tensor
+    made = float(result.summary["tokens"])
     if run.decoding is not None:
-        made = run.decoding.sequences * run.decoding.accepted * groups
+        made *= run.decoding.accepted / run.decoding.per_sequence
     each = 1.0 if run.decoding is None else run.decoding.accepted
     if metric in ("seconds per token", "tokens/s/user") and run.decoding is None:
         raise InputError(f"case.metric={metric}: belongs to phase decode")

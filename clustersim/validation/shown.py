@@ -17,6 +17,7 @@ from clustersim.validation.fitting import Fit
 from clustersim.validation.leaving import Left
 from clustersim.validation.rows import Row
 from clustersim.validation.scoring import Scored, Verdict
+from clustersim.writing import not_drawn
 
 SECONDS = ("ns", "us", "ms", "s", "min", "h", "ms/layer", "s/token")
 
@@ -153,5 +154,5 @@ def plot(scored: Iterable[Scored], path: Path) -> Path:
     try:
         figure.savefig(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"validate -o {path}: cannot be written ({error})") from error
+        raise InputError(f"validate -o {path}: {not_drawn(error)}") from error
     return path

@@ -14,6 +14,7 @@ from clustersim.cluster import load_cluster
 from clustersim.config import compose
 from clustersim.engine.machines import kernels
 from clustersim.kernels import tried
+from clustersim.parts import Latent
 from clustersim.pick import did_you_mean
 from clustersim.training.step import train
 from clustersim.training.tables import training_row
@@ -84,7 +85,8 @@ def recipe(case: Mapping[str, Any], inside: int) -> dict[str, Any]:
 
     Chunks go through the pipeline interleaved. Megatron splits its optimiser (ZeRO 1). Of its recipes for machines: tensor groups
     overlap in FP8 and dense models, Grace's hosts replay attention and routers from CUDA graphs, and tokens go by all-to-all
-    inside a node, by Hybrid-EP inside a rack, by DeepEP beyond (github:NVIDIA-NeMo/Megatron-Bridge scripts/performance/configs).
+    inside a node, by Hybrid-EP inside a rack, by DeepEP beyond. Up-projections of MLA are computed again, and norms and
+    activations of GPT-OSS where a GPU has less than 200 GB (github:NVIDIA-NeMo/Megatron-Bridge scripts/performance/configs).
 
     Args:
         inside: GPUs of an NVLink domain.
@@ -103,10 +105,15 @@ def recipe(case: Mapping[str, Any], inside: int) -> dict[str, Any]:
     if not _megatron(case):
         return full
     unless_told("zero", 1)
-    experts = compose([f"model={case['model']}"]).model.n_experts
+    model = compose([f"model={case['model']}"]).model
+    experts = model.n_experts
     if int(full.get("tensor") or 1) > 1 and not experts and full.get("dtype") not in (None, "bf16"):
         unless_told("tensor_overlap", True)
     unless_told("cuda_graphs", "attention" if str(case["gpu"]).startswith("gb") else "none")
+    if any(isinstance(part, Latent) for layer in model.layers for part in layer):
+        unless_told("recompute", "latents")
+    if model.expert_biases and not str(case["gpu"]).endswith("300"):
+        unless_told("recompute", "norm_act")
     if experts:
         group = int(full.get("expert") or inside) * int(full.get("expert_tensor") or 1)
         unless_told("exchange", "deepep_normal" if group > inside else "nccl_alltoall" if inside <= 8 else "hybrid_ep")
@@ -135,7 +142,7 @@ def attention(case: Mapping[str, Any]) -> float:
     back = bool(case.get("backward", False))
     flops = 2.0 * heads * (query + value) * pairs * int(case.get("sequences", 1)) * (PASSES_BACK if back else 1)
     rule = kernels(spec, "bf16", "deepgemm_2025_07", "gemm", taken)
-    return float(rule.mixing(np.array([flops]), back)[0])
+    return float(rule.mixing(np.array([flops]), back, (query + value) / 2)[0])
 
 
 def _domain(topology: str, gpus: int, most: int) -> int:

@@ -5,7 +5,6 @@ The policies (who stays) are in `capacity_policies`, the formulas (how many plac
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.pick import bind, did_you_mean, find
+from clustersim.pick import bind, did_you_mean, find, options_of
 from clustersim.types import Choices, Floats, InputError, Ints
 from clustersim.workload import capacity_policies, capacity_sizes
 from clustersim.workload.capacity_policies import ELSEWHERE, Contest
+from clustersim.workload.deal import sequence_numbers
 
 _CHOICES = {"per": ("expert", "gpu"), "scope": ("source", "group", "global"), "where": ("source", "expert")}
 _OWN = ("factor", "rule", "drop", *_CHOICES, "group_tokens", "pad", "pad_multiple", "renormalise", "protect")
@@ -76,10 +76,10 @@ def rule_from(config: Mapping[str, Any]) -> Rule:
     size = find(capacity_sizes, config["rule"], "capacity.rule")
     policy = find(capacity_policies, config["drop"], "capacity.drop")
     options = {key: value for key, value in config.items() if key not in _OWN}
-    taken = {key: [f for f in (size, policy) if key in _keyword_only(f)] for key in options}
+    taken = {key: [f for f in (size, policy) if key in options_of(f)] for key in options}
     for key in options:
         if not taken[key]:
-            known = (*_OWN, *_keyword_only(size), *_keyword_only(policy))
+            known = (*_OWN, *options_of(size), *options_of(policy))
             raise InputError(f"capacity.{key}: there is no such key{_near(key, known)} (known: {', '.join(known)})")
     size, policy = (
         bind("capacity", config[name], f, {key: value for key, value in options.items() if f in taken[key]})
@@ -151,11 +151,11 @@ def protected_tokens(rng: np.random.Generator, rule: Rule, context: Ints) -> NDA
     DeepSeek-V2 (arXiv 2405.04434, section 2.2.4) never drops those of about a tenth of the sequences.
 
     Args:
-        context: int [tokens], place in its sequence, from 1; a sequence begins at 1.
+        context: int [tokens], tokens that each looks at (`sequence_numbers`).
     """
     if not rule.protect:
         return None
-    sequence = np.cumsum(context == 1) - 1
+    sequence = sequence_numbers(context)
     return np.asarray((rng.random(int(sequence.max(initial=-1)) + 1) < rule.protect)[sequence])
 
 
@@ -204,10 +204,6 @@ def _check_together(rule: Rule, drop: str) -> None:
     if drop in ELSEWHERE and (rule.per == "gpu" or rule.where == "expert"):
         wrong = "per=gpu" if rule.per == "gpu" else "where=expert"
         raise InputError(f"capacity.drop={drop}: finds another expert before dispatch; not with capacity.{wrong}")
-
-
-def _keyword_only(function: Callable[..., Any]) -> list[str]:
-    return [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
 def _near(key: str, known: tuple[str, ...]) -> str:

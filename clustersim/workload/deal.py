@@ -118,6 +118,15 @@ def continuous_schedule(seq: Ints, pos: Ints, batch: int) -> tuple[Ints, Ints]:
     return order[by_step], step[by_step]
 
 
+def sequence_numbers(context: Ints) -> Ints:
+    """The sequence of every token of a batch, int [tokens], from 0: one goes on as long as each token looks at one token more.
+
+    Args:
+        context: int [tokens], tokens that each looks at, itself included; a batch may begin in the middle of a sequence.
+    """
+    return np.cumsum(np.diff(context, prepend=-1) != 1) - 1
+
+
 def sequences_in_order(trace: Tokens) -> tuple[Ints, Ints]:
     """Rows of the trace sequence after sequence, in order of first appearance, each by position; and their lengths."""
     _, first, which = np.unique(trace.seq, return_index=True, return_inverse=True)

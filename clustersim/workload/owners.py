@@ -45,9 +45,7 @@ def recorded(rng: np.random.Generator, tokens: Tokens, n_gpus: int, tokens_per_g
 
 
 def shuffled(rng: np.random.Generator, tokens: Tokens, n_gpus: int, tokens_per_gpu: int, steps: int) -> Deal:
-    """Tokens in random order, whatever their sequence; every token comes once before any comes twice.
-
-    """
+    """Tokens in random order, whatever their sequence; every token comes once before any comes twice."""
     wanted = n_gpus * tokens_per_gpu * steps
     turns = [rng.permutation(tokens.n_tokens) for _ in range(-(-wanted // tokens.n_tokens))]
     return dealt(tokens, np.concatenate(turns)[:wanted].reshape(n_gpus, steps * tokens_per_gpu))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -12,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.model import Model
-from clustersim.pick import bind, find
+from clustersim.pick import bind, find, options_of
 from clustersim.types import Choices, Floats, InputError, Ints, ScoreProcess, Workload
 from clustersim.workload import balancing, routers
+from clustersim.workload.deal import sequence_numbers
 from clustersim.workload.routers.activation import Scores, activated
 from clustersim.workload.sampler import BEYOND
 from clustersim.workload.scores import experts_alone
@@ -79,7 +81,7 @@ def router_from(name: str, options: Mapping[str, Any], model: Model, *, phase: s
         given, kind = {**given, **model.router}, "model.router"
         name = str(given.pop("name", ""))
     function = find(routers, name, kind)
-    takes = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    takes = options_of(function).keys()
     if "k" in takes and given.get("k") is None:
         given["k"] = model.top_k
     notes: tuple[str, ...] = ()
@@ -100,7 +102,10 @@ def router_from(name: str, options: Mapping[str, Any], model: Model, *, phase: s
             f"router.bias.tokens={bias['tokens']}: times top-{given.get('k', model.top_k)} must be a multiple of the "
             f"{model.n_experts} experts of {model.name} for rule=quantile"
         )
-    return Router(name=name, function=bound, wants=frozenset(takes - given.keys()), options=given, bias=bias, notes=notes)
+    router = Router(name=name, function=bound, wants=frozenset(takes - given.keys()), options=given, bias=bias, notes=notes)
+    if router.extra < 0:                # scores are drawn in as many columns before the router sees any
+        raise InputError(f"router.n_zero={router.extra}: must be from 1 up")
+    return router
 
 
 def _nothing(scores: Scores) -> tuple[Ints, Floats]:
@@ -121,8 +126,8 @@ def _bias(given: Any) -> dict[str, Any]:
             raise InputError(f"router.bias.updates={bias['updates']}: needs a rule; write router.bias.rule=sign")
     else:
         rule_of(bias)
-        if not bias["rate"] > 0:
-            raise InputError(f"router.bias.rate={bias['rate']}: must be above 0")
+        if not isinstance(bias["rate"], int | float) or not 0 < bias["rate"] < math.inf:
+            raise InputError(f"router.bias.rate={bias['rate']}: must be a number above 0")
     return bias
 
 
@@ -170,7 +175,7 @@ def rerouted(
             "rng": lambda: np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(layer, gpu, 1)))),
             "bias": lambda: bias(layer),
             "token_ids": lambda: None if token_ids is None else token_ids[first:last],
-            "sequence": lambda: np.cumsum(np.append(True, np.diff(workload.context[first:last]) != 1)) - 1,
+            "sequence": lambda: sequence_numbers(workload.context[first:last]),
             "layer": lambda: layer,
             "near": lambda: near(gpu),
         }

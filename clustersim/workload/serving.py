@@ -69,13 +69,16 @@ def decoding_from(config: Mapping[str, Any]) -> Decoding | None:
 def with_lengths(steps: tuple[Workload, ...], decoding: Decoding, n_gpus: int, seed: int) -> tuple[Workload, ...]:
     """The steps with what each token looks at: `decoding.context` on average, drawn for every sequence, one token further for
     every token of a step and `accepted` further from step to step. Tokens of a sequence stand side by side.
+
+    Args:
+        decoding: as many sequences as the GPU with most has.
     """
     if decoding.context is None:
         return steps
     lengths = _lengths(decoding, n_gpus, seed)
-    ahead = np.arange(decoding.per_sequence)
+    begins = (lengths[:, None] + np.arange(decoding.per_sequence)).reshape(n_gpus, -1)
     return tuple(
-        replace(step, context=(lengths[:, None] + round(i * decoding.accepted) + ahead).ravel()) for i, step in enumerate(steps)
+        replace(step, context=begins[step.source, step.index] + round(i * decoding.accepted)) for i, step in enumerate(steps)
     )
 
 
@@ -83,14 +86,14 @@ def _lengths(decoding: Decoding, n_gpus: int, seed: int) -> Ints:
     """int [gpus * sequences], at least 1."""
     assert decoding.context is not None
     rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(LENGTHS_STREAM,))))
-    of_rank = _around_one(rng, decoding.rank_spread, n_gpus)
-    of_sequence = _around_one(rng, decoding.context_spread, n_gpus * decoding.sequences)
+    of_rank = around_one(rng, decoding.rank_spread, n_gpus)
+    of_sequence = around_one(rng, decoding.context_spread, n_gpus * decoding.sequences)
     drawn = decoding.context * np.repeat(of_rank, decoding.sequences) * of_sequence
     result: Ints = np.maximum(1, np.rint(drawn)).astype(np.int64)
     return result
 
 
-def _around_one(rng: np.random.Generator, spread: float, n: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def around_one(rng: np.random.Generator, spread: float, n: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Lognormal numbers of mean 1 and standard deviation `spread`."""
     sigma = math.sqrt(math.log1p(spread**2))
     return np.exp(sigma * rng.standard_normal(n) - sigma**2 / 2)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clustersim.types import Floats, Ints, Trace
 from clustersim.workload.trace_rules import CACHED, DRAFT, DROPPED, PADDING, SORTED_BY
 
-RUN = 32                        # tokens in a row that choose exactly alike: more are no text
+RUN = 32                        # tokens in a row that choose exactly alike: so many are no text
 LAGS = 64                       # neighbours that are compared
 DECODE = 1
 

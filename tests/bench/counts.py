@@ -9,7 +9,7 @@ import numpy as np
 from clustersim.cluster import Cluster, load_cluster
 from clustersim.config import compose
 from clustersim.exchange import node_dedup
-from clustersim.network import kernel, sharing
+from clustersim.network import exact_records, sharing
 from clustersim.network.bounds import chained
 from clustersim.places import PACKAGE
 from clustersim.types import Floats, Routes, Routing, Transfers, independent
@@ -38,9 +38,9 @@ def cost(transfers: Transfers, cluster: Cluster) -> Cost:
     one = np.zeros(transfers.n, np.int64)
     state = sharing.extend(sharing.empty(cluster.capacity), routes, transfers, inbox=one, outbox=one, n_counters=1)
     sharing.solve_all(state, transfers.release)
-    solves = int(state.tally[kernel.SOLVES])
-    visits = [float(state.tally[of]) / solves for of in (kernel.FLOW_VISITS, kernel.LINK_VISITS)]
-    return Cost(transfers.n, solves, *visits, int(state.tally[kernel.EVENTS]))
+    solves = int(state.tally[exact_records.SOLVES])
+    visits = [float(state.tally[of]) / solves for of in (exact_records.FLOW_VISITS, exact_records.LINK_VISITS)]
+    return Cost(transfers.n, solves, *visits, int(state.tally[exact_records.EVENTS]))
 
 
 def pairs(nbytes: Floats) -> Transfers:

@@ -5,6 +5,7 @@ import importlib
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ import clustersim
 
 PACKAGE = Path(clustersim.__file__).parent
 GROUND = (
-    "types", "pick", "places", "writing", "units", "jit", "gpuspec", "kernels", "parts", "matrices", "stacks", "model",
-    "architecture", "hf_config", "parallel", "wiring", "handmade", "fabrics", "ways", "laying", "routes", "route_table",
+    "types", "pick", "places", "descriptions", "writing", "units", "jit", "gpuspec", "kernels", "parts", "matrices", "stacks",
+    "model", "architecture", "hf_config", "parallel", "wiring", "handmade", "fabrics", "ways", "laying", "routes", "route_table",
     "cluster", "lanes", "cost",
 )  # fmt: skip
 ROOMS = (
@@ -29,6 +30,7 @@ HEAVY = {
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py" and "conf" not in path.parts]
 
 
+@cache
 def tree(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -120,7 +122,10 @@ def loaded_by(statement):
     return set(json.loads(done.stderr)), done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["list"], ["list", "model"], ["--version"], ["completion", "bash"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["-h"], ["list"], ["list", "model"], ["list", "capacity=gshard"], ["--version"], ["completion", "bash"]],
+)
 def test_what_needs_no_run_costs_no_imports(arguments):
     loaded, printed = loaded_by(f"from clustersim.cli import main; main({arguments!r})")
     assert printed

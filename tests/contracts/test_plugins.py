@@ -1,5 +1,6 @@
 """One contract for every placement and every exchange on offer, whoever wrote it."""
 
+import inspect
 import math
 from collections import Counter, defaultdict
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ RACK = SimpleNamespace(
     **{**vars(CLUSTER), "n_nodes": 1, "gpus_per_node": 12, "node_of": np.zeros(12, int), "local_of": np.arange(12)}
 )
 INSIDE = {"trtllm_one_sided"}       # work inside one NVLink domain
+IN_PIECES = [name for name in exchange.__all__ if "chunk_tokens" in inspect.signature(getattr(exchange, name)).parameters]
 N_EXPERTS = 20
 
 
@@ -215,6 +217,13 @@ def test_every_exchange_keeps_the_transfers_contract(name, phase):
     assert (t.after < follower).all(), "a transfer comes before one that it follows"
     assert (t.dst[t.after] == t.src[follower]).all(), "a transfer starts where those that it follows end"
     assert (t.chunk[follower] > 0).all()
+
+
+@pytest.mark.parametrize("name", IN_PIECES)
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_no_exchange_moves_pieces_of_less_than_one_token(name, chunk):
+    with pytest.raises(InputError, match=rf"exchange\.chunk_tokens={chunk}: at least one token moves at a time"):
+        pick(exchange, name, chunk_tokens=chunk)("dispatch", routing(), placed.contiguous(N_EXPERTS, 24, 12), CLUSTER, MODEL)
 
 
 @pytest.mark.parametrize("name", exchange.__all__)

@@ -82,7 +82,7 @@ NAMES = {
     "network=fluids": ["network=fluids", "did you mean fluid?"],
     "placement=contigous": ["placement=contigous", "did you mean contiguous?"],
     "compute=rooflin": ["compute=rooflin", "did you mean roofline?"],
-    "compute.tiles=deepgem": ["compute.tiles=deepgem", "did you mean deepgemm_2025_07?"],
+    "compute.tiles=deepgem": ["compute.tiles=deepgem", "did you mean deepgemm_2025_02 or deepgemm_2025_07?"],
     "compute.sms_taken=132": ["compute.sms_taken=132", "the 132 SMs of NVIDIA H100"],
     "topology.gpu.sms=null": ["topology.gpu.sms", "compute=kernels needs it (roofline does not)"],
     "topology.gpu.fp8_achieved=3PFLOP/s": ["gpu.fp8_achieved", "cannot exceed the data sheet"],
@@ -146,7 +146,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(complaint, override):
 
 
 WRITTEN = {
-    "capacity.factor": ["capacity.factor", "no such command"],
+    "capacity.factor": ["capacity.factor", "a key needs a value"],
     "=3": ["=3", "key=value"],
     "seed=[1": ["seed=[1", "key=value"],
     "capacity.factor='1": ["capacity.factor='1", "key=value"],
@@ -179,7 +179,7 @@ COMMANDS = {
     "list topolgy": ["list topolgy", "did you mean topology?"],
     "disaggregate output=4": ["disaggregate: needs prompt=TOKENS"],
     "disaggregate prompt=4 output=many": ["output=many: must be a whole number"],
-    "disaggregate prompt=4 output=4 prefil.seed=1": ["prefil.seed", "no such key"],
+    "disaggregate prompt=4 output=4 prefil.seed=1": ["prefil.seed", "did you mean prefill?"],
     "disaggregate prompt=4 output=4 --rows": ["disaggregate --rows: there is no such flag"],
     "capture": ["capture: takes tiny, or hf MODEL --text FILE"],
     "capture hf": ["capture hf: takes one MODEL, and --text FILE"],
@@ -189,7 +189,7 @@ COMMANDS = {
     "capture tiny scores=yes": ["scores=yes", "true or false"],
     "capture tiny size=3": ["size=3", "capture tiny takes out=..."],
     "-m +experiment=replicas,capacity_factor": ["one experiment at a time"],
-    "-m model=mixtral,gpt_oss_20b": ["model=mixtral", "did you mean mixtral_8x7b?"],
+    "-m model=mixtral,gpt_oss_20b": ["model=mixtral", "did you mean mixtral_8x22b or mixtral_8x7b?"],
 }
 
 
@@ -238,7 +238,7 @@ VALUES = {
     "topology.nic.bandwidth=fast": ["topology.nic.bandwidth = 'fast'", "unit"],
     "topology.nic.latency=-1us": ["topology.nic.latency = '-1us'", "from 0 up"],
     "topology.nic.oversubscription=0.5": ["topology.nic.oversubscription=0.5", "from 1 up"],
-    "topology.nic=null": ["topology.nic", "needs its fields"],
+    "topology.nic=null": ["topology.nic", "is missing in h100_sxm; it has the fields: per_gpu"],
     "topology.nic.per_gpu=1/3": ["topology.nic.per_gpu=1/3", "share evenly"],
     "topology.routing.name=ecpm": ["topology.routing=ecpm", "did you mean ecmp?"],
     "topology.routing.nam=ecmp": ["topology.routing.nam", "did you mean topology.routing.name?"],
@@ -251,7 +251,7 @@ VALUES = {
     "topology=hand_drawn topology.nodes=2 topology.graph.trunk.bandwidth=800": ["topology.graph.trunk.bandwidth = 800", "unit"],
     "topology=hand_drawn topology.nodes=3": ["hand_drawn", "GPU 8 cannot be reached from GPU 0"],
     "topology=hand_drawn +topology.nic.rails=true topology.nodes=2": ["topology.nic", "hand_drawn has a graph"],
-    "topology=no/such/machine.yaml": ["topology=no/such/machine.yaml", "no such topology"],
+    "topology=no/such/machine.yaml": ["topology=no/such/machine.yaml", "no such file"],
     "model.top_k=64": ["model.top_k = 64", "n_experts = 32"],
     "model.hidden=wide": ["model.hidden = 'wide'", "whole number"],
     "model.dispatch_bytes=0": ["model.dispatch_bytes = 0", "above 0"],

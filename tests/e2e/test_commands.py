@@ -278,6 +278,36 @@ def test_every_command_is_a_file_and_is_in_the_help(capsys):
         assert command == "run" or f"\n  clustersim {command} " in out, "run is what there is without a command"
 
 
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "run"])
+def test_help_of_a_command_is_of_that_command(command, capsys):
+    for arguments in ([command, "--help"], [command, "something", "-h"]):
+        assert main(arguments) == 0
+        lines = capsys.readouterr().out.splitlines()
+        typed = [line.split()[1] for line in lines if line.startswith("  clustersim ")]
+        assert typed
+        assert set(typed) == {command}
+        assert len(lines) < 20
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_played(capsys, monkeypatch, empty_folder):
+    monkeypatch.setattr("clustersim.simulation.simulate", lambda *a, **k: pytest.fail("it was played"))
+    (empty_folder / "file").touch()
+    for output in ("file", "file/below"):
+        assert main([*SMALL, f"output={output}"]) == 2
+        assert f"output={output}: cannot be written (" in capsys.readouterr().err
+    assert [path.name for path in empty_folder.iterdir()] == ["file"]
+
+
+def test_a_trace_is_not_written_over_what_it_is_made_of(capsys, empty_folder):
+    shutil.copytree(PACKAGE / "workload" / "data" / "tiny", empty_folder / "mine")
+    before = digests(empty_folder / "mine")
+    for target in ("mine", "../here/mine"):
+        assert main(["convert", "mine", "--from", "moetrace", "-o", target]) == 2
+        assert "holds what is to be converted" in capsys.readouterr().err
+    assert main(["convert", "mine/tokens.parquet", "--from", "moetrace", "-o", "mine"]) == 2
+    assert digests(empty_folder / "mine") == before
+
+
 def test_list_shows_every_option_with_a_line(capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out

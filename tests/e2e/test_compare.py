@@ -72,7 +72,7 @@ def test_values_for_a_script(runs, capsys):
 def test_what_is_no_run_is_said_to_be_none(runs, capsys, tmp_path):
     (tmp_path / "status.json").write_text('{"state": "failed", "reason": "it broke"}')
     cases = {
-        (runs["plain"],): "takes the folders of two runs", (runs["plain"], "nowhere"): "compare nowhere: is not the folder of a",
+        (runs["plain"],): "is one run; name two or more", (runs["plain"], "nowhere"): "compare nowhere: is not the folder of a",
         (runs["plain"], str(tmp_path)): "failed: it broke", (runs["plain"], "--yaml"): "there is no such flag",
     }  # fmt: skip
     for arguments, said in cases.items():
@@ -81,3 +81,26 @@ def test_what_is_no_run_is_said_to_be_none(runs, capsys, tmp_path):
         assert out == ""
         assert said in err
         assert err.count("\n") == 1
+
+
+def test_three_runs_are_one_table_of_the_keys_in_which_they_differ(runs, capsys):
+    lines = compared(capsys, runs["plain"], runs["dropping"], runs["other"]).splitlines()
+    assert lines[0].split()[:4] == ["network", "capacity.factor", "trace", "exchange"]
+    assert [line.split()[0] for line in lines[1:4]] == ["bound", "bound", "fluid"]
+    told = json.loads(compared(capsys, "--json", runs["plain"], runs["dropping"], runs["other"]))
+    assert [job["keys"]["capacity.factor"] for job in told["jobs"]] == ["null", "0.5", "null"]
+
+
+def test_without_a_name_it_is_the_last_sweep_and_a_run_id_may_be_cut_short(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare"]) == 2
+    assert "there is no sweep in results" in capsys.readouterr().err
+    assert main(["-m", *SMALL, "capacity.factor=0.5,1.0", "workers=0"]) == 0
+    swept = capsys.readouterr().out
+    assert main(SMALL) == 0                 # a later single run is no sweep
+    capsys.readouterr()
+    again = compared(capsys)
+    assert again.splitlines()[:-1] == swept.splitlines()[:-1]
+    assert again.splitlines()[-1] == "2 runs of the last sweep in results/runs"
+    ids = sorted(path.name for path in (tmp_path / "results" / "runs").iterdir() if path.is_dir())
+    assert compared(capsys, ids[0][:6], ids[1]) == compared(capsys, *(f"results/runs/{name}" for name in ids[:2]))

@@ -58,6 +58,7 @@ def test_first_words_are_commands_groups_and_single_keys():
         ("clustersim +exp", ["+experiment="]), ("clustersim capacity.pad=", ["capacity.pad=true", "capacity.pad=false"]),
         ("clustersim causes=t", ["causes=true"]), ("clustersim seed=", []), ("clustersim export.ti", ["export.timeline="]),
         ("clustersim list net", ["network"]), ("clustersim inspect rail_", ["rail_only"]),
+        ("clustersim list network=b", ["network=bound"]), ("clustersim list no=", []),
         ("clustersim capture ", ["tiny", "hf"]),
         ("clustersim report --s", ["--svg"]), ("clustersim -", [*FLAGS["run"]]), ("clustersim completion z", ["zsh"]),
         ("clustersim compare results/a", []), ("clustersim trace.path=/tm", []), ("clustersim report -o ", []),

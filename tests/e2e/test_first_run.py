@@ -14,7 +14,7 @@ import pytest
 import clustersim as cs
 from clustersim.places import PACKAGE
 
-SMALL = ["topology.nodes=2", "workload.tokens_per_gpu=8"]
+SMALL = ["topology.nodes=2", "workload.tokens_per_gpu=8", "network=packet"]      # the solver that is compiled soonest
 
 
 def test_array_bounds_are_checked_in_tests():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.readme import BLOCK, README, SLOW, VALIDATION, printed, refreshed
+from tests.readme import ANSWER, ANSWERS, BLOCK, README, SLOW, VALIDATION, answered, printed, refreshed
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -22,6 +22,22 @@ def test_the_page_of_validation_shows_what_the_command_prints(monkeypatch):
     text = VALIDATION.read_text(encoding="utf-8")
     assert len(BLOCK.findall(text)) == 1
     assert refreshed(text) == text, "run python -m tests.readme and read what changed"
+
+
+@pytest.mark.slow
+def test_the_answers_are_what_the_commands_print(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = ANSWERS.read_text(encoding="utf-8")
+    assert len(ANSWER.findall(text)) == 3
+    assert answered(text) == text, "run python -m tests.readme --slow and read what changed"
+
+
+def test_every_answer_is_printed_by_the_command_above_it():
+    text = ANSWERS.read_text(encoding="utf-8")
+    block = r"```\n(clustersim [^`]*)\n```\n\n<!-- printed, slowly(?:, from the summary on)?, by: (clustersim .*) -->"
+    shown = re.findall(block, text)
+    assert len(shown) == 3
+    assert all(" ".join(command.replace("\\\n", " ").split()) == printed for command, printed in shown)
 
 
 @pytest.mark.slow

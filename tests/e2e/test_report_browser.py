@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from clustersim.report.make import write_report
-from tests.reports import made_sweep, real_run, thousand_jobs, trained_run
+from tests.reports import made_sweep, real_run, trained_run
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
@@ -75,7 +75,7 @@ def chromium(folder, *arguments):
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
+def pages(tmp_path_factory, thousand):
     """The text of every page, by name: runs and sweeps, with what could break them."""
     folder = tmp_path_factory.mktemp("pages")
     run = real_run(folder / "run")
@@ -86,7 +86,7 @@ def pages(tmp_path_factory):
         "one_gpu": real_run(folder / "one", "topology.nodes=1", "topology.gpus_per_node=1"),
         "dropping": real_run(folder / "dropping", "capacity.factor=0.75", "network=bound"),
         "trained": trained_run(folder / "trained", "parallel.pipeline=4", "parallel.order=dualpipe"),
-        "thousand": made_sweep(folder / "thousand", run, thousand_jobs()),
+        "thousand": thousand,
         "one_job": made_sweep(folder / "one_job", run, [({"seed": "1"}, {})]),
         "failed": made_sweep(folder / "failed", run, [({"seed": str(i)}, None) for i in range(3)]),
         "nan": made_sweep(folder / "nan", run, [({"seed": str(i)}, odd if i else {}) for i in range(3)]),

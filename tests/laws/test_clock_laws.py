@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustersim import flow_times, load_cluster
-from clustersim.network import bound, fluid, kernel, sharing
+from clustersim.network import bound, exact_records, fluid, sharing
 from clustersim.network.pairs import transfer
 from clustersim.types import Transfers, independent
 from tests.reference import finish_times, waiting
@@ -63,7 +63,7 @@ def test_bytes_are_conserved_links_never_overfull_work_conserved_and_little_hold
         sharing.take_ended(state)
         following = sharing.run(state, now)
         assert following >= now, "time goes forward"
-        live = state.flows["status"] == kernel.LIVE
+        live = state.flows["status"] == exact_records.LIVE
         rate = sharing.rates(state)
         load = rate @ incidence
         assert (load <= capacity * (1 + 1e-12)).all()

@@ -8,7 +8,7 @@ import simpy
 
 from clustersim import load_cluster
 from clustersim.exchange import node_dedup
-from clustersim.network import fluid, kernel, sharing
+from clustersim.network import exact_records, fluid, sharing
 from clustersim.types import Placement, Routing, independent
 
 RAIL = load_cluster("ideal_rail", nodes=3, gpus_per_node=4)
@@ -29,7 +29,7 @@ class Seen:
 def look(net, seen):
     state = net._state
     flows, hops = state.flows, state.hops
-    live = flows["status"] == kernel.LIVE
+    live = flows["status"] == exact_records.LIVE
     of = np.repeat(np.arange(flows.size), flows["hop_end"] - flows["hop_start"])
     rate = sharing.rates(state)
     load = np.bincount(hops["link"], rate[of] * hops["weight"], net.capacity.size)

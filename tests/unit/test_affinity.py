@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from clustersim.placement.past import Past, load_alone
+from clustersim.placement.past import Past
 from clustersim.placement.replicas import nearest
 from clustersim.types import InputError
-from tests.placed import loads, place, tokens
+from tests.placed import load_alone, loads, place, tokens
 
 # eight tokens of two choices: 0 and 2 go together, and 1 and 3
 PAIRS = np.array([[0, 2], [0, 2], [0, 1], [1, 3], [1, 3], [2, 3], [0, 2], [1, 3]])
@@ -59,6 +59,19 @@ def test_the_next_layer_stands_where_its_tokens_come_from():
 
     assert crossings(first, first) == 10
     assert crossings(first, second) == 0
+
+
+def test_the_next_layer_stands_on_the_node_that_its_tokens_come_from_where_their_gpu_is_full():
+    """Two nodes of two GPUs. The 9 and 8 tokens of experts 0 and 1 were on GPU 0 before: 0 stays there and 1 goes to GPU 1, worth
+    13.5 + 4, though 4 tokens of expert 3 come from GPU 1, where it would be worth 6; 2 come from GPU 2, worth 3.
+    """
+    before = np.repeat([0, 0, 1, 2], [9, 8, 4, 2])[:, None]
+    now = np.repeat([0, 1, 3, 3], [9, 8, 4, 2])[:, None]
+    first = place("next_layer", 4, 4, 4, past=past_of(before, 4), per_node=2)
+    past = past_of(now, 4)
+    second = place("next_layer", 4, 4, 4, past=Past(**{**fields(past), "before": (before, first)}), per_node=2)
+    gpu = second.gpu_of[np.argsort(second.expert_of)]
+    assert (gpu[0], gpu[1], gpu[3]) == (0, 1, 2)
 
 
 def fields(past):

@@ -140,3 +140,33 @@ def test_options_that_cannot_be_are_refused(option, value, said):
     with pytest.raises(InputError) as refused:
         timing.kernels(model("mixtral_8x7b"), H100, **{option: value})
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(("phase", "batch", "tokens", "us"), [
+    ("decode", 64, 1, 118.5), ("decode", 128, 1, 137.9), ("decode", 256, 1, 194.3), ("decode", 64, 2048, 181.2),
+    ("decode", 64, 4096, 238.1), ("decode", 128, 2048, 266.0), ("decode", 256, 1024, 329.6),
+    ("prefill", 8, 1024, 3503), ("prefill", 16, 1024, 6990), ("prefill", 8, 2048, 7785), ("prefill", 4, 4096, 9717),
+])  # fmt: skip
+def test_latent_attention_takes_what_sglang_measures_on_h100(phase, batch, tokens, us):
+    """Projections, attention (FlashAttention 3) and output of a layer of DeepSeek-V3 on one GPU, nothing beside it.
+
+    github:ai-dynamo/aiconfigurator, package aiconfigurator-core 0.12.0: systems/data/h100_sxm/mla/sglang/0.5.10, tables
+    wideep_generation_mla_perf and wideep_context_mla_perf, 128 heads, fp8_block. Nothing here was fitted to them.
+    """
+    part = model("deepseek_v3").layers[5][0]
+    rows = batch * (tokens if phase == "prefill" else 1)
+    each = tokens * (tokens + 1) / 2 if phase == "prefill" else tokens + 1
+    seconds = DEEPSEEK.part_seconds(part, 7168, np.array([rows]), np.array([batch * each]), phase=phase)
+    assert seconds[0] == pytest.approx(us * 1e-6, rel=0.1)
+
+
+def test_gemms_that_spare_sms_are_those_of_fewer_and_attention_has_all():
+    spare = timing.kernels(model("deepseek_v3"), H100, sms_spared=24)
+    fewer = timing.kernels(model("deepseek_v3"), H100, sms_taken=24)
+    rows, pairs = np.array([4096]), np.array([4096 * 4097 / 2])
+    part, ffn = model("deepseek_v3").layers[5][0], model("deepseek_v3").layers[0][1]
+    assert spare.part_seconds(ffn, 7168, rows, pairs) == fewer.part_seconds(ffn, 7168, rows, pairs)
+    none = np.zeros(1)
+    for timed, share in ((spare, 1.0), (fewer, 108 / 132)):
+        scores = timed.part_seconds(part, 7168, rows, pairs) - timed.part_seconds(part, 7168, rows, none)
+        assert scores[0] == pytest.approx(part.mixing_flops(1.0, False) * pairs[0] / (H100.bf16_flops * 0.667 * share), rel=1e-6)

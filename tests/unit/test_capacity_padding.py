@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustersim import exchange, load_cluster
+from clustersim.results.counting import count_layer
 from clustersim.types import Choices, Routing
 from clustersim.workload.capacity import limit
 from clustersim.workload.capacity_padding import pad_routing_map, padding_rows
@@ -72,6 +73,30 @@ def test_padding_on_arrival_is_computed_and_does_not_travel():
     assert sent is None
     assert ((rows.sum(axis=0) + computed) % 16 == 0).all()
     assert (computed < 16).all()
+
+
+def test_padding_for_experts_of_the_own_gpu_is_computed_and_not_sent():
+    """Rows [source GPU, slot], a slot on each: 2 and 3 go to the other GPU, of 10 bytes there and back."""
+    ids = np.array([[0], [1]])
+    counts = count_layer(
+        Choices(ids=ids, weights=None),
+        Routing(asked=ids, assigned=ids, weights=None, source=np.arange(2), index=np.zeros(2, int), capacity=None),
+        placed.contiguous(2, 2, 2), np.ones(2, int), np.array([[1, 2], [3, 4]]), np.array([4, 6]),
+        n_experts=2, n_gpus=2, row_bytes=10.0, renormalised=False,
+    )
+    assert counts.padding_sent_bytes == 50.0
+    assert counts.padding_rows.tolist() == [4, 6]
+
+
+def test_without_a_limit_what_arrives_is_filled_up_to_what_the_fullest_slot_has():
+    rows = np.array([[9, 2, 0], [1, 3, 4]])                 # [source GPUs, slots]; 10, 5 and 4 arrive
+    sent, computed = padding_rows(rule(pad=True, where="expert"), SimpleNamespace(room=None), rows, np.full(2, 12), np.arange(3))
+    assert sent is None
+    assert computed.tolist() == [0, 5, 6]
+    _, computed = padding_rows(
+        rule(pad=True, where="expert", pad_multiple=8), SimpleNamespace(room=None), rows, np.full(2, 12), np.arange(3)
+    )
+    assert computed.tolist() == [6, 11, 12], "16 rows each"
 
 
 def test_every_replica_has_a_buffer_of_its_own():

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import clustersim as cs
-from clustersim.causes import CAUSES, causes_of, evened, ports_alone
+from clustersim.causes import CAUSES, causes_of, even_sources, evened, ports_alone
 from clustersim.results.tables import CAUSE_COLUMNS
-from clustersim.types import InputError
+from clustersim.types import InputError, Workload
 from clustersim.workload.trace import read_trace, write_trace
 from tests.e2e.test_bad_input import trace_of
 
@@ -36,6 +36,16 @@ def test_evened_choices_are_even_and_as_few_as_need_be_are_changed(places, seed)
     n = (before >= 0).sum()
     share = np.sort(np.full(7, n // 7) + (np.arange(7) < n % 7))
     assert (after != before).sum() == np.maximum(0, np.sort(load[0]) - share).sum()
+
+
+def test_tokens_dealt_evenly_stand_in_order_and_are_numbered_on_every_gpu():
+    tokens = Workload(
+        source=np.array([0, 0, 0, 0, 0, 1, 2]), index=np.array([0, 1, 2, 3, 4, 0, 0]), context=np.arange(1, 8), choose=None,
+    )
+    even = even_sources(tokens, 3)
+    assert even.source.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert even.index.tolist() == [0, 1, 2, 0, 1, 0, 1]
+    assert even.context is tokens.context
 
 
 def test_the_parts_sum_to_the_layer():

@@ -30,7 +30,7 @@ def either(function, overrides):
 def some_overrides(rng):
     """Group choices and values of keys, of which some cannot be."""
     groups = [f"{group}={rng.choice(names)}" for group, names in CHOICES.items() if rng.random() < 0.25]
-    config = either(by_hydra, groups)
+    config = either(composed, groups)               # composed once: what is checked builds on the same groups
     keys = [key for key in composition.leaves(config) if "." in key] if isinstance(config, dict) else ["seed"]
     keys += ["seed", "output", "capacity.nothing", "nothing", "topology", "capacity", "topology.nic.new", "seed.x"]
     values = [f"{rng.choice(['', '', '', '+', '++'])}{rng.choice(keys)}={rng.choice(VALUES)}" for _ in range(rng.randrange(4))]

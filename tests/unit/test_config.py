@@ -198,3 +198,9 @@ def test_an_installed_package_carries_its_data(tmp_path, monkeypatch):
     assert data_folder("topologies") == tmp_path / "topologies"
     (tmp_path / "clustersim" / "_bundled" / "topologies").mkdir(parents=True)
     assert data_folder("topologies") == tmp_path / "clustersim" / "_bundled" / "topologies"
+
+
+@pytest.mark.parametrize("overrides", ["model=deepseek_v3", [1.25], [["capacity.factor=1"]]])
+def test_overrides_that_are_no_list_of_texts_are_refused_as_such(overrides):
+    with pytest.raises(InputError, match="overrides: must be a list of texts"):
+        compose(overrides)

@@ -34,6 +34,8 @@ def test_nics_and_switch_ports_work_as_long_as_their_bytes_take():
     two = load_cluster("h100_sxm", nodes=2, power=power)
     half = STEP | {"nic_bytes": 16 * 50e9 * 1.0}        # 16 NICs of 50 GB/s, busy for 1 of 2 s
     assert cost_row(half, Cost(), two, gpus=16)["joules_per_step"] == pytest.approx(16 * (10 * 2 + 20 * 1) + 16 * (5 * 2 + 1 * 1))
+    four = cost_row(STEP | {"nic_bytes": 32 * 50e9 * 1.0}, Cost(), two, gpus=32)["joules_per_step"]
+    assert four == pytest.approx(2 * cost_row(half, Cost(), two, gpus=16)["joules_per_step"]), "two nodes stand for four"
     unknown = cost_row(STEP | {"nic_bytes": None}, Cost(), two, gpus=16)["joules_per_step"]
     assert unknown == pytest.approx(16 * 30 * 2 + 16 * 6 * 2)
 

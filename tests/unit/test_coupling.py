@@ -179,7 +179,7 @@ def test_random_systems_late_in_the_day():
 
 def test_a_follower_is_never_ahead_of_what_it_follows():
     """Watched at many instants: fraction of the follower <= fraction of the parent - chunk / nbytes while the parent lives."""
-    from clustersim.network import kernel, sharing
+    from clustersim.network import exact_records, sharing
     from tests.reference import waiting
 
     for seed in range(60):
@@ -194,6 +194,6 @@ def test_a_follower_is_never_ahead_of_what_it_follows():
             moved = sharing.sent(state, now) / flows["nbytes"]
             for child, parents in enumerate(system["after"]):
                 for parent in parents:
-                    if flows["status"][parent] == kernel.DONE:
+                    if flows["status"][parent] == exact_records.DONE:
                         continue
                     assert moved[child] <= max(0.0, moved[parent] - flows["piece"][child]) + 1e-8, (seed, now, parent, child)

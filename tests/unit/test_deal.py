@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustersim.types import InputError, Trace
-from clustersim.workload.deal import deal_sequences
+from clustersim.workload.deal import deal_sequences, sequence_numbers
 
 
 def trace_of(seq, pos):
@@ -84,3 +84,10 @@ def test_every_gpu_gets_its_tokens_none_twice_and_nothing_is_repeated_before_all
     assert dealt.max() <= 1 or dealt.min() >= 1, "a second time only when every sequence had its first"
     assert deal.most_used == np.bincount(deal.rows).max()
     assert deal.distinct == len(set(deal.rows.tolist()))
+
+
+def test_a_sequence_goes_on_while_tokens_look_at_one_more_each():
+    assert sequence_numbers(np.array([1, 2, 3, 1, 2, 1])).tolist() == [0, 0, 0, 1, 1, 2]
+    assert sequence_numbers(np.array([65, 66, 65, 66])).tolist() == [0, 0, 1, 1], "a batch may begin in the middle of one"
+    assert sequence_numbers(np.array([4096, 3000, 3000])).tolist() == [0, 1, 2], "decoding has a token of each"
+    assert sequence_numbers(np.zeros(0, int)).size == 0

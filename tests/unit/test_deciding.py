@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,7 @@ from clustersim.placement import contiguous, eplb_global, round_robin
 from clustersim.placement.measures import balancedness, least_max_load, measure, utilisation
 from clustersim.placement.migration import moves_between, transfers_of
 from clustersim.placement.replicas import token_hash
+from clustersim.results.placements import rebalance_summary
 from clustersim.types import Choices, InputError, Placement, Workload, independent
 from tests.placed import place, room
 
@@ -139,6 +141,14 @@ def test_several_wishes_for_an_expert_are_shared_by_those_who_have_it():
     assert np.bincount(move.src).tolist() == [2, 2]
 
 
+def test_an_expert_comes_from_the_own_node_though_others_have_sent_less():
+    """GPUs 1 and 3 want expert 0, which 0 and 2 hold: 1 asks 0, of its node, as 3 asks 2. So do 1's and 2's neighbours."""
+    nodes = np.array([0, 0, 0, 1])
+    old = Placement(gpu_of=np.arange(4), expert_of=np.array([0, 1, 2, 0]))
+    move = moves_between(old, Placement(gpu_of=np.arange(4), expert_of=np.array([0, 0, 0, 0])), nodes)
+    assert (move.src.tolist(), move.dst.tolist()) == ([0, 0], [1, 2])
+
+
 def test_with_a_double_buffer_all_moves_go_at_once_and_without_they_wait_for_what_they_overwrite():
     """A chain: GPU 0's expert goes to 1, whose expert goes to 2, whose expert is no longer wanted there."""
     old = Placement(gpu_of=np.array([0, 1, 2, 3]), expert_of=np.array([0, 1, 2, 2]))
@@ -165,6 +175,17 @@ def test_a_ring_of_moves_is_broken_by_one_that_is_put_aside():
     assert (transfers.after < np.repeat(np.arange(transfers.n), np.diff(transfers.after_start))).all()
 
 
+def test_what_is_put_aside_waits_for_nobody():
+    """GPUs 0 and 1 exchange experts 0 and 1, and GPU 2 gets expert 0 too. What comes to GPU 0 is put aside meanwhile."""
+    old = Placement(gpu_of=np.arange(3), expert_of=np.array([0, 1, 2]))
+    new = Placement(gpu_of=np.arange(3), expert_of=np.array([1, 0, 0]))
+    transfers, staged = transfers_of([moves_between(old, new, np.zeros(3, int))], 100.0, double_buffer=False)
+    assert staged == 1
+    assert (transfers.src.tolist(), transfers.dst.tolist()) == ([0, 1, 0], [2, 0, 1])
+    assert transfers.after_start.tolist() == [0, 0, 0, 1]
+    assert transfers.after.tolist() == [1]
+
+
 def test_exposed_moves_hold_a_step_up_and_free_ones_do_not():
     stream = [step(1), step(1), step(5), step(5), step(5), step(5)]
     exposed, free = periodic(stream), periodic(stream, migration="free")
@@ -185,6 +206,23 @@ def test_overlapped_moves_travel_beside_a_step_and_serve_from_the_next_on():
     assert [moves is None for moves in plan.moves] == [True, True, False, True]
     assert [most_replicas(p)[0] for p in plan.placements] == [1, 1, 1, 5]
     assert [most_replicas(p)[0] for p in periodic(stream).placements] == [1, 1, 5, 5]
+
+
+def test_a_move_breaks_even_when_what_it_held_up_is_gained_back():
+    """A pass of 10 s takes 12 with moves beside it and 8 after them: they cost 4 s, which is two gains."""
+
+    def steps(*seconds, beside=()):
+        moved = [SimpleNamespace(moved_slots=1)]
+        played = [SimpleNamespace(step_s=s, background_s=float(i in beside)) for i, s in enumerate(seconds)]
+        return [SimpleNamespace(played=one, held_s=0.0, measured=moved) for one in played]
+
+    row = rebalance_summary(
+        steps(12.0, 8.0, 8.0, beside=[0]), steps(10.0, 10.0, 10.0), rebalances=1, expert_bytes=5.0, buffer_bytes=7.0
+    )
+    assert row["gross_gain"] == pytest.approx(0.2)
+    assert row["net_gain"] == pytest.approx(1 - 28 / 30)
+    assert row["break_even_steps"] == pytest.approx(2.0)
+    assert (row["moved_experts"], row["migration_bytes"], row["buffer_bytes"]) == (3, 15.0, 7.0)
 
 
 def test_moves_that_would_not_pay_in_time_are_not_made():

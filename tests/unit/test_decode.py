@@ -16,8 +16,9 @@ EVEN = ["workload.context_spread=0", "trace=balanced"]
 def lengths(n_gpus=4, steps=1, seed=0, **changes):
     keys = {"sequences": 500, "context": 1000.0, "context_spread": 0.5, "rank_spread": 0.0, "draft": 0, "accepted": 1.0}
     decoding = Decoding(**(keys | changes))
-    n = n_gpus * decoding.sequences * decoding.per_sequence
-    step = Workload(source=np.zeros(n, int), index=np.arange(n), context=np.ones(n, int), choose=lambda layer: None)
+    each = decoding.sequences * decoding.per_sequence
+    source, index = np.divmod(np.arange(n_gpus * each), each)
+    step = Workload(source=source, index=index, context=np.ones_like(index), choose=lambda layer: None)
     return [made.context for made in with_lengths((step,) * steps, decoding, n_gpus, seed)]
 
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from clustersim.placement.deepseek import packed, rebalance, replicated
-from clustersim.placement.past import load_alone
 from clustersim.placement.serving import kept_in_place, nearest_with_room
 from clustersim.placement.shadowing import shadowed
 from clustersim.types import InputError, Placement
-from tests.placed import loads, place, tokens
+from tests.placed import load_alone, loads, place, tokens
 
 # the two layers of the README of deepseek-ai/EPLB: 12 experts, 16 slots, 4 groups, 2 nodes, 8 GPUs
 LOADS = np.array([

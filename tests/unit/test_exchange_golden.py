@@ -4,17 +4,19 @@ Copies: direct [[2,1,2,1],[1,2,1,2],[1,2,2,1],[2,1,1,2]]; per GPU [[1,1,2,1],[1,
 NICs 0->2: 2, 1->3: 2, 2->0: 1, 3->1: 2 and forwarded 2 each way inside both nodes.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from clustersim import exchange
+from clustersim.exchange.collective import in_channels
 from clustersim.exchange.payloads import PAYLOADS, payload_bytes
 from clustersim.exchange.rounds import delta_order
-from clustersim.kernels import load_kernel
+from clustersim.kernels import load_kernel, trying
 from clustersim.pick import pick
-from clustersim.types import InputError, Routing
+from clustersim.types import InputError, Placement, Routing, independent
 from tests.placed import contiguous
 
 GPU = SimpleNamespace(name="some GPU", sms=132, memory_bandwidth=3e12, memory_latency=754e-9, l2_bandwidth=None, fp4_flops=None)
@@ -197,3 +199,64 @@ def test_what_cannot_be_is_refused_in_one_line():
         exchange.tensor_expert("dispatch", routing(TOKENS), p, PAIR, FP8, tensor=3)
     with pytest.raises(InputError, match=r"kernel=deep_v1: there is no such file; did you mean deepep_v1"):
         exchange.deepep_normal("dispatch", routing(TOKENS), p, PAIR, FP8, kernel="deep_v1")
+
+
+@pytest.mark.parametrize("name", ["rank_dedup", "node_dedup", "deepep_normal", "deepep_v2", "hybrid_ep"])
+def test_what_was_counted_before_is_not_changed_by_who_asked_for_it(name):
+    """A combine takes what its dispatch has counted; the third time it is still that."""
+    r, p = routing(TOKENS), contiguous(8, 8, 4)
+    function = pick(exchange, name)
+    first, *again = (function("dispatch", r, p, PAIR, FP8) for _ in range(3))
+    for one in again:
+        assert one.logical_bytes == first.logical_bytes
+        assert (one.src.tolist(), one.dst.tolist(), one.nbytes.tolist()) == (
+            first.src.tolist(), first.dst.tolist(), first.nbytes.tolist()
+        )  # fmt: skip
+
+
+def test_another_replica_rule_is_another_count():
+    """An expert on each node: by hash tokens of index 0 go to the first, so GPUs 2 and 3 send to node 0; `nearest` stays."""
+    ids = np.zeros((4, 1), int)
+    r = routing(ids, per_gpu=1)
+    p = Placement(gpu_of=np.array([0, 2]), expert_of=np.zeros(2, int), replica="token_hash")
+    function = pick(exchange, "node_dedup", metadata_bytes=0)
+    by_hash = function("dispatch", r, p, PAIR, FP8)
+    near = function("dispatch", r, replace(p, replica="nearest"), PAIR, FP8)
+    far = [int((PAIR.node_of[t.src] != PAIR.node_of[t.dst]).sum()) for t in (by_hash, near)]
+    assert far == [2, 0]
+
+
+def test_payload_counts_a_copy_for_every_node_or_gpu_those_that_stay_too():
+    """The worked example: 14 of a token and node, 18 of a token and GPU, 24 choices."""
+    nodes = sum(len({expert // 4 for expert in token}) for token in TOKENS)
+    gpus = sum(len({expert // 2 for expert in token}) for token in TOKENS)
+    copies = {"node_dedup": nodes, "hybrid_ep": nodes, "deepep_v2": nodes, "deepep_normal": nodes, "rank_dedup": gpus,
+              "direct": 24, "nccl_alltoall": 24, "deepep_low_latency": 24}  # fmt: skip
+    for name, count in copies.items():
+        t = pick(exchange, name)("dispatch", routing(TOKENS), contiguous(8, 8, 4), PAIR, FP8)
+        assert t.logical_bytes == count * 7392, name
+
+
+def test_low_latency_tells_every_far_expert_there_and_every_far_gpu_back():
+    """GPU 0 holds five experts, the others one each. GPU 2 tells the 5 + 1 of node 0; back GPU 0 tells 2 GPUs for each of 5."""
+    kernel = load_kernel("deepep_low_latency")
+    p = Placement(gpu_of=np.array([0, 0, 0, 0, 0, 1, 2, 3]), expert_of=np.arange(8))
+    begins = {}
+    for phase in ("dispatch", "combine"):
+        t = exchange.deepep_low_latency(phase, routing(TOKENS), p, PAIR, FP8)
+        nic = PAIR.node_of[t.src] != PAIR.node_of[t.dst]
+        begins[phase] = {int(src): float(at) for src, at in zip(t.src[nic], t.release[nic], strict=True)}
+    for phase, told in (("dispatch", {2: 6, 0: 2}), ("combine", {2: 2, 0: 10})):
+        one, other = (begins[phase][gpu] / kernel["message"] - count for gpu, count in told.items())
+        assert one == pytest.approx(other), phase
+
+
+def test_the_last_chunk_is_copied_out_by_sms_that_send_as_well():
+    """So at half of their rate: at 1 GB/s a chunk of 512 KiB begins its last way 2 x 512 KiB / 1 GB/s late."""
+    kernel = load_kernel("nccl")
+    plain = independent(np.array([0]), np.array([1]), np.array([1e9]))
+    late = {}
+    for rate in (1e9, 1e30):
+        with trying({"nccl.sm_rate": rate}):
+            late[rate] = float(in_channels(plain, RACK, load_kernel("nccl")).release[0])
+    assert late[1e9] - late[1e30] == pytest.approx(2 * kernel["chunk_nvlink"] / 1e9)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from clustersim.placement.changing import included
 from clustersim.types import InputError
-from clustersim.validation.imbalances import _batch, _inclusion, _loads, imbalance
+from clustersim.validation.imbalances import _batch, _loads, imbalance
 
 CASE = {
     "what": "imbalance", "gpus": 32, "experts": 256, "top_k": 8, "tokens_per_gpu": 64, "uneven": 1.5, "slots": 256, "drift": 0,
@@ -26,7 +27,7 @@ def test_loads_are_as_uneven_as_asked_and_tokens_take_distinct_experts():
 
 def test_sampled_loads_have_the_asked_expectation():
     """Expert e is in a token with probability p[e]: 20,000 tokens are within five standard errors of it."""
-    p = _inclusion(np.random.default_rng(1).random(16) ** 3, 4)
+    p = included(np.random.default_rng(1).random(16) ** 3, 4)
     counts = _batch(np.random.default_rng(0), p, 20000)
     assert counts.sum() == 4 * 20000
     assert (np.abs(counts / 20000 - p) <= 5 * np.sqrt(p * (1 - p) / 20000) + 1e-12).all()

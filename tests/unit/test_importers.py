@@ -9,6 +9,7 @@ import json
 import pickle
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -34,11 +35,13 @@ from clustersim.importers import (
     vllm_moe_log,
     vllm_routed_experts,
 )
+from clustersim.importers.building import tokens_from
 from clustersim.importers.recognition import detect
 from clustersim.importers.torch_file import read_pt
 from clustersim.types import InputError
 from clustersim.workload.trace import read_trace, write_trace
 from clustersim.workload.trace_counts import read_count_rows
+from clustersim.workload.trace_rules import PADDING
 from tests import importer_files as files
 from tests.importer_files import DATA, EXPERTS, LAYERS, MAP, TOP_K, choices, megatron_lines, npy_base64, write_lines
 from tests.unit.test_trace import made_up
@@ -397,6 +400,33 @@ def test_a_trace_is_cleaned_and_batched(tmp_path):
     np.testing.assert_array_equal(batched.expert_ids, trace.expert_ids[[0, 3, 1, 4, 2, 5]])
 
 
+@pytest.mark.parametrize(("alike", "left"), [(31, 40), (32, 8)])
+def test_32_tokens_in_a_row_that_choose_alike_are_no_text(tmp_path, alike, left):
+    trace = made_up(np.random.default_rng(0), tokens=40, experts=64)
+    ids = trace.expert_ids.copy()
+    ids[4 : 4 + alike] = ids[4]
+    write_trace(replace(trace, expert_ids=ids), tmp_path)
+    assert moetrace(tmp_path, clean=True).tokens.n_tokens == left
+
+
+def test_what_is_told_of_layers_that_are_left_out_goes_too(tmp_path):
+    trace = made_up(np.random.default_rng(0), layers=3, experts=4)
+    write_trace(replace(trace, meta={"model": "mine", "moe_layers": [1, 2, 5]}), tmp_path)
+    kept = moetrace(tmp_path, layers=2).tokens
+    assert (kept.n_layers, kept.meta["moe_layers"]) == (2, [1, 2])
+    np.testing.assert_array_equal(kept.expert_ids, trace.expert_ids[:, :2])
+
+
+def test_expert_0_in_every_layer_is_a_choice_where_a_token_has_one_and_padding_where_it_has_two():
+    """No router picks an expert twice."""
+    for top_k, flags in ((1, None), (2, [PADDING, 0])):
+        ids = np.zeros((2, 3, top_k), int)
+        ids[1] = np.arange(1, 1 + top_k)
+        made = tokens_from(Path("x"), ids, experts=4, meta={"model": "mine"}).tokens
+        assert (made.flags if flags is None else made.flags.tolist()) == flags
+        assert (made.expert_ids[0] == (0 if flags is None else -1)).all()
+
+
 KNOWN = {
     "sglang_stat.pt": "sglang_stat", "per_pass": "sglang_per_pass", "per_token": "sglang_per_token", "flame": "flame_moe",
     "hf.safetensors": "hf_router_logits", "trtllm": "tensorrt_llm", "imatrix.gguf": "llama_imatrix",
@@ -455,7 +485,7 @@ def test_convert_recognises_writes_and_says_what_it_found(tmp_path, capsys):
 BAD = {
     "nothing there": (["absent", "-o", "out"], "absent: no such file or folder"),
     "no destination": (["x.csv"], "takes one file or folder, and -o DIR"),
-    "misspelt format": (["x.csv", "--from", "tabel", "-o", "out"], "--from=tabel: there is no such --from; it offers"),
+    "misspelt format": (["x.csv", "--from", "tabel", "-o", "out"], "--from=tabel: there is no such format; it offers"),
     "misspelt option": (["x.csv", "-o", "out", "expert=3"], "convert.expert: table takes experts, model; did you mean"),
     "text for a number": (["x.csv", "-o", "out", "experts=many"], "convert.experts=many: must be a whole number or null"),
     "not recognised": (["notes.txt", "-o", "out"], "notes.txt: no format is recognised; say --from FORMAT"),

@@ -1,5 +1,7 @@
 """Without a folder to keep machine code in everything works, only slower, and that is said once."""
 
+import ast
+import importlib
 import logging
 import os
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
+from numba.core.dispatcher import Dispatcher
 from numba.core.options import DefaultOptions
 
 from clustersim import jit
@@ -88,3 +91,24 @@ def test_a_numba_whose_index_is_unknown_compiles_in_every_process_and_says_so(mo
     with caplog.at_level(logging.WARNING):
         assert jit.njit(lambda x: 2 * x)(21) == 42
     assert "out of date" in caplog.text
+
+
+def test_numbers_that_are_compiled_in_come_from_files_whose_change_is_seen():
+    """What a compiled function reads of another file is a function of it, or stands beside one that its module has imported."""
+    seen = []
+    for path in sorted(ROOT.glob("clustersim/**/*.py")):
+        if "from clustersim.jit import" not in (text := path.read_text(encoding="utf-8")):
+            continue
+        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        compiled = [value.py_func for value in vars(module).values() if isinstance(value, Dispatcher)]
+        own = [function for function in compiled if function.__module__ == module.__name__]
+        if not own:
+            continue
+        looked_at = jit._helper_files(own[0])
+        for statement in ast.parse(text).body:
+            if isinstance(statement, ast.ImportFrom) and statement.module:
+                home = importlib.import_module(statement.module)
+                numbers = [name.name for name in statement.names if isinstance(getattr(home, name.name), int | float)]
+                seen += numbers
+                assert not numbers or home.__file__ in looked_at, f"{path.name} takes {numbers} from {statement.module}"
+    assert "LIVE" in seen

@@ -1,12 +1,16 @@
 """The host that launches kernels: sums by hand, graphs that switch it off, and the longer of the two in a pass."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from clustersim.engine.blocks import PRECISIONS
 from clustersim.engine.launches import expert_launches, own_launches
+from clustersim.engine.program import COMMUNICATE, COMPUTE, Op, Ran
 from clustersim.kernels import load_kernel
 from clustersim.parts import Attention, Dense, Moe
+from clustersim.training.blocks import Blocks
 from tests.unit.test_training import trained
 
 HOST = load_kernel("host")
@@ -15,18 +19,44 @@ EAGER = ["workload.cuda_graphs=none", "parallel.pipeline=1", "model.n_layers=2",
 
 
 def test_a_dense_layer_by_hand():
-    """Attention: two products, norm, residual, rotation, scores; FFN: two products, norm, residual, activation."""
+    """Attention: two products and what was measured around them; FFN: two products, norm, residual, activation."""
     made = own_launches((HEADS, Dense(size=64)), 64, PRECISIONS["bf16"], exchange="direct")
-    assert made.forward_s == pytest.approx(4 * HOST["gemm"] + 7 * HOST["op"])
+    assert made.forward_s == pytest.approx(4 * HOST["gemm"] + (HOST["attention"] + 3) * HOST["op"])
     assert made.weight_s == pytest.approx(4 * HOST["gemm"])
     narrow = own_launches((HEADS, Dense(size=64)), 64, PRECISIONS["fp8"], exchange="direct")
     assert narrow.weight_s == pytest.approx(HOST["quantised"] * made.weight_s)
 
 
 def test_every_expert_is_a_product_of_its_own():
-    one, many = (expert_launches(n, PRECISIONS["bf16"]) for n in (1, 16))
+    one, many = (expert_launches(n, PRECISIONS["bf16"], exchange="direct") for n in (1, 16))
     assert many.weight_s == pytest.approx(16 * one.weight_s)
     assert many.forward_s - one.forward_s == pytest.approx(15 * 2 * HOST["gemm"])
+
+
+def test_biases_of_experts_are_two_operations_each_and_six_on_the_way_back():
+    plain, biased = (expert_launches(16, PRECISIONS["bf16"], exchange="direct", biased=b) for b in (False, True))
+    assert biased.forward_s - plain.forward_s == pytest.approx(32 * HOST["op"])
+    assert biased.input_s - plain.input_s == pytest.approx(96 * HOST["op"])
+
+
+def test_an_exchange_that_permutes_for_itself_leaves_two_permutations():
+    plain, fused = (expert_launches(4, PRECISIONS["bf16"], exchange=name) for name in ("nccl_alltoall", "hybrid_ep"))
+    assert plain.forward_s - fused.forward_s == pytest.approx((HOST["dispatcher"] - 2) * HOST["op"])
+
+
+@pytest.mark.parametrize(("experts", "late"), [(1.0, 0.0), (2.0, 0.0), (5.0, 3.0)])
+def test_before_experts_the_host_has_run_ahead_of_nothing(experts, late):
+    """The router ends at 1, and so the host begins with experts there; on the GPU they end at 3. What came before was launched
+    during the pass before, and what the next layer needs ends 3 s after the experts."""
+    ops = [
+        Op(stream=COMPUTE, part="own_f", layer=0), Op(stream=COMMUNICATE, part="dispatch", layer=0, after=(0,)),
+        Op(stream=COMPUTE, part="experts_f", layer=0, after=(1,)), Op(stream=COMMUNICATE, part="combine", layer=0, after=(2,)),
+        Op(stream=COMPUTE, part="own_f", layer=1, after=(3,)),
+    ]  # fmt: skip
+    start, end = (np.array(times, float)[:, None] for times in ((0, 1, 2, 3, 4), (1, 2, 3, 4, 6)))
+    ran = Ran(start=start, end=end, free=end, exchanges={}, step_s=6.0, solves=0, events=0)
+    host = SimpleNamespace(_launched=lambda layer, part: experts if part == "experts_f" else 0.5)
+    assert Blocks._late(host, ops, ran) == pytest.approx(late)
 
 
 def test_an_exchange_that_prepares_itself_leaves_the_router_fewer_kernels():

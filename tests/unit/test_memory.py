@@ -86,6 +86,26 @@ def test_megatron_needs_18_bytes_per_parameter_and_6_and_12_over_d_with_its_dist
         assert states == pytest.approx(expected * arch.total_params)
 
 
+@pytest.mark.parametrize("order", ["one_f_one_b", "zero_bubble", "dualpipe"])
+@pytest.mark.parametrize("data", [1, 4])
+def test_with_zero_every_state_is_there_once_whatever_the_order(order, data):
+    """DualPipe has every chunk at either end of the pipeline, so that twice as many GPUs share its states."""
+    arch = dense(8, 512, size=2048, heads=8)
+    load = Load(phase="training", order=order, micro_batches=16)
+    memory = need(arch, Parallel(gpus=4 * data, pipeline=4, zero=1), load)
+    assert data * sum(stage["optimiser"] for stage in memory.stages) == pytest.approx(12 * arch.total_params, rel=1e-3)
+
+
+def test_keys_and_values_are_split_into_heads_and_no_further():
+    """Two of them: each of 8 GPUs has a whole one, as each of 2 has; all else is a quarter."""
+    arch = dense(1, 1024, size=4096, heads=16, kv_heads=2)
+    two, eight = (
+        need(arch, Parallel(gpus=n, tensor=n), Load(phase="decode")).parts["weights"] for n in (2, 8)
+    )
+    one_head = 2 * 1024 * 64 * arch.dtype
+    assert eight - one_head == pytest.approx((two - one_head) / 4)
+
+
 def test_deepseek_v3_in_bf16_on_256_gpus_needs_what_nvidia_counts():
     # arXiv 2603.07685 table 3: PP4 x VPP4 x EP64, per GPU weights and gradients 36.4 GB, main weights and optimiser 32.1 GB,
     # activations 131.0 GB, all 199.5 GB; its other columns are not published. A middle stage has the states, the fullest the sum
@@ -270,5 +290,5 @@ def test_what_is_not_known_is_refused_by_name(change, said_so):
     with pytest.raises(InputError) as caught:
         need(model("mixtral_8x7b"), Parallel(gpus=8, expert=8), Load(**({"phase": "training"} | change)))
     assert said_so in str(caught.value)
-    with pytest.raises(InputError, match="recompute=al: must be one of none, selective, deepseek_v3, full"):
+    with pytest.raises(InputError, match="recompute=al: must be one of none, selective, norm_act, latents, deepseek_v3, full"):
         Keeping(recompute="al")

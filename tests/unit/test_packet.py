@@ -18,7 +18,7 @@ from clustersim.engine.gpu import DISPATCHED, LayerWork, play
 from clustersim.exchange import node_dedup
 from clustersim.exchange.software import equipped
 from clustersim.lanes import routes_of
-from clustersim.network import fluid, packet, packet_kernel, packets
+from clustersim.network import fluid, packet, packet_records, packets
 from clustersim.network.bounds import busiest_link_end
 from clustersim.types import InputError, Placement, Routes, Routing, Transfers, independent
 from tests.packet_systems import ends, played, run_until, small_system, waiting, weighted
@@ -181,7 +181,7 @@ def test_a_follower_is_never_ahead_of_what_it_follows(queue):
             landed = np.minimum(1, flows["landed"] * 700.0 / flows["nbytes"])
             for child, parents in enumerate(system["after"]):
                 assert all(left[child] <= landed[parent] + 1e-9 for parent in parents), (seed, child)
-        assert (flows["status"] == packet_kernel.DONE).all()
+        assert (flows["status"] == packet_records.DONE).all()
 
 
 # ---- two hops coupled by chunks, against the fluid network

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from clustersim.placement import replicas
-from clustersim.placement.past import load_alone, room_for
+from clustersim.placement.measures import least_max_load
+from clustersim.placement.past import room_for
 from clustersim.types import InputError, Placement, Routing
 from tests.placed import contiguous, place, round_robin
 
@@ -50,10 +51,15 @@ def test_slots_that_cannot_be_are_refused_with_those_that_would_do(slots, spare,
         room_for(slots, spare, 32, np.zeros(8, int))
 
 
-def test_a_load_that_is_no_load_is_refused():
-    for load in ([1.0, -1.0], [1.0, np.nan]):
-        with pytest.raises(InputError, match="finite and not negative"):
-            load_alone(load)
+def test_no_placement_has_less_than_the_mean_nor_than_the_busiest_expert_shared_by_all_its_replicas():
+    """Four GPUs. Loads 90, 10, 10, 10 and a slot each: 90. Two slots more: three replicas of 30, where the mean is 30 too. Even
+    loads: the mean.
+    """
+    hot = np.array([90.0, 10, 10, 10])
+    assert least_max_load(hot, np.ones(4, int)) == 90
+    assert least_max_load(hot, np.array([2, 1, 1, 1])) == 45
+    assert least_max_load(hot, np.array([2, 2, 1, 1])) == 30
+    assert least_max_load(np.full(8, 5.0), np.full(4, 2)) == 10
 
 
 # ---- placements that do not look at the load
@@ -162,6 +168,20 @@ def test_by_source_sends_all_tokens_of_a_gpu_to_one_replica_its_own_first():
     slots = replicas.by_source(np.array([[0, 1]] * 8), np.arange(8), np.arange(8) % 4, p, TWO_NODES_OF_TWO)
     # GPUs 0 and 2 have expert 0 themselves; 1 and 3 take slots 0 and 1 in turn
     assert slots.tolist() == [[0, 2], [0, 2], [1, 2], [1, 2]] * 2
+
+
+def test_by_source_lets_each_expert_begin_with_another_replica():
+    """Neither GPU 2 nor GPU 3 has expert 0 or 1: the first takes replica 0 of expert 0 and replica 1 of expert 1."""
+    p = Placement(gpu_of=np.array([0, 1, 0, 1]), expert_of=np.array([0, 0, 1, 1]))
+    slots = replicas.by_source(np.array([[0, 1]] * 2), np.zeros(2, int), np.array([2, 3]), p, TWO_NODES_OF_TWO)
+    assert slots.tolist() == [[0, 3], [1, 2]]
+
+
+def test_lp_split_draws_for_each_gpu_anew():
+    """400 GPUs with a token each, of an expert with two slots on two equal GPUs: 200 ± 4 standard deviations to each."""
+    p = Placement(gpu_of=np.array([0, 1]), expert_of=np.array([0, 0]))
+    slots = replicas.lp_split(np.zeros((400, 1), int), np.zeros(400, int), np.arange(400), p, np.zeros(400, int))
+    assert abs(slots.sum() - 200) <= 4 * np.sqrt(400 / 4)
 
 
 def test_least_load_evens_out_what_the_single_copies_leave_uneven():

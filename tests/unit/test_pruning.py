@@ -8,7 +8,7 @@ import simpy
 
 from clustersim import load_cluster, transfer
 from clustersim.lanes import equip, lanes_from
-from clustersim.network import fabric, fluid, packet, pruning, sharing
+from clustersim.network import drains, fabric, fluid, packet, pruning
 from clustersim.network.pruning import never_full
 from clustersim.types import Routes, independent
 from tests.matrices import skewed
@@ -71,10 +71,10 @@ def test_of_200_random_systems_half_have_links_to_leave_out_and_none_a_flow_that
     for seed in range(200):
         system = random_system(np.random.default_rng(seed))
         left_out += never_full(*system[:2]).any()
-        few, _ = sharing.drain_times(*system, 0.0, 0.0)
+        few, _ = drains.drain_times(*system, 0.0, 0.0)
         with monkeypatch.context() as patch:
             patch.setattr(pruning, "never_full", lambda capacity, routes: np.zeros(capacity.size, bool))
-            every, _ = sharing.drain_times(*system, 0.0, 0.0)
+            every, _ = drains.drain_times(*system, 0.0, 0.0)
         np.testing.assert_allclose(few, every, rtol=1e-9, err_msg=f"seed {seed}")
     assert 60 <= left_out <= 180
 

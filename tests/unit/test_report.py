@@ -27,7 +27,7 @@ from clustersim.report.run_figures import PARTS, figures_of_run, finish_times
 from clustersim.report.run_page import page_of_run
 from clustersim.report.shapes import DARK, LEVELS, LIGHT, MISSING, ramp
 from clustersim.report.sweep_findings import cost, effects, findings_of_sweep, front
-from tests.reports import check_page, made_sweep, pages_text, real_run, thousand_jobs
+from tests.reports import check_page, made_sweep, pages_text, real_run
 
 RUNS = {
     "default": [],
@@ -44,11 +44,6 @@ RUNS = {
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return {name: real_run(tmp_path_factory.mktemp(name), *overrides) for name, overrides in RUNS.items()}
-
-
-@pytest.fixture(scope="module")
-def thousand(tmp_path_factory, folders):
-    return made_sweep(tmp_path_factory.mktemp("sweep") / "grid", folders["default"], thousand_jobs())
 
 
 # ---- a run

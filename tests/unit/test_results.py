@@ -195,6 +195,38 @@ def test_the_bottleneck_is_the_link_that_takes_longest_by_itself(result):
     assert most <= result.summary["step_s"] * (1 + 1e-9)
 
 
+def test_the_class_that_limits_is_of_the_busiest_link_of_every_exchange(result):
+    """From the links one by one: of every exchange the link that its bytes take longest, their seconds by class."""
+    links, seconds = result.tables["links"], {}
+    for phase in ("dispatch_bytes", "combine_bytes"):
+        for layer in links["layer"].unique():
+            rows = links.filter(pl.col("layer") == layer).to_dicts()
+            alone = [row[phase] / row["capacity_bytes_per_s"] for row in rows]
+            if max(alone):
+                kind = rows[alone.index(max(alone))]["kind"].removesuffix("_up").removesuffix("_down")
+                seconds[kind] = seconds.get(kind, 0.0) + max(alone)
+    if not seconds:
+        assert result.summary["bottleneck_class"] is result.summary["bottleneck_class_share"] is None
+        return
+    assert seconds[result.summary["bottleneck_class"]] == pytest.approx(max(seconds.values()))
+    assert result.summary["bottleneck_class_share"] == pytest.approx(max(seconds.values()) / sum(seconds.values()))
+
+
+def test_what_computing_consists_of_sums_to_it(result):
+    s, gpus = result.summary, result.tables["gpus"]
+    assert s["attention_s"] + s["expert_s"] + s["other_s"] == pytest.approx(s["compute_s"], rel=1e-9, abs=1e-18)
+    assert s["dispatch_s"] + s["combine_s"] == pytest.approx(
+        gpus.select(pl.sum("dispatch_s") + pl.sum("combine_s")).item() / s["gpus"], rel=1e-9, abs=1e-18
+    )
+
+
+def test_twice_the_nics_make_nvlink_the_limit():
+    """On nodes whose NVLink is as slow as a NIC, what crosses the node weighs on NVLink too as soon as the NIC is faster."""
+    own = [*SMALL, "topology.nvlink.bandwidth=50 GB/s", "topology.nvlink.achievable=null", "network=bound"]
+    slow, fast = (simulate([*own, f"topology.nic.bandwidth={nic}Gb/s"]) for nic in (100, 3200))
+    assert (slow.summary["bottleneck_class"], fast.summary["bottleneck_class"]) == ("nic", "nvlink")
+
+
 def test_dense_layers_have_no_exchange():
     result = made("dense")
     layers = result.tables["layers"]

@@ -1,5 +1,6 @@
 """From a name in a config to choices: what a router is given, what it is refused, and that pieces and order do not matter."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -227,7 +228,10 @@ def test_a_router_that_is_evaluated_otherwise_decodes_so_and_says_it(name, k):
         ("group_limited", {"bias": 3}, "router.bias=3: is a group of keys"),
         ("group_limited", {"bias": {"updates": 3}}, "router.bias.updates=3: needs a rule"),
         ("group_limited", {"bias": {"rule": "sgn"}}, "router.bias.rule=sgn: there is no such rule; .*did you mean sign"),
-        ("group_limited", {"bias": {"rule": "sign", "rate": 0}}, "router.bias.rate=0: must be above 0"),
+        ("group_limited", {"bias": {"rule": "sign", "rate": 0}}, "router.bias.rate=0: must be a number above 0"),
+        ("group_limited", {"bias": {"rule": "sign", "rate": math.inf}}, "router.bias.rate=inf: must be a number above 0"),
+        ("group_limited", {"bias": {"rule": "sign", "rate": None}}, "router.bias.rate=None: must be a number"),
+        ("longcat", {"n_zero": -1}, "router.n_zero=-1: must be from 1 up"),
         ("group_limited", {"bias": {"rule": "sign", "active": 3}}, "router.bias.active: sign takes rate"),
         ("group_limited", {"bias": {"rule": "sign", "step": 3}}, "router.bias.step: there is no such key"),
         ("group_limited", {"bias": {"rule": "sign", "updates": -1}}, "router.bias.updates=-1: must be a whole number from 0 up"),

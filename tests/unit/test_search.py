@@ -14,10 +14,10 @@ from clustersim.model import model_from
 from clustersim.placement import kernel
 from clustersim.placement.exact import least_load
 from clustersim.placement.objective import Goal, loads_of, tokens_of
-from clustersim.placement.past import Past, load_alone
+from clustersim.placement.past import Past
 from clustersim.placement.searches import searched
 from clustersim.types import Choices, InputError, Placement, Workload
-from tests.placed import loads, place, room, small_cases, tokens
+from tests.placed import load_alone, loads, place, room, small_cases, tokens
 
 MODEL = model_from({**compose(["model=gpt_oss_20b"]).config["model"], "n_experts": 16, "top_k": 4})
 GOAL = Goal()

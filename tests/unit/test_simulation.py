@@ -1,5 +1,6 @@
 """From a run to a result: what a run_id stands for, the laws of the record, limits that agree, and a closed form."""
 
+import hashlib
 import importlib
 import json
 import os
@@ -29,9 +30,13 @@ SAYING = ("layers", "gpus", "links", "experts", "pairs", "placements")    # the 
 TINY = PACKAGE / "workload" / "data" / "tiny"
 
 
-def fresh(*overrides):
+def small(*overrides):
     own = {text.partition("=")[0] for text in overrides}
-    return cs.simulate([*(text for text in SMALL if text.partition("=")[0] not in own), *overrides])
+    return [*(text for text in SMALL if text.partition("=")[0] not in own), *overrides]
+
+
+def fresh(*overrides):
+    return cs.simulate(small(*overrides))
 
 
 run = cache(fresh)              # for tests that ask about one run from several sides
@@ -113,12 +118,13 @@ def test_what_a_reader_has_to_know_is_noted():
 
 
 def run_id(*overrides):
-    return fresh(*overrides).run_id
+    """Known before anything is played."""
+    return identify(compose(small(*overrides))).run_id
 
 
 def test_a_run_id_changes_with_everything_that_the_run_depends_on(monkeypatch):
     ids = [
-        run(*overrides).run_id
+        run_id(*overrides)
         for overrides in (
             [], ["seed=1"], ["capacity.factor=1.0"], ["capacity.factor=1.0", "capacity.drop=position"], ["exchange=direct"],
             ["network=bound"], ["compute=none"], ["placement=round_robin"], ["placement.slots=64"], ["placement.replica=nearest"],
@@ -180,6 +186,29 @@ def test_a_run_id_does_not_change_with_comments_and_sources_nor_with_where_files
     assert len(ids) == 1
 
 
+@pytest.mark.parametrize(("kernel", "constant", "overrides"), [
+    ("gemm", "3us", ["compute.constants={}"]),
+    ("deepep_v1", "62us", ["exchange=deepep_normal", "exchange.kernel={}"]),
+    ("megatron", "0.74", ["workload=training", "workload.framework={}"]),
+])  # fmt: skip
+def test_a_run_id_changes_with_a_constant_in_a_file_and_not_with_the_name_of_the_file(tmp_path, kernel, constant, overrides):
+    text = (PACKAGE / "conf" / "kernel" / f"{kernel}.yaml").read_text()
+    assert f"value: {constant}," in text
+    texts = {"same": text, "alike": f"# another word\n{text}", "other": text.replace(f"value: {constant},", "value: 0.5,")}
+    ids = {}
+    for name, written in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(written)
+        ids[name] = identify(compose([said.format(tmp_path / f"{name}.yaml") for said in overrides])).run_id
+    assert ids["same"] == ids["alike"] == identify(compose([said.format(kernel) for said in overrides])).run_id
+    assert ids["same"] != ids["other"]
+
+
+def test_a_preset_by_its_name_or_by_its_file_is_the_same_run():
+    file = PACKAGE / "workload" / "data" / "presets" / "narrow_domain.yaml"
+    by_name = run_id("trace=sampled", "trace.preset=narrow_domain")
+    assert run_id("trace=sampled", f"trace.parameters={file}") == by_name != run_id("trace=sampled")
+
+
 def test_a_run_id_changes_with_a_plug_in_of_the_users(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     ids = []
@@ -225,19 +254,19 @@ def test_law_31_the_order_of_overrides_does_not_matter():
 
 
 def test_law_31_the_order_of_sets_does_not_matter():
+    """Another process has other hashes."""
     script = (
         "import hashlib, clustersim as cs\n"
-        f"r = cs.simulate({[*SMALL, 'capacity.factor=1.0']!r})\n"
+        f"r = cs.simulate({small('capacity.factor=1.0')!r})\n"
         "print(hashlib.sha256(b''.join(r.tables[t].write_ipc(None).getvalue() for t in sorted(r.tables))).hexdigest())"
     )
-    home = str(Path(cs.__file__).parents[1])
-    digests = set()
-    for hash_seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": home}
-        command = [sys.executable, "-c", script]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
-        digests.add(done.stdout)
-    assert len(digests) == 1
+    other = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    environment = {**os.environ, "PYTHONHASHSEED": other, "PYTHONPATH": str(Path(cs.__file__).parents[1])}
+    command = [sys.executable, "-c", script]
+    there = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    tables = fresh("capacity.factor=1.0").tables
+    here = hashlib.sha256(b"".join(tables[name].write_ipc(None).getvalue() for name in sorted(tables))).hexdigest()
+    assert there.stdout.strip() == here
 
 
 def test_law_32_a_recorded_router_replays_as_it_was(tmp_path):
@@ -470,3 +499,28 @@ def test_a_run_from_a_parameters_file_depends_on_what_is_in_it(tmp_path):
         runs.append(cs.simulate([*COUNTED, "network=bound", f"trace.parameters={tmp_path}/p.yaml"]))
     assert runs[0].run_id != runs[1].run_id
     assert not runs[0].tables["experts"].equals(runs[1].tables["experts"])
+
+
+@pytest.mark.parametrize(
+    "more", [["exchange=node_dedup"], ["exchange=pxn", "network=bound"], ["schedule=chunked", "exchange=direct"]], ids=str
+)
+def test_a_machine_of_twice_the_rates_and_half_the_latencies_takes_half_the_time(more):
+    """No constant in seconds is left where computing is a roofline and no kernel is priced."""
+    twice = [
+        "topology.gpu.bf16=1978.8 TFLOP/s", "topology.gpu.fp8=3957.8 TFLOP/s", "topology.gpu.memory_bandwidth=6.7 TB/s",
+        "topology.nvlink.bandwidth=900 GB/s", "topology.nvlink.achievable=783.8 GB/s", "topology.nvlink.latency=468.125 ns",
+        "topology.nic.bandwidth=800Gb/s", "topology.nic.latency=1.4us",
+    ]  # fmt: skip
+    whole, half = (fresh("compute=roofline", *more, *machine).tables["gpus"] for machine in ([], twice))
+    for name in whole.columns:
+        if name.endswith("_s"):
+            assert whole[name].to_numpy() == pytest.approx(2 * half[name].to_numpy(), rel=1e-6, abs=1e-12), name
+
+
+def test_layers_that_repeat_the_trace_s_are_dropped_from_by_draws_of_their_own():
+    """Six layers fill eight: 6 and 7 ask for what 0 and 1 do. Dropless they do the same; by lot others lose."""
+    plain = run("model.n_layers=8").tables["experts"]
+    drawn = run("model.n_layers=8", "capacity.factor=0.5", "capacity.drop=random").tables["layers"]
+    assert plain.filter(pl.col("layer") == 6)["kept"].equals(plain.filter(pl.col("layer") == 0)["kept"])
+    assert drawn["dropped"][0] == drawn["dropped"][6], "as many, whoever they are"
+    assert drawn["fully_dropped_tokens"][0] != drawn["fully_dropped_tokens"][6]

@@ -10,7 +10,8 @@ from clustersim import exchange as exchanges
 from clustersim import load_cluster
 from clustersim.config import compose
 from clustersim.engine import timing
-from clustersim.exchange.software import sms_held
+from clustersim.exchange.software import equipped, sms_held
+from clustersim.kernels import load_kernel
 from clustersim.types import InputError
 
 H100 = load_cluster("h100_sxm", nodes=1)
@@ -26,6 +27,14 @@ def test_nccl_holds_one_sm_for_each_channel():
     """18 NVLinks to each of 7 peers are more than the 32 channels that NCCL has; 12 on each of 2 A100s are fewer."""
     assert sms_held("nccl_alltoall", {}, H100) == 32
     assert sms_held("nccl_alltoall", {}, load_cluster("a100_sxm", nodes=1, gpus_per_node=2)) == 12
+
+
+def test_a_channel_copies_as_fast_as_the_gpus_clock_goes():
+    """Half of what an SM copies goes each way: two peers of an A100 have 24 channels at 1.41 GHz, where H100's go at 1.98."""
+    kernel, a100 = load_kernel("nccl"), load_cluster("a100_sxm", nodes=1, gpus_per_node=3)
+    lanes = equipped("nccl_alltoall", {}, a100).capacity[a100.n_wires :]
+    assert lanes == pytest.approx(24 * kernel["sm_rate"] / 2 * kernel["clock_a100"] / kernel["clock"])
+    assert 0.5 < kernel["clock_a100"] / kernel["clock"] < 1
 
 
 def test_what_no_kernel_prices_and_what_the_nic_moves_hold_none():
@@ -49,6 +58,13 @@ def test_more_sms_than_a_gpu_has_are_refused():
     nameless = dataclasses.replace(H100, gpu=dataclasses.replace(H100.gpu, sms=None))
     with pytest.raises(InputError, match=r"gpu\.sms"):
         sms_held("deepep_normal", {}, nameless)
+
+
+@pytest.mark.parametrize("name", ["hybrid_ep", "deepep_v2"])
+def test_nothing_is_copied_without_an_sm(name):
+    with pytest.raises(InputError, match=r"exchange\.sms=0: it is copied by at least one SM"):
+        equipped(name, {"sms": 0}, H100)
+    assert equipped(name, {"sms": 1}, H100).capacity.min() > 0
 
 
 def test_compute_with_fewer_sms_takes_longer():

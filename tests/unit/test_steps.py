@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clustersim import flow_times, load_cluster, transfer
-from clustersim.network import sharing, steps
+from clustersim.network import drains, steps
 from clustersim.network.bounds import link_bytes
 from clustersim.types import Routes
 from tests.matrices import skewed
@@ -68,5 +68,5 @@ def test_no_link_is_through_before_it_could_be(seed):
     last = np.zeros(12)
     np.maximum.at(last, routes.links, np.repeat(ends, np.diff(routes.start)))
     assert (last >= link_bytes(routes, sizes, 12) / capacity * (1 - 1e-9)).all()
-    exact, _ = sharing.drain_times(capacity, routes, sizes, np.zeros(300), 0.0, 0.0)
+    exact, _ = drains.drain_times(capacity, routes, sizes, np.zeros(300), 0.0, 0.0)
     assert np.abs(ends - exact).max() <= 0.1 * exact.max()

@@ -1,7 +1,5 @@
 """The time line against the tables of the same run: the format, the slices, the arrows, the counters, the window."""
 
-import gzip
-import json
 from collections import defaultdict
 from itertools import pairwise
 
@@ -10,6 +8,7 @@ import polars as pl
 import pytest
 
 from clustersim import InputError, simulate
+from tests.timelines import check_events, check_nothing_else_changes, check_slices, slices_of, written
 
 SMALL = ["topology.nodes=2", "topology.gpus_per_node=4", "workload.tokens_per_gpu=32", "model.n_layers=3", "export.timeline=true"]
 SHAPES = {
@@ -28,50 +27,23 @@ def overrides(*more, drop=()):
     return [*(text for text in SMALL if text.partition("=")[0] not in own), *more]
 
 
-def written(result, folder):
-    """The events of the file that a result writes, and what stands beside them."""
-    object.__setattr__(result.run, "output", folder)
-    file = result.save() / "timeline.json.gz"
-    told = json.loads(gzip.decompress(file.read_bytes()))
-    return told["traceEvents"], told, file
-
-
 @pytest.fixture(scope="module", params=SHAPES)
 def made(request, tmp_path_factory):
     result = simulate(overrides(*SHAPES[request.param]))
     return result, *written(result, tmp_path_factory.mktemp("results"))
 
 
-def by_track(events, phase):
-    tracks = defaultdict(list)
-    for event in events:
-        if event["ph"] == phase:
-            tracks[event["pid"], event["tid"]].append(event)
-    return tracks
-
-
 def test_every_event_has_what_its_kind_needs(made):
-    """Trace Event Format: ph, pid and ts everywhere; X has dur; s and f have id and cat; C has numbers in args; M names."""
+    """ph, pid and ts everywhere; X has dur; s and f have id and cat; C has numbers in args; M names."""
     _, events, told, _ = made
-    assert told["displayTimeUnit"] == "ns"
-    assert told["otherData"]["run_id"]
     arrow = {"tid", "id", "cat", "name", "ts"}
     needed = {"X": {"tid", "name", "ts", "dur"}, "s": arrow, "f": {*arrow, "bp"}, "C": {"name", "ts", "args"}, "M": {"args"}}
-    for event in events:
-        assert needed[event["ph"]] | {"pid"} <= event.keys()
-        assert event.get("ts", 0) >= 0
-        if event["ph"] == "C":
-            assert all(isinstance(value, float) for value in event["args"].values())
-    named = {(event["pid"], event["tid"]) for event in events if event["name"] == "thread_name"}
-    assert by_track(events, "X").keys() <= named
+    check_events(events, told, needed)
+    assert all(isinstance(value, float) for event in events if event["ph"] == "C" for value in event["args"].values())
 
 
 def test_slices_of_a_track_do_not_overlap(made):
-    _, events, _, _ = made
-    for slices in by_track(events, "X").values():
-        slices.sort(key=lambda event: event["ts"])
-        assert all(event["dur"] > 0 for event in slices)
-        assert all(a["ts"] + a["dur"] <= b["ts"] + 1e-6 for a, b in pairwise(slices))      # six digits are written
+    check_slices(made[1])
 
 
 def test_the_compute_track_is_the_table_of_gpus(made):
@@ -92,7 +64,7 @@ def test_arrows_are_the_transfers_and_lie_in_slices(made):
     starts, ends = ({e["id"]: e for e in events if e["ph"] == phase} for phase in "sf")
     assert starts.keys() == ends.keys()
     assert len(starts) + len(ends) == sum(event["ph"] in "sf" for event in events), "an id is used once"
-    slices = by_track(events, "X")
+    slices = slices_of(events)
     for at in (*starts.values(), *ends.values()):
         assert any(s["ts"] <= at["ts"] < s["ts"] + s["dur"] for s in slices[at["pid"], at["tid"]] if s["name"] == at["name"])
     sent = defaultdict(float)
@@ -121,11 +93,7 @@ def test_counters_add_up_to_the_bytes_of_the_links(made):
 
 
 def test_the_same_run_writes_the_same_bytes_and_the_same_tables_as_without(tmp_path):
-    first, again = (written(simulate(overrides()), tmp_path / name)[2].read_bytes() for name in "ab")
-    assert first == again
-    plain, exported = simulate(overrides(drop=["export.timeline"])), simulate(overrides("export.events=2000"))
-    assert plain.run_id == exported.run_id
-    assert all(plain.tables[name].equals(exported.tables[name]) for name in plain.tables)
+    check_nothing_else_changes(overrides(drop=["export.timeline"]), overrides(), tmp_path)
 
 
 def test_the_window_holds_no_more_events_than_asked(tmp_path):

@@ -1,9 +1,6 @@
 """The time line of a training step against its tables: the format, slices, arrows, and the window."""
 
-import gzip
 import json
-from collections import defaultdict
-from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -12,6 +9,7 @@ import pytest
 from clustersim import InputError, simulate
 from clustersim.results.training_timeline import Window
 from tests.reports import TRAINED
+from tests.timelines import check_events, check_nothing_else_changes, check_slices, slices_of, written
 
 SHAPES = {
     "plain": [],
@@ -27,14 +25,6 @@ def overrides(*more):
     return [*(text for text in TRAINED if text.partition("=")[0] not in own), "export.timeline=true", *more]
 
 
-def written(result, folder):
-    """The events of the file that a result writes, and what stands beside them."""
-    object.__setattr__(result.run, "output", folder)
-    file = result.save() / "timeline.json.gz"
-    told = json.loads(gzip.decompress(file.read_bytes()))
-    return told["traceEvents"], told, file
-
-
 @pytest.fixture(scope="module", params=SHAPES)
 def made(request, tmp_path_factory):
     result = simulate(overrides(*SHAPES[request.param]))
@@ -42,33 +32,20 @@ def made(request, tmp_path_factory):
 
 
 def test_every_event_has_what_its_kind_needs(made):
-    """Trace Event Format: ph, pid and tid everywhere; X has ts and dur; s and f have id and cat; M names."""
+    """ph, pid and tid everywhere; X has ts and dur; s and f have id and cat; M names."""
     _, events, told, _ = made
-    assert told["displayTimeUnit"] == "ns"
-    assert told["otherData"]["run_id"]
-    arrow = {"id", "cat", "name", "ts"}
-    needed = {"X": {"name", "ts", "dur", "args"}, "s": arrow, "f": {*arrow, "bp"}, "M": {"args"}}
-    for event in events:
-        assert needed[event["ph"]] | {"pid", "tid"} <= event.keys()
-        assert event.get("ts", 0) >= 0
-    named = {event["tid"] for event in events if event["name"] == "thread_name"}
-    assert {event["tid"] for event in events if event["ph"] == "X"} <= named
+    arrow = {"tid", "id", "cat", "name", "ts"}
+    check_events(events, told, {"X": {"tid", "name", "ts", "dur", "args"}, "s": arrow, "f": {*arrow, "bp"}, "M": {"tid", "args"}})
 
 
 def test_a_device_is_a_track_whose_slices_are_its_step(made):
     """One slice per task that takes time, then gradients, optimiser and weights; none overlaps another of its track."""
     result, events, _, _ = made
-    tracks = defaultdict(list)
-    for event in events:
-        if event["ph"] == "X":
-            tracks[event["tid"]].append(event)
-    for slices in tracks.values():
-        slices.sort(key=lambda event: event["ts"])
-        assert all(event["dur"] > 0 for event in slices)
-        assert all(a["ts"] + a["dur"] <= b["ts"] + 1e-6 for a, b in pairwise(slices))
+    check_slices(events)
+    tracks = {tid: slices for (_, tid), slices in slices_of(events).items()}
     columns = ["computed_s", "sent_s", "exchanged_s", "waited_s", "launched_s", "reduce_s", "optimiser_s", "gather_s"]
     for row in result.tables["stages"].iter_rows(named=True):
-        busy = sum(event["dur"] for event in tracks[2 * row["device"] + 1]) * 1e-6
+        busy = sum(event["dur"] for event in tracks.get(2 * row["device"] + 1, ())) * 1e-6
         assert busy == pytest.approx(sum(row[name] for name in columns), rel=1e-6, abs=1e-9)
     ends = max(event["ts"] + event["dur"] for slices in tracks.values() for event in slices)
     assert ends * 1e-6 == pytest.approx(result.summary["step_s"], rel=1e-6)
@@ -123,11 +100,7 @@ def test_the_window_holds_no_more_events_than_asked():
 
 
 def test_the_same_step_writes_the_same_bytes_and_the_same_tables_as_without(tmp_path):
-    first, again = (written(simulate(overrides()), tmp_path / name)[2].read_bytes() for name in "ab")
-    assert first == again
-    plain, exported = simulate(TRAINED), simulate(overrides("export.events=2000"))
-    assert plain.run_id == exported.run_id
-    assert all(plain.tables[name].equals(exported.tables[name]) for name in plain.tables)
+    check_nothing_else_changes(TRAINED, overrides(), tmp_path)
 
 
 @pytest.mark.parametrize("wrong", ["arrows=some", "events=10", "first_layer=1", "timeline=7"])

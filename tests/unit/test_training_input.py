@@ -70,7 +70,7 @@ WRONG = {
     "workload.steps=100": ["workload.sequence=256 workload.micro_batch=1 workload.steps=100", "trace=sampled"],
     "workload.deal=cards": ["workload.deal=cards: there is no such deal"],
     "workload.domain_steps=x": ["workload.domain_steps=x: must be a whole number"],
-    "workload.recompute=some": ["workload.recompute=some: must be one of none, selective, deepseek_v3, full"],
+    "workload.recompute=some": ["workload.recompute=some: must be one of none, selective, norm_act, latents, deepseek_v3, full"],
     "workload.recompute=null": ["workload.recompute=null: must be one of"],
     "workload.optimiser=adma": ["workload.optimiser=adma: must be one of adam, adam_bf16, muon; did you mean adam?"],
     "workload.gradient_bytes=0": ["workload.gradient_bytes=0: must be a number above 0"],
