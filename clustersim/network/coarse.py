@@ -79,8 +79,8 @@ def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, o
     counters[: state.counters.size] = state.counters
     return _assemble(
         state,
-        joined(state.flows, flows),
-        joined(state.moves, moves),
+        _in_lines(state.flows, flows),
+        _in_lines(state.moves, moves),
         joined(state.marks, marks),
         np.concatenate((state.doing, np.full(transfers.n, kernel.OUT, np.int32))),
         joined(state.hops, hops),
@@ -110,8 +110,8 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     mates = position[state.mates[_rows(marks["mates_start"][heads], n_mates)]]
     marks["mates_start"][heads] = np.cumsum(n_mates) - n_mates
     return _assemble(
-        state, records, moves, marks, state.doing[flows], state.hops.take(np.flatnonzero(of_hop)), lengths(moves, "hop"),
-        position[_after(state)], lengths(moves, "after"), mates, state.counters.take(counters),
+        state, _in_lines(records), _in_lines(moves), marks, state.doing[flows], state.hops.take(np.flatnonzero(of_hop)),
+        lengths(moves, "hop"), position[_after(state)], lengths(moves, "after"), mates, state.counters.take(counters),
         *(position[queue] for queue in _queued(state)),
     )  # fmt: skip
 
@@ -146,8 +146,15 @@ def bundles(moves: Records, marks: Records, routes: Routes, transfers: Transfers
     """
     free = np.flatnonzero(np.diff(transfers.after_start) == 0)
     pair = transfers.src[free] * (1 + int(transfers.dst.max(initial=0))) + transfers.dst[free]
-    in_order = np.sort(pair)
-    if (in_order[1:] > in_order[:-1]).all():
+    if pair.size == 0:
+        return _NOBODY
+    if int(pair.max()) < 8 * pair.size:
+        several = np.bincount(pair)[pair] > 1
+    else:
+        _, kind, times = np.unique(pair, return_inverse=True, return_counts=True)
+        several = times[kind] > 1
+    free, pair = free[several], pair[several]
+    if free.size == 0:
         return _NOBODY
     bits = transfers.nbytes[free].astype(np.float32).view(np.int32).astype(np.int64)    # those of a positive number rise with it
     order = np.argsort((pair << 31) - bits)
@@ -174,11 +181,10 @@ def _assemble(
     queues = np.empty((4, n), np.int64)
     queues[kernel.Q_ENTERING, : entering.size], queues[kernel.Q_FRESH, : fresh.size] = entering, fresh
     made = state._replace(
-        flows=_in_lines(flows), moves=_in_lines(moves), marks=marks, doing=doing, hops=hops, parts=np.zeros(n_links, kernel.PART),
-        lists=np.empty(hops.size, kernel.CROSSING), drawn=np.empty(int(n_hops[n_after > 0].sum()), kernel.DRAWN),
-        owned=np.empty(n, kernel.OWNED),
-        heap=np.empty(max(n, n_links), kernel.EVENT), ends=np.empty(n, kernel.EVENT), queues=queues, after=after,
-        next=following, mates=mates, inner=np.flatnonzero((n_after > 0) & (np.diff(back) > 0)), counters=counters,
+        flows=flows, moves=moves, marks=marks, doing=doing, hops=hops, parts=np.zeros(n_links, kernel.PART),
+        lists=_room(state.lists, hops.size), drawn=_room(state.drawn, int(n_hops[n_after > 0].sum())),
+        owned=_room(state.owned, n), heap=_room(state.heap, max(n, n_links)), ends=_room(state.ends, n), queues=queues,
+        after=after, next=following, mates=mates, inner=np.flatnonzero((n_after > 0) & (np.diff(back) > 0)), counters=counters,
         through=np.zeros(counters.size, np.int64),
     )  # fmt: skip
     kernel.list_flows(made)
@@ -191,13 +197,19 @@ def _assemble(
     return made
 
 
-def _in_lines(records: Records) -> Records:
-    """The same, each of them in a cache line of its own."""
-    room = np.empty(records.nbytes + LINE, np.uint8)
+def _in_lines(*records: Records) -> Records:
+    """Records one behind the other, each in a cache line of its own. Bytes are copied: NumPy copies records field by field."""
+    n_bytes = sum(part.nbytes for part in records)
+    room = np.empty(n_bytes + LINE, np.uint8)
     first = -room.ctypes.data % LINE
-    room = room[first : first + records.nbytes]
-    room[:] = records.view(np.uint8)                # bytes: NumPy copies records field by field
-    return room.view(records.dtype)
+    room = room[first : first + n_bytes]
+    np.concatenate([part.view(np.uint8) for part in records], out=room)
+    return room.view(records[0].dtype)
+
+
+def _room(before: Records, n: int) -> Records:
+    """For at least so many records, and nothing is in them: a new array costs a page fault for every 30 of them."""
+    return before if before.size >= n else np.empty(n, before.dtype)
 
 
 def enter(state: State, flows: Ints, at: Floats) -> None:
