@@ -60,17 +60,12 @@ def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, o
     """The state with more flows, none of them released; they stand behind the old ones. As `sharing.extend`."""
     kernel = _kernel()
     routes = each_link_once(routes)
-    flows, moves, marks = (np.zeros(transfers.n, kind) for kind in (kernel.FLOW, kernel.MOVE, kernel.MARK))
-    moves["nbytes"] = moves["left"] = transfers.nbytes
-    moves["factor"], moves["head"], moves["n_mates"] = 1.0, np.arange(transfers.n), 1
-    flows["piece"] = np.minimum(1.0, transfers.chunk / transfers.nbytes)
-    flows["latency"] = routes.latency
-    flows["start"], flows["drain"] = np.nan, np.inf
-    flows["since"] = flows["freed"] = -np.inf
-    flows["inbox"], flows["outbox"] = inbox, outbox
-    mates = bundles(moves, marks, routes, transfers)
-    moves["head"] += state.flows.size
-    marks["mates_start"] += state.mates.size
+    first = state.flows.size
+    flows, moves, marks = (_with_room(old, transfers.n) for old in (state.flows, state.moves, state.marks))
+    kernel.lay(flows, moves, marks, first, transfers.nbytes, transfers.chunk, routes.latency, inbox, outbox)
+    mates = bundles(moves[first:], marks[first:], routes, transfers)
+    bound = first + mates
+    marks["mates_start"][bound] += state.mates.size
     hops = np.zeros(routes.links.size, kernel.HOP)
     hops["link"], hops["weight"] = routes.links, routes.weights
     counters = np.zeros(n_counters, kernel.COUNTER)
@@ -79,15 +74,15 @@ def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, o
     counters[: state.counters.size] = state.counters
     return _assemble(
         state,
-        _in_lines(state.flows, flows),
-        _in_lines(state.moves, moves),
-        joined(state.marks, marks),
+        flows,
+        moves,
+        marks,
         np.concatenate((state.doing, np.full(transfers.n, kernel.OUT, np.int32))),
         joined(state.hops, hops),
         np.concatenate((lengths(state.moves, "hop"), np.diff(routes.start))),
         np.concatenate((_after(state), transfers.after + state.flows.size)),
         np.concatenate((lengths(state.moves, "after"), np.diff(transfers.after_start))),
-        np.concatenate((state.mates, mates + state.flows.size)),
+        np.concatenate((state.mates, bound)),
         counters,
         *_queued(state),
     )
@@ -110,7 +105,7 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
     mates = position[state.mates[_rows(marks["mates_start"][heads], n_mates)]]
     marks["mates_start"][heads] = np.cumsum(n_mates) - n_mates
     return _assemble(
-        state, _in_lines(records), _in_lines(moves), marks, state.doing[flows], state.hops.take(np.flatnonzero(of_hop)),
+        state, _with_room(records, 0), _with_room(moves, 0), marks, state.doing[flows], state.hops.take(np.flatnonzero(of_hop)),
         lengths(moves, "hop"), position[_after(state)], lengths(moves, "after"), mates, state.counters.take(counters),
         *(position[queue] for queue in _queued(state)),
     )  # fmt: skip
@@ -172,12 +167,8 @@ def _assemble(
     """A state of these flows over the same links, with what links know of flows made anew."""
     kernel = _kernel()
     n, n_links = flows.size, state.links.size
-    for what, length in (("hop", n_hops), ("after", n_after)):
-        moves[f"{what}_end"] = np.cumsum(length)
-        moves[f"{what}_start"] = moves[f"{what}_end"] - length
     back, following = inverse(after, n_after, n)
-    flows["next_start"], flows["next_end"] = back[:-1], back[1:]
-    moves["wake"] = marks["mine"] = -1.0
+    kernel.place(flows, moves, marks, n_hops, n_after, back)
     queues = np.empty((4, n), np.int64)
     queues[kernel.Q_ENTERING, : entering.size], queues[kernel.Q_FRESH, : fresh.size] = entering, fresh
     made = state._replace(
@@ -197,14 +188,14 @@ def _assemble(
     return made
 
 
-def _in_lines(*records: Records) -> Records:
-    """Records one behind the other, each in a cache line of its own. Bytes are copied: NumPy copies records field by field."""
-    n_bytes = sum(part.nbytes for part in records)
+def _with_room(records: Records, n: int) -> Records:
+    """The same and n behind them that are still to be filled, each in a cache line of its own if it fits into one."""
+    n_bytes = records.nbytes + n * records.itemsize
     room = np.empty(n_bytes + LINE, np.uint8)
     first = -room.ctypes.data % LINE
     room = room[first : first + n_bytes]
-    np.concatenate([part.view(np.uint8) for part in records], out=room)
-    return room.view(records[0].dtype)
+    room[: records.nbytes] = records.view(np.uint8)         # as bytes: NumPy copies records field by field
+    return room.view(records.dtype)
 
 
 def _room(before: Records, n: int) -> Records:

@@ -86,8 +86,8 @@ MOVE = np.dtype(                    # of a flow, what most loops read: a cache l
         ("nbytes", "f8"),
         ("rate", "f8"),             # bytes/s in this step, on average
         ("factor", "f8"),           # its part of this step, over the step: 1 unless it begins in it
-        ("wake", "f8"),             # when so many bytes are left, a flow that waits for its first chunk, of this one or of its
-                                    # bundle, may begin; -1 without
+        ("wake", "f8"),             # when so many bytes are left, a flow that waits for its first chunk may begin: of this
+                                    # one, or of any of the bundle that it is the head of; -1 without
         ("hop_start", "i4"), ("hop_end", "i4"),
         ("after_start", "i4"), ("after_end", "i4"),     # what it follows and has not ended
         ("head", "i4"),             # the flow of its bundle that moves for all; itself where it is alone
@@ -108,7 +108,7 @@ FLOW = np.dtype(                    # another line
 )  # fmt: skip
 MARK = np.dtype(
     [
-        ("mine", "f8"),             # bytes left at which one waits for a chunk of this one flow, see `wake`; -1 without
+        ("mine", "f8"),             # of a head: `wake` of this one flow
         ("brake", "f8"),            # when so many bytes are left, what it follows may hold it back; not before
         ("mates_start", "i4"),      # where its bundle stands in `mates`, the flow with the fewest bytes last
         ("seen", "i4"),             # of what follows it, place in `next` of the first that could not begin when last looked at
@@ -364,7 +364,10 @@ def _wait(s, f, worst):
     if s.flows[f].piece < 1.0:
         left = s.moves[worst].nbytes * (1.0 - s.flows[f].piece + 0.5 * CLOSE)
         head = s.moves[worst].head
-        s.marks[worst].mine = max(s.marks[worst].mine, left)
+        if head == worst:
+            s.marks[worst].mine = max(s.marks[worst].mine, left)
+        else:
+            s.moves[worst].wake = max(s.moves[worst].wake, left)
         s.moves[head].wake = max(s.moves[head].wake, left + (s.moves[head].nbytes - s.moves[worst].nbytes))
 
 
@@ -562,7 +565,8 @@ def _count_down(s, counter, finish):
 @spread
 def _finish(s, f, at):
     """Flow f ends at `at`; later where a link of its way would else have carried more than it can, or faster than it can."""
-    for h in range(s.moves[f].hop_start, s.moves[f].hop_end):
+    head = s.moves[f].head
+    for h in range(s.moves[head].hop_start, s.moves[head].hop_end):
         link = s.hops[h].link
         s.links[link].n_begun -= 1
         if s.changes.size == 0:
@@ -580,8 +584,8 @@ def _finish(s, f, at):
     s.tally[N_BEGUN] -= 1
     s.tally[EVENTS] += 1
     if s.flows[f].next_end > s.flows[f].next_start:
-        if s.marks[f].mine >= 0.0:                  # who waits for a chunk of it may wait for another's now
-            s.marks[f].mine = -1.0
+        if s.moves[f].wake >= 0.0:                  # who waits for a chunk of it may wait for another's now
+            s.moves[f].wake = -1.0
             s.queues[Q_WOKEN, s.tally[N_WOKEN]] = f
             s.tally[N_WOKEN] += 1
         frees = False
@@ -630,12 +634,16 @@ def _wake(s, f):
         return
     for i in range(s.marks[f].mates_start, s.marks[f].mates_start + s.moves[f].n_mates):
         p = s.mates[i]
-        if _left(s, p) <= s.marks[p].mine:
-            s.marks[p].mine = -1.0
+        mine = s.marks[p].mine if p == f else s.moves[p].wake
+        if _left(s, p) <= mine:
+            if p == f:
+                s.marks[p].mine = -1.0
+            else:
+                s.moves[p].wake = -1.0
             s.queues[Q_WOKEN, s.tally[N_WOKEN]] = p
             s.tally[N_WOKEN] += 1
-        elif s.marks[p].mine >= 0.0:
-            s.moves[f].wake = max(s.moves[f].wake, s.marks[p].mine + (s.moves[f].nbytes - s.moves[p].nbytes))
+        elif mine >= 0.0:
+            s.moves[f].wake = max(s.moves[f].wake, mine + (s.moves[f].nbytes - s.moves[p].nbytes))
 
 
 @spread
@@ -823,9 +831,13 @@ def _see_to_woken(s, horizon):
     for i in range(n):
         woken = s.queues[Q_WOKEN, i]
         gone = 1.0 - _left(s, woken) / s.moves[woken].nbytes if s.doing[woken] > DONE else 1.0
-        for j in range(s.marks[woken].seen, s.flows[woken].next_end):
+        begin, end = s.marks[woken].seen, s.flows[woken].next_end
+        after = s.flows[s.next[begin]].piece if begin < end else 0.0
+        for j in range(begin, end):
             f = s.next[j]
-            if s.flows[f].piece > gone + CLOSE:         # those behind it have to wait for more
+            piece = after
+            after = s.flows[s.next[j + 1]].piece if j + 1 < end else 0.0        # read early: it is on its way meanwhile
+            if piece > gone + CLOSE:                    # those behind it have to wait for more
                 _wait(s, f, woken)
                 break
             s.marks[woken].seen = j + 1
@@ -1070,6 +1082,46 @@ def run(fields, until):
 
 
 @lean
+def lay(flows, moves, marks, first, nbytes, chunk, latency, inbox, outbox):
+    """Say what new flows are, from `first` on: alone so far, and none of them released."""
+    for i in range(nbytes.size):
+        f = first + i
+        moves[f].left = moves[f].nbytes = nbytes[i]
+        moves[f].rate = 0.0
+        moves[f].factor = 1.0
+        moves[f].head = f
+        moves[f].n_mates = 1
+        flows[f].since = flows[f].freed = -np.inf
+        flows[f].start = np.nan
+        flows[f].drain = np.inf
+        flows[f].piece = min(1.0, chunk[i] / nbytes[i])
+        flows[f].latency = latency[i]
+        flows[f].inbox = inbox[i]
+        flows[f].outbox = outbox[i]
+        marks[f].brake = 0.0
+        marks[f].mates_start = marks[f].n_here = marks[f].listed = 0
+
+
+@lean
+def place(flows, moves, marks, n_hops, n_after, back):
+    """Tell each flow where its hops, what it follows and what follows it stand; nobody waits for any yet."""
+    hop = 0
+    after = 0
+    for f in range(flows.size):
+        moves[f].hop_start = hop
+        moves[f].after_start = after
+        hop += n_hops[f]
+        after += n_after[f]
+        moves[f].hop_end = hop
+        moves[f].after_end = after
+        moves[f].wake = -1.0
+        flows[f].next_start = back[f]
+        flows[f].next_end = back[f + 1]
+        marks[f].mine = -1.0
+        marks[f].seen = back[f]
+
+
+@lean
 def bind(moves, marks, pair, order, start, links, weights, release, mates):
     """Bundles among the flows in `order`; returns how many of `mates` have been filled with them.
 
@@ -1104,7 +1156,7 @@ def bind(moves, marks, pair, order, start, links, weights, release, mates):
                     alike = False
                     break
             if alike:
-                moves[f].head = head
+                moves[f].head = moves[head].head
                 mates[n + size] = f
                 size += 1
         moves[head].n_mates = size
