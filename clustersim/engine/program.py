@@ -66,7 +66,7 @@ def play_program(
     work_of: Callable[[int, int], Work],
     progress: Callable[[int], None] = lambda done: None,
     watch: Callable[[int, Exchange], None] = lambda op, exchange: None,
-    beside: Sequence[Transfers] = (),
+    beside: Sequence[Sequence[Transfers]] = (),
 ) -> Ran:
     """Play a program on all GPUs.
 
@@ -76,14 +76,13 @@ def play_program(
         work_of: the work of a layer and micro-batch; asked once, when the first GPU gets there, and kept until the last leaves.
         progress: told how many operations the last GPU has left.
         watch: shown an exchange, by its place in `ops`, before it is forgotten.
-        beside: what is on its way over the same links from the start on; no stream waits for it.
+        beside: lists of what is on its way over the same links from the start on, one after the other; no stream waits for it.
     """
     env = simpy.Environment()
     player = _Player(env, cluster, network(env, cluster), ops, work_of, progress, watch)
-    others = [player.network.exchange(transfers) for transfers in beside]
-    for exchange in others:
-        for me in range(cluster.n_gpus):
-            exchange.enter(me)
+    over = [0.0] * len(beside)
+    for place, each in enumerate(beside):
+        env.process(_in_turn(player.network, each, cluster.n_gpus, over, place))
     for me in range(cluster.n_gpus):
         env.process(player.computing(me))
         env.process(player.communicating(me))
@@ -96,8 +95,22 @@ def play_program(
     return Ran(
         start=player.start, end=player.end, free=player.free, exchanges=player.accounts, solves=player.network.solves,
         step_s=float(player.free.max(initial=0.0)), events=events,
-        beside=tuple(float(exchange.finish.max(initial=0.0)) for exchange in others),
+        beside=tuple(over),
     )  # fmt: skip
+
+
+def _in_turn(
+    network: Fluid | Bound, beside: Sequence[Transfers], n_gpus: int, over: list[float], place: int
+) -> Generator[simpy.Event, Any, None]:
+    """Exchanges that all GPUs enter together, each when the one before is over; when the last one is stands in over[place]."""
+    for transfers in beside:
+        exchange = network.exchange(transfers)
+        for me in range(n_gpus):
+            exchange.enter(me)
+        for me in range(n_gpus):
+            if not exchange.done[me].processed:
+                yield exchange.done[me]
+        over[place] = float(exchange.finish.max(initial=over[place]))
 
 
 def exposed(ops: Sequence[Op], ran: Ran) -> Floats:

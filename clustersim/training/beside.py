@@ -2,8 +2,8 @@
 
 All groups are alike and do the same at the same time, so what GPU g of a group sends to GPU g of another arrives at GPU g of
 this one: the flow goes up as on the way to the next node of the group, and down as on the way from the one before. Max-min
-shares of the whole cluster are then those of the one group. A ring is one flow over all of its links, since it goes at the pace
-of the slowest.
+shares of the whole cluster are then those of the one group. A ring is flows over the ports of each of its GPUs, and through when
+the slowest is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from clustersim.cluster import Cluster
 from clustersim.engine.collectives import Ring, Wires, ring_of
 from clustersim.exchange.software import equipped
+from clustersim.network.sharing import each_link_once
 from clustersim.parallel import Parallel
 from clustersim.training.gradients import WEIGHT, Held, sharers
 from clustersim.types import Floats, Ints, Routes, Transfers, independent
@@ -43,8 +44,8 @@ NONE = Beside()
 class Aside:
     """Flows of one kind, and how long they take when nothing else is on their links."""
 
-    what: str               # sends | reduce | gather
-    transfers: Transfers
+    what: str                           # sends | reduce | gather
+    in_turn: tuple[Transfers, ...]      # one after the other
     alone_s: float
 
 
@@ -111,44 +112,36 @@ def asides_of(
     return asides
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Flow:
     """One flow before it is laid out."""
 
     gpu: int
     nbytes: float
-    hops: tuple[tuple[int, float], ...]     # link and weight
+    way: tuple[Ints, Floats]        # links and weights
+    times: float                    # what a byte takes of them: this often its weight
     latency: float
-    after: tuple[int, ...] = ()             # flows that must be through before
 
 
-def ring_flows(ring: Ring, groups: Ints, ways: Ways, wires: Wires, after: tuple[int, ...] = ()) -> list[Flow]:
+def ring_flows(ring: Ring, groups: Ints, ways: Ways, wires: Wires) -> list[Flow]:
     """The flows of a ring in every group, where the groups are alike.
 
     A node's members have a NIC's share of the bytes each, so there is a ring for each of them, and all go through all ports to
-    NVLink.
+    NVLink: two flows for every GPU, of which the slower one is the ring's, as in the closed form.
 
     Args:
         groups: [groups, members] ranks of those with a GPU in the first expert group.
     """
-    slow = {"nic": wires.nic / ring.by.nic if ring.nodes > 1 else 1.0, "nvlink": wires.nvlink / ring.by.nvlink}
-    flows = []
-    for members in {tuple(np.unique(group % ways.n_gpus).tolist()) for group in groups}:
-        places = sorted({gpu % ways.per_node for gpu in members}) if ring.nodes > 1 else [members[0] % ways.per_node]
-        rings = ring.rings if ring.nodes > 1 else 1
-        for place in places:
-            hops: dict[int, float] = {}
-            for gpu in members:
-                if ring.nodes > 1 and gpu % ways.per_node == place:
-                    _add(hops, ways.nic[gpu], slow["nic"])
-                if ring.nodes == 1 or rings > 1:
-                    _add(hops, ways.nvlink[gpu], slow["nvlink"] * rings / len(places))
-            if hops:
-                flows.append(Flow(
-                    gpu=members[0], nbytes=ring.through / rings, hops=tuple(sorted(hops.items())),
-                    latency=ring.seconds - ring.moving_s, after=after,
-                ))  # fmt: skip
-    return flows
+    flows, rings = [], ring.rings if ring.nodes > 1 else 1
+    late = ring.seconds - ring.moving_s
+    for gpu in sorted({gpu for group in groups for gpu in (group % ways.n_gpus).tolist()}):
+        if ring.nodes > 1:
+            share, slower = ring.through / rings, wires.nic / ring.by.nic
+            flows.append(Flow(gpu=gpu, nbytes=share, way=ways.nic[gpu], times=slower, latency=late))
+        if ring.nodes == 1 or rings > 1:
+            slower = wires.nvlink / ring.by.nvlink
+            flows.append(Flow(gpu=gpu, nbytes=ring.through, way=ways.nvlink[gpu], times=slower, latency=late))
+    return [flow for flow in flows if flow.way[0].size]
 
 
 def update_aside(what: str, each: float, beside: Beside, parallel: Parallel, ways: Ways, wires: Wires) -> Aside | None:
@@ -159,17 +152,14 @@ def update_aside(what: str, each: float, beside: Beside, parallel: Parallel, way
     """
     assert beside.held is not None
     passes = 1 if what == "gather" or parallel.zero else 2
-    flows: list[Flow] = []
-    alone, before = 0.0, tuple[int, ...]()
-    group = np.arange(ways.n_gpus)
+    in_turn, alone, group = [], 0.0, np.arange(ways.n_gpus)
     for weights, groups in zip((beside.held.dense, beside.held.experts), sharers(parallel, beside.twin), strict=True):
         mine = groups[(np.isin(groups, group)).any(axis=1)]
         ring = ring_of(weights * each, mine[0], wires, passes)
         if ring is not None:
-            more = ring_flows(ring, mine, ways, wires, before)
-            before = tuple(range(len(flows), len(flows) + len(more)))
-            flows, alone = flows + more, alone + ring.seconds
-    return Aside(what=what, transfers=_laid(flows), alone_s=alone) if flows else None
+            in_turn.append(_laid(ring_flows(ring, mine, ways, wires)))
+            alone += ring.seconds
+    return Aside(what=what, in_turn=tuple(in_turn), alone_s=alone) if in_turn else None
 
 
 def send_aside(nbytes: float, sends: Sequence[bool], ways: Ways, wires: Wires) -> Aside | None:
@@ -179,30 +169,18 @@ def send_aside(nbytes: float, sends: Sequence[bool], ways: Ways, wires: Wires) -
     for far in sends:
         rate, hop = (wires.nic, wires.nic_hop_s) if far else (wires.nvlink, wires.nvlink_hop_s)
         alone = max(alone, nbytes / rate + hop)
-        for gpu, (links, weights) in enumerate(ways.nic if far else ways.nvlink):
-            if links.size:
-                hops = dict[int, float]()
-                _add(hops, (links, weights), 1.0)
-                flows.append(Flow(gpu=gpu, nbytes=nbytes, hops=tuple(sorted(hops.items())), latency=hop))
-    return Aside(what="sends", transfers=_laid(flows), alone_s=alone) if flows else None
-
-
-def _add(hops: dict[int, float], way: tuple[Ints, Floats], times: float) -> None:
-    for link, weight in zip(way[0].tolist(), way[1].tolist(), strict=True):
-        hops[link] = hops.get(link, 0.0) + weight * times
+        every = enumerate(ways.nic if far else ways.nvlink)
+        flows += [Flow(gpu=gpu, nbytes=nbytes, way=way, times=1.0, latency=hop) for gpu, way in every if way[0].size]
+    return Aside(what="sends", in_turn=(_laid(flows),), alone_s=alone) if flows else None
 
 
 def _laid(flows: Sequence[Flow]) -> Transfers:
     gpus = np.array([flow.gpu for flow in flows], np.int64)
     nbytes = np.array([flow.nbytes for flow in flows])
-    start, after_start = (
-        np.concatenate(([0], np.cumsum([len(each) for each in rows]))).astype(np.int64)
-        for rows in ([flow.hops for flow in flows], [flow.after for flow in flows])
-    )
-    ways = Routes(
-        start=start, links=np.array([link for flow in flows for link, _ in flow.hops], np.int64),
-        weights=np.array([weight for flow in flows for _, weight in flow.hops]),
+    ways = each_link_once(Routes(
+        start=np.concatenate(([0], np.cumsum([flow.way[0].size for flow in flows]))).astype(np.int64),
+        links=np.concatenate([flow.way[0] for flow in flows]),
+        weights=np.concatenate([flow.way[1] * flow.times for flow in flows]),
         latency=np.array([flow.latency for flow in flows]),
-    )  # fmt: skip
-    after = np.array([i for flow in flows for i in flow.after], np.int64)
-    return replace(independent(gpus, gpus, nbytes), after_start=after_start, after=after, ways=ways)
+    ))  # fmt: skip
+    return replace(independent(gpus, gpus, nbytes), ways=ways)

@@ -138,7 +138,7 @@ class Blocks:
         others = s.aside(beside) if s.aside is not None and beside else ()
         if len(others) == 1 and len(beside.sends) == 1 and _before_exchanges(ops, work_of) >= others[0].alone_s:
             return self.of(tasks)
-        ran = play_program(s.cluster, s.network, ops, work_of, beside=[each.transfers for each in others])
+        ran = play_program(s.cluster, s.network, ops, work_of, beside=[each.in_turn for each in others])
         self.solves, self.events = self.solves + ran.solves, self.events + ran.events
         block = self._summed(
             ops, ran, lambda op: getattr(routing[op.batch], "batch", 0) % s.routings, beside=len(tasks) > 1

@@ -95,6 +95,7 @@ def collectives(
     if zero == 3:
         each = gathers / (len(ahead) + len(back))
         gather = {i: each * (is_ahead(tasks) + is_back(tasks)) for i, tasks in enumerate(device)}
+    twin = None if twin is None else abs(twin)
     return [
         Beside(reduce=reduce.get(i, 0.0), gather=gather.get(i, 0.0), held=held, twin=twin) if i in reduce or i in gather else NONE
         for i in range(len(device))
