@@ -17,7 +17,7 @@ from clustersim.places import PACKAGE
 from clustersim.types import InputError
 from clustersim.workload.sampler_parameters import parameters_file
 
-PHYSICS = 13             # raised whenever the same config gives other numbers; part of every run_id
+PHYSICS = 14             # raised whenever the same config gives other numbers; part of every run_id
 
 KERNELS = (("compute", "constants"), ("exchange", "kernel"), ("workload", "framework"))      # keys that name a file of constants
 TINY = PACKAGE / "workload" / "data" / "tiny"   # the trace that comes with the package

@@ -57,6 +57,7 @@ from clustersim.network.exact_records import (
 )
 
 SAME = 1e-14            # relative: events this near in time happen together
+RESCUES = 12            # with each of them patience doubles: more is a fault, which without a limit would be a run without an end
 
 
 @lean
@@ -114,12 +115,12 @@ def _settle(s, t):
             if looks > patience:                    # levels that hardly differ can pass flows to and fro for long
                 rescues += 1
                 patience += patience
+                if rescues > RESCUES:
+                    tally[FAULT] = FAULT_UNSETTLED
+                    break
                 fill(s, t)
         n = tally[N_MOVED]
         if n == 0 or tally[FAULT] != 0:
-            break
-        if rescues > 20:
-            tally[FAULT] = FAULT_UNSETTLED
             break
         looks += 1
         tally[N_MOVED] = 0
