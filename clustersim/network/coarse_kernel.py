@@ -831,6 +831,7 @@ def _see_to_woken(s, horizon):
     for i in range(n):
         woken = s.queues[Q_WOKEN, i]
         gone = 1.0 - _left(s, woken) / s.moves[woken].nbytes if s.doing[woken] > DONE else 1.0
+        began = s.flows[s.moves[woken].head].start
         begin, end = s.marks[woken].seen, s.flows[woken].next_end
         after = s.flows[s.next[begin]].piece if begin < end else 0.0
         for j in range(begin, end):
@@ -843,17 +844,25 @@ def _see_to_woken(s, horizon):
             s.marks[woken].seen = j + 1
             if s.doing[f] != WAITING or not _follows(s, f):
                 continue
-            worst, reach = _last_ahead(s, f)
-            if reach < -CLOSE:
-                _wait(s, f, worst)
-                continue
             start = max(s.flows[f].since, min(horizon, s.flows[f].freed))
-            for k in range(s.moves[f].after_start, s.moves[f].after_end):
-                p = s.after[k]
-                start = max(start, s.flows[s.moves[p].head].start)
-                if _rate(s, p) > 0.0:
-                    over = 1.0 - _left(s, p) / s.moves[p].nbytes - s.flows[f].piece
-                    start = max(start, horizon - over * s.moves[p].nbytes / _rate(s, p))
+            if s.moves[f].after_end == s.moves[f].after_start + 1 and s.after[s.moves[f].after_start] == woken:
+                if gone - piece < -CLOSE:
+                    _wait(s, f, woken)
+                    continue
+                start = max(start, began)
+                if _rate(s, woken) > 0.0:
+                    start = max(start, horizon - (gone - piece) * s.moves[woken].nbytes / _rate(s, woken))
+            else:
+                worst, reach = _last_ahead(s, f)
+                if reach < -CLOSE:
+                    _wait(s, f, worst)
+                    continue
+                for k in range(s.moves[f].after_start, s.moves[f].after_end):
+                    p = s.after[k]
+                    start = max(start, s.flows[s.moves[p].head].start)
+                    if _rate(s, p) > 0.0:
+                        over = 1.0 - _left(s, p) / s.moves[p].nbytes - s.flows[f].piece
+                        start = max(start, horizon - over * s.moves[p].nbytes / _rate(s, p))
             _begin(s, f, start)
             if _has_room(s, f):
                 _lead(s, f)
@@ -922,17 +931,24 @@ def _unbind(s, head):
 def release(fields, moving, at):
     """Each of `moving` may move from its time in `at` on, once what it follows lets it."""
     s = State(*fields)
-    for i in range(moving.size):
-        s.flows[moving[i]].since = max(s.flows[moving[i]].since, at[i])
-        s.marks[s.moves[moving[i]].head].n_here += 1
-    for i in range(moving.size):
-        head = s.moves[moving[i]].head
-        together = s.marks[head].n_here == s.moves[head].n_mates and s.flows[head].since == s.flows[moving[i]].since
-        if s.moves[head].n_mates > 1 and not together:
-            _unbind(s, head)
+    n_bound = 0
     for i in range(moving.size):
         f = moving[i]
-        s.marks[f].n_here = 0
+        s.flows[f].since = max(s.flows[f].since, at[i])
+        head = s.moves[f].head
+        if s.moves[head].n_mates > 1:
+            s.marks[head].n_here += 1
+            n_bound += 1
+    if n_bound > 0:
+        for i in range(moving.size):
+            head = s.moves[moving[i]].head
+            together = s.marks[head].n_here == s.moves[head].n_mates and s.flows[head].since == s.flows[moving[i]].since
+            if s.moves[head].n_mates > 1 and not together:
+                _unbind(s, head)
+    for i in range(moving.size):
+        f = moving[i]
+        if n_bound > 0:
+            s.marks[f].n_here = 0
         if s.moves[f].head == f:
             s.queues[Q_ENTERING, s.tally[N_ENTERING]] = f
             s.tally[N_ENTERING] += 1
