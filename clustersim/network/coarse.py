@@ -16,7 +16,7 @@ from clustersim.network.sharing import each_link_once, inverse, joined, lengths,
 from clustersim.types import Floats, Ints, Routes, Transfers
 
 if TYPE_CHECKING:
-    from clustersim.network.coarse_kernel import Records, State
+    from clustersim.network.coarse_records import Records, State
 
 GROWTH = 2.5            # x resolution: soon after the start a step is this share of the time gone by
 LINE = 64               # bytes of a cache line
@@ -24,11 +24,11 @@ _NOBODY = np.zeros(0, np.int64)
 
 
 @cache
-def _kernel() -> Any:
-    """The inner loops, imported late: by what is called at every event this is asked, which costs less than an import again."""
-    from clustersim.network import coarse_kernel
+def _inner() -> tuple[Any, Any, Any]:
+    """The steps, what is made anew, and the records, imported late: by what is called at every event this is asked."""
+    from clustersim.network import coarse_kernel, coarse_layout, coarse_records
 
-    return coarse_kernel
+    return coarse_kernel, coarse_layout, coarse_records
 
 
 def empty(capacity: Floats, changes: Changes | None = None) -> State:
@@ -37,20 +37,21 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
     Args:
         changes: capacities to come.
     """
-    kernel = _kernel()
-    links = np.zeros(capacity.size, kernel.LINK)
+    _, _, records = _inner()
+    links = np.zeros(capacity.size, records.LINK)
     links["capacity"] = capacity
-    to_come = np.zeros(0 if changes is None else changes.time.size, kernel.CHANGE)
+    to_come = np.zeros(0 if changes is None else changes.time.size, records.CHANGE)
     if changes is not None:
         to_come["time"], to_come["link"], to_come["capacity"] = changes.time, changes.link, changes.capacity
-    none, event = np.zeros(0, np.int64), np.zeros(0, kernel.EVENT)
-    made: State = kernel.State(
-        links=links, shares=np.zeros(capacity.size, kernel.SHARE), parts=np.zeros(0, kernel.PART), flows=np.zeros(0, kernel.FLOW),
-        moves=np.zeros(0, kernel.MOVE), marks=np.zeros(0, kernel.MARK), doing=np.zeros(0, np.int32), hops=np.zeros(0, kernel.HOP),
-        lists=np.zeros(0, kernel.CROSSING), drawn=np.zeros(0, kernel.DRAWN), owned=np.zeros(0, kernel.OWNED), heap=event,
+    none, event = np.zeros(0, np.int64), np.zeros(0, records.EVENT)
+    made: State = records.State(
+        links=links, shares=np.zeros(capacity.size, records.SHARE), parts=np.zeros(0, records.PART),
+        flows=np.zeros(0, records.FLOW), moves=np.zeros(0, records.MOVE), marks=np.zeros(0, records.MARK),
+        doing=np.zeros(0, np.int32), hops=np.zeros(0, records.HOP), lists=np.zeros(0, records.CROSSING),
+        drawn=np.zeros(0, records.DRAWN), owned=np.zeros(0, records.OWNED), heap=event,
         ends=event.copy(), queues=np.zeros((4, 0), np.int64), order=np.zeros(capacity.size, np.int64),
         by_part=np.zeros(capacity.size, np.int64), after=none, next=none.copy(), mates=none.copy(), inner=none.copy(),
-        counters=np.zeros(0, kernel.COUNTER), through=none.copy(), changes=to_come, tally=np.zeros(kernel.N_TALLY, np.int64),
+        counters=np.zeros(0, records.COUNTER), through=none.copy(), changes=to_come, tally=np.zeros(records.N_TALLY, np.int64),
         clock=np.zeros(5),
     )  # fmt: skip
     return made
@@ -58,17 +59,17 @@ def empty(capacity: Floats, changes: Changes | None = None) -> State:
 
 def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, outbox: Ints, n_counters: int) -> State:
     """The state with more flows, none of them released; they stand behind the old ones. As `sharing.extend`."""
-    kernel = _kernel()
+    _, layout, records = _inner()
     routes = each_link_once(routes)
     first = state.flows.size
     flows, moves, marks = (_with_room(old, transfers.n) for old in (state.flows, state.moves, state.marks))
-    kernel.lay(flows, moves, marks, first, transfers.nbytes, transfers.chunk, routes.latency, inbox, outbox)
+    layout.lay(flows, moves, marks, first, transfers.nbytes, transfers.chunk, routes.latency, inbox, outbox)
     mates = bundles(moves[first:], marks[first:], routes, transfers)
     bound = first + mates
     marks["mates_start"][bound] += state.mates.size
-    hops = np.zeros(routes.links.size, kernel.HOP)
+    hops = np.zeros(routes.links.size, records.HOP)
     hops["link"], hops["weight"] = routes.links, routes.weights
-    counters = np.zeros(n_counters, kernel.COUNTER)
+    counters = np.zeros(n_counters, records.COUNTER)
     counters["last"] = -np.inf
     counters["waiting"] = np.bincount(np.concatenate((inbox, outbox)), minlength=n_counters)
     counters[: state.counters.size] = state.counters
@@ -77,7 +78,7 @@ def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, o
         flows,
         moves,
         marks,
-        np.concatenate((state.doing, np.full(transfers.n, kernel.OUT, np.int32))),
+        np.concatenate((state.doing, np.full(transfers.n, records.OUT, np.int32))),
         joined(state.hops, hops),
         np.concatenate((lengths(state.moves, "hop"), np.diff(routes.start))),
         np.concatenate((_after(state), transfers.after + state.flows.size)),
@@ -90,22 +91,22 @@ def extend(state: State, routes: Routes, transfers: Transfers, *, inbox: Ints, o
 
 def keep(state: State, flows: Ints, counters: Ints) -> State:
     """The state with only these flows and counters, both in rising order; what is left out must have drained."""
-    kernel = _kernel()
+    _, _, records = _inner()
     position = np.full(state.flows.size, -1)
     position[flows] = np.arange(flows.size)
-    assert (state.doing[position < 0] == kernel.DONE).all(), "a flow is left behind"
+    assert (state.doing[position < 0] == records.DONE).all(), "a flow is left behind"
     renumber = np.full(state.counters.size, -1)
     renumber[counters] = np.arange(counters.size)
     of_hop = np.repeat(position, lengths(state.moves, "hop")) >= 0
-    records, moves, marks = state.flows.take(flows), state.moves.take(flows), state.marks.take(flows)
-    records["inbox"], records["outbox"] = renumber[records["inbox"]], renumber[records["outbox"]]
+    kept, moves, marks = state.flows.take(flows), state.moves.take(flows), state.marks.take(flows)
+    kept["inbox"], kept["outbox"] = renumber[kept["inbox"]], renumber[kept["outbox"]]
     moves["head"] = position[moves["head"]]
     heads = np.flatnonzero(moves["n_mates"] > 1)
     n_mates = moves["n_mates"][heads].astype(np.int64)
     mates = position[state.mates[_rows(marks["mates_start"][heads], n_mates)]]
     marks["mates_start"][heads] = np.cumsum(n_mates) - n_mates
     return _assemble(
-        state, _with_room(records, 0), _with_room(moves, 0), marks, state.doing[flows], state.hops.take(np.flatnonzero(of_hop)),
+        state, _with_room(kept, 0), _with_room(moves, 0), marks, state.doing[flows], state.hops.take(np.flatnonzero(of_hop)),
         lengths(moves, "hop"), position[_after(state)], lengths(moves, "after"), mates, state.counters.take(counters),
         *(position[queue] for queue in _queued(state)),
     )  # fmt: skip
@@ -113,10 +114,10 @@ def keep(state: State, flows: Ints, counters: Ints) -> State:
 
 def _queued(state: State) -> tuple[Ints, Ints]:
     """The flows whose sources are in that have not been looked at, and those that began in the last step; no others wait."""
-    kernel = _kernel()
-    assert not state.tally[[kernel.N_WOKEN, kernel.N_REACHED]].any(), "a step is not over"
-    n_entering, n_fresh = state.tally[[kernel.N_ENTERING, kernel.N_FRESH]]
-    return state.queues[kernel.Q_ENTERING, :n_entering], state.queues[kernel.Q_FRESH, :n_fresh]
+    _, _, records = _inner()
+    assert not state.tally[[records.N_WOKEN, records.N_REACHED]].any(), "a step is not over"
+    n_entering, n_fresh = state.tally[[records.N_ENTERING, records.N_FRESH]]
+    return state.queues[records.Q_ENTERING, :n_entering], state.queues[records.Q_FRESH, :n_fresh]
 
 
 def _after(state: State) -> Ints:
@@ -154,7 +155,8 @@ def bundles(moves: Records, marks: Records, routes: Routes, transfers: Transfers
     bits = transfers.nbytes[free].astype(np.float32).view(np.int32).astype(np.int64)    # those of a positive number rise with it
     order = np.argsort((pair << 31) - bits)
     mates = np.empty(free.size, np.int64)
-    n: int = _kernel().bind(
+    _, layout, _ = _inner()
+    n: int = layout.bind(
         moves, marks, pair[order], free[order], routes.start, routes.links, routes.weights, transfers.release, mates
     )  # fmt: skip
     return mates[:n].copy()
@@ -165,26 +167,26 @@ def _assemble(
     after: Ints, n_after: Ints, mates: Ints, counters: Records, entering: Ints, fresh: Ints,
 ) -> State:  # fmt: skip
     """A state of these flows over the same links, with what links know of flows made anew."""
-    kernel = _kernel()
+    _, layout, records = _inner()
     n, n_links = flows.size, state.links.size
     back, following = inverse(after, n_after, n)
-    kernel.place(flows, moves, marks, n_hops, n_after, back)
+    layout.place(flows, moves, marks, n_hops, n_after, back)
     queues = np.empty((4, n), np.int64)
-    queues[kernel.Q_ENTERING, : entering.size], queues[kernel.Q_FRESH, : fresh.size] = entering, fresh
+    queues[records.Q_ENTERING, : entering.size], queues[records.Q_FRESH, : fresh.size] = entering, fresh
     made = state._replace(
-        flows=flows, moves=moves, marks=marks, doing=doing, hops=hops, parts=np.zeros(n_links, kernel.PART),
+        flows=flows, moves=moves, marks=marks, doing=doing, hops=hops, parts=np.zeros(n_links, records.PART),
         lists=_room(state.lists, hops.size), drawn=_room(state.drawn, int(n_hops[n_after > 0].sum())),
         owned=_room(state.owned, n), heap=_room(state.heap, max(n, n_links)), ends=_room(state.ends, n), queues=queues,
         after=after, next=following, mates=mates, inner=np.flatnonzero((n_after > 0) & (np.diff(back) > 0)), counters=counters,
         through=np.zeros(counters.size, np.int64),
     )  # fmt: skip
-    kernel.list_flows(made)
-    n_parts = kernel.find_parts(made, *np.empty((2, n_links), np.int64))
+    layout.list_flows(made)
+    n_parts = layout.find_parts(made, *np.empty((2, n_links), np.int64))
     made = made._replace(parts=made.parts[:n_parts])
     if after.size:
-        kernel.wait_again(made)
+        layout.wait_again(made)
     if after.size and state.changes.size == 0:
-        kernel.find_safe(made, *(np.zeros(n_links) for _ in range(3)), *(np.full(n_links, -1) for _ in range(2)))
+        layout.find_safe(made, *(np.zeros(n_links) for _ in range(3)), *(np.full(n_links, -1) for _ in range(2)))
     return made
 
 
@@ -205,45 +207,45 @@ def _room(before: Records, n: int) -> Records:
 
 def enter(state: State, flows: Ints, at: Floats) -> None:
     """The sources of `flows` are in: they may move from time `at` [flows] on, once what they follow lets them."""
-    kernel = _kernel()
+    kernel, _, _ = _inner()
     kernel.release(tuple(state), flows, at)
 
 
 def run(state: State, until: float) -> float:
     """Play steps up to `until` or until a counter reaches zero; the time from which there is more. See coarse_kernel.run."""
-    kernel = _kernel()
+    kernel, _, _ = _inner()
     return float(kernel.run(tuple(state), until))
 
 
 def take_ended(state: State) -> Ints:
     """The counters that have reached zero since the last call."""
-    kernel = _kernel()
-    n = state.tally[kernel.N_DONE]
+    _, _, records = _inner()
+    n = state.tally[records.N_DONE]
     if not n:
         return _NOBODY
     ended = state.through[:n].copy()
-    state.tally[kernel.N_DONE] = 0
+    state.tally[records.N_DONE] = 0
     return ended
 
 
 def drained(state: State) -> Ints:
     """The flows whose last byte has left."""
-    kernel = _kernel()
-    return np.flatnonzero(state.doing == kernel.DONE)
+    _, _, records = _inner()
+    return np.flatnonzero(state.doing == records.DONE)
 
 
 def solves(state: State) -> int:
     """How many steps have been played."""
-    kernel = _kernel()
-    return int(state.tally[kernel.STEPS])
+    _, _, records = _inner()
+    return int(state.tally[records.STEPS])
 
 
 def set_resolution(state: State, resolution: float, seconds: float) -> None:
     """A step takes `resolution` x `seconds`, how long the exchange takes at least."""
-    kernel = _kernel()
-    state.clock[kernel.QUANTUM] = resolution * seconds
-    state.clock[kernel.GROWTH] = GROWTH * resolution
-    state.clock[kernel.TIE] = max(1e-12, 0.5 * resolution)
+    _, _, records = _inner()
+    state.clock[records.QUANTUM] = resolution * seconds
+    state.clock[records.GROWTH] = GROWTH * resolution
+    state.clock[records.TIE] = max(1e-12, 0.5 * resolution)
 
 
 def play_all(state: State, release: Floats) -> None:

@@ -61,7 +61,7 @@ def test_at_most_five_events_of_the_loop_per_gpu_and_exchange(exchange, network)
 
 def test_a_coarse_exchange_looks_at_what_moves_by_itself():
     """Of 4,032 flows 3,136 follow others on the way out; most steps do not look at them, as they could not fill their ports."""
-    from clustersim.network import coarse_kernel
+    from clustersim.network import coarse_records
 
     cluster, sent = load_cluster("ideal_rail", nodes=8), layer("node_dedup", 64)
     net = {}
@@ -72,6 +72,6 @@ def test_a_coarse_exchange_looks_at_what_moves_by_itself():
 
         forward(cluster, network, [transfers], np.random.default_rng(0).exponential(1e-4, (1, 64)))
         tally = net[phase]._state.tally
-        steps, looks = tally[coarse_kernel.STEPS], tally[coarse_kernel.FLOW_VISITS] + tally[coarse_kernel.LED_VISITS]
+        steps, looks = tally[coarse_records.STEPS], tally[coarse_records.FLOW_VISITS] + tally[coarse_records.LED_VISITS]
         assert steps <= 200
         assert looks <= {"dispatch": 4500, "combine": 5500}[phase] * steps

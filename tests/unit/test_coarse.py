@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from clustersim.network import coarse, coarse_kernel
+from clustersim.network import coarse, coarse_records
 from clustersim.network.changes import Changes
 from clustersim.types import Routes, Transfers
 from tests.reference import finish_times
@@ -86,7 +86,7 @@ def test_flows_of_one_way_are_looked_at_as_one_where_they_are_let_go_at_once(lat
     release[7] = late
     state = played([10], [[0]] * n, np.arange(1.0, n + 1), release, resolution=0.01, seconds=82)
     i = np.arange(1, n + 1)
-    steps, looks = (state.tally[x] for x in (coarse_kernel.STEPS, coarse_kernel.FLOW_VISITS))
+    steps, looks = (state.tally[x] for x in (coarse_records.STEPS, coarse_records.FLOW_VISITS))
     if late:
         assert looks > 20 * steps
         np.testing.assert_allclose(state.flows["drain"].max(), 82, rtol=1e-9)
@@ -112,10 +112,10 @@ def test_led_flows_are_not_looked_at_where_they_cannot_fill_a_link():
     capacity = [50.0] + [450.0] * (1 + copies)
     chunk = [0.01 * b for b in nbytes]
     state = played(capacity, routes, nbytes, [0.0] * len(routes), after=after, chunk=chunk, resolution=0.01)
-    steps = state.tally[coarse_kernel.STEPS]
+    steps = state.tally[coarse_records.STEPS]
     assert steps > 15
-    assert state.tally[coarse_kernel.LED_VISITS] <= 2 * steps * parents * copies
-    assert state.tally[coarse_kernel.FLOW_VISITS] <= 4 * parents * steps
+    assert state.tally[coarse_records.LED_VISITS] <= 2 * steps * parents * copies
+    assert state.tally[coarse_records.FLOW_VISITS] <= 4 * parents * steps
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["links of their own", "shared links"])
