@@ -55,7 +55,7 @@ def _digest(file: str) -> bytes:
     return hashlib.sha256(Path(file).read_bytes()).digest()
 
 
-def lean(function: Callable[..., Any]) -> Any:
+def lean(function: Callable[..., Any], **options: Any) -> Any:
     """As `njit`, for functions that only change arrays they are given: no reference is counted, which can double the speed.
 
     What it compiles must not make an array or give one back: numba refuses to build that without its runtime.
@@ -63,7 +63,12 @@ def lean(function: Callable[..., Any]) -> Any:
     from numba.core.options import DefaultOptions
 
     known = hasattr(DefaultOptions, "_nrt")     # a numba that does not know it is slower, never wrong
-    return njit(function, _nrt=False) if known else njit(function)
+    return njit(function, _nrt=False, **options) if known else njit(function, **options)
+
+
+def spread(function: Callable[..., Any]) -> Any:
+    """As `lean`, put in place where it is called: a call in an inner loop passes seven words for every array it is given."""
+    return lean(function, forceinline=True)
 
 
 @cache
@@ -76,10 +81,3 @@ def inlined(function: Callable[..., Any]) -> Any:
     import numba
 
     return numba.njit(inline="always", error_model="numpy")(function)
-
-
-def spread(function: Callable[..., Any]) -> Any:
-    """As `lean`, for what is called in inner loops with many arrays: a call passes seven words for each of them."""
-    from numba.core.options import DefaultOptions
-
-    return njit(function, forceinline=True, **({"_nrt": False} if hasattr(DefaultOptions, "_nrt") else {}))

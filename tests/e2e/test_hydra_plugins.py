@@ -134,7 +134,7 @@ def test_optuna_finds_the_best_and_avoids_what_cannot_be():
         (["-m", "hydra/sweeper=ax", "seed=0,1"], "hydra/sweeper=ax: there is no such sweeper"),
         (["-m", "hydra/launcher=basic", "shard=1/2", "seed=0,1"], "shard=1/2: goes with our own launcher alone"),
         (["-m", "hydra/launcher=basic", "sed=0,1"], "sed: there is no such key"),
-        (["-m", "hydra/launcher=basic", "model=mixtral,olmoe_1b_7b"], "did you mean mixtral_8x7b?"),
+        (["-m", "hydra/launcher=basic", "model=mixtral,olmoe_1b_7b"], "did you mean mixtral_8x22b or mixtral_8x7b?"),
         (["-m", "hydra.launcher.nothing=1", "seed=0,1"], "hydra.launcher.nothing=1: "),
         (["hydra/launcher=joblib"], "hydra/launcher=joblib: this setting of Hydra's has no effect here"),
     ],
