@@ -129,13 +129,13 @@ def test_without_matplotlib_a_picture_says_how_to_get_it(capsys, monkeypatch, tm
     assert "pip install 'clustersim[plot]'" in err
 
 
-@pytest.mark.parametrize("file", ["nowhere/x.png", "x.txt"])
-def test_a_picture_that_cannot_be_written_is_one_line(capsys, monkeypatch, tmp_path, file):
+@pytest.mark.parametrize(("file", "why"), [("nowhere/x.png", "cannot be written"), ("x.txt", "is no kind of picture")])
+def test_a_picture_that_cannot_be_written_is_one_line(capsys, monkeypatch, tmp_path, file, why):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     code, _, err = said(capsys, monkeypatch, "ideal_rail", "--plot", "-o", file)
     assert code == 2
-    assert err.startswith(f"clustersim: inspect -o {file}: cannot be written")
+    assert err.startswith(f"clustersim: inspect -o {file}: {why}")
     assert err.count("\n") == 1
 
 
@@ -185,11 +185,11 @@ def test_a_run_is_told_as_it_ended(capsys, monkeypatch, tmp_path):
     [
         (["nothing/here"], "there is no such file or folder"),
         (["."], "holds neither a trace"),
-        ([], "takes one path"),
+        ([], "takes one of: a trace"),
         (["ideal_rail", "-o", "x.png"], "add --plot"),
         (["ideal_rail", "--plot", "-o"], "names no file"),
         (["ideal_rail", "--plt"], "there is no such flag"),
-        (["a", "b"], "takes one path"),
+        (["a", "b"], "takes one of: a trace"),
         (["no.yaml"], "there is no such file"),
     ],
 )
