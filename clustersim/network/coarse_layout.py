@@ -153,7 +153,7 @@ def find_parts(s, of, n_flows):
 
 @lean
 def list_flows(s):
-    """Make the lists of the links: the flows that move, and all followers; find the parts."""
+    """Make the lists of the links: the flows that move, and all followers."""
     links, shares, moves, marks, hops, doing = s.links, s.shares, s.moves, s.marks, s.hops, s.doing
     for link in range(links.size):
         shares[link].unfilled = links[link].drawn_end = links[link].list_size = 0
@@ -244,7 +244,6 @@ def wait_again(s):
     """Sort what follows each flow by who may begin first, and have the flows woken that wait for their first chunk."""
     for p in range(s.flows.size):
         start, end = s.flows[p].next_start, s.flows[p].next_end
-        s.marks[p].seen = start
         for i in range(start + 1, end):
             f = s.next[i]
             place = i
